@@ -1,0 +1,5 @@
+"""The flows, written once against an op table; :mod:`pnf.reference` binds them to the reference ops."""
+
+from pnf.flows.op_table import OpTable as OpTable
+from pnf.flows.progressive import ProgressiveFlow as ProgressiveFlow
+from pnf.flows.realnvp import RealNVP as RealNVP

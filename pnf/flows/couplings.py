@@ -1,0 +1,235 @@
+"""Affine couplings with their conditioner networks, and the normalisations between them."""
+
+import math
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor, nn
+
+from pnf.flows.networks import NETWORK_EPS, DenseNetwork, ResidualNetwork
+from pnf.flows.op_table import OpTable
+
+
+class ActNorm(nn.Module):
+    """``y = (x + shift) * exp(log_scale)`` for each channel, set by the first training batch to mean 0 and variance 1.
+
+    Source: Kingma and Dhariwal, "Glow" (2018), section 3.1.
+
+    Args:
+        channels: of the input, dim 1.
+    """
+
+    initialized: Tensor
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.shift = nn.Parameter(torch.zeros(channels))
+        self.log_scale = nn.Parameter(torch.zeros(channels))
+        self.register_buffer("initialized", torch.zeros((), dtype=torch.bool))
+        self._ready: bool | None = None
+
+    def forward(self, x: Tensor, log_det: Tensor) -> tuple[Tensor, Tensor]:
+        if self.training and not self._is_ready():
+            self._initialize(x.detach())
+        shift, log_scale = self._aligned(x)
+        return (x + shift) * log_scale.exp(), log_det + self._log_det(x)
+
+    def inverse(self, y: Tensor, log_det: Tensor) -> tuple[Tensor, Tensor]:
+        shift, log_scale = self._aligned(y)
+        return y * (-log_scale).exp() - shift, log_det - self._log_det(y)
+
+    def _log_det(self, x: Tensor) -> Tensor:
+        return math.prod(x.shape[2:]) * self.log_scale.sum()
+
+    def _aligned(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        shape = (-1, *(1,) * (x.dim() - 2))
+        return self.shift.view(shape), self.log_scale.view(shape)
+
+    def _is_ready(self) -> bool:
+        # The flag lives in a buffer, so that it is saved; reading it once spares a device synchronisation a step.
+        if self._ready is None:
+            self._ready = bool(self.initialized)
+        return self._ready
+
+    @torch.no_grad()
+    def _initialize(self, x: Tensor) -> None:
+        if x.numel() == 0:
+            return
+        dims = [d for d in range(x.dim()) if d != 1]
+        var, mean = torch.var_mean(x, dims, correction=0)
+        self.shift.copy_(-mean)
+        self.log_scale.copy_(-0.5 * (var + 1e-12).log())
+        self.initialized.fill_(True)
+        self._ready = True
+
+    def _load_from_state_dict(self, *args: object, **kwargs: object) -> None:
+        self._ready = None
+        super()._load_from_state_dict(*args, **kwargs)  # type: ignore[arg-type]
+
+
+class BatchNormFlow(nn.Module):
+    """Batch normalisation as an invertible layer: ``y = (x - mean) / sqrt(var + eps)`` for each channel.
+
+    Statistics of the batch in training (biased variance), running statistics (decay 0.1) in evaluation and in the
+    inverse. The log-determinant is ``-log(var + eps) / 2`` for each entry.
+
+    Source: Dinh, Sohl-Dickstein and Bengio, "Density estimation using Real NVP" (2016), section 3.7 and appendix E.
+
+    Args:
+        channels: of the input, dim 1.
+    """
+
+    running_mean: Tensor
+    running_var: Tensor
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.register_buffer("running_mean", torch.zeros(channels))
+        self.register_buffer("running_var", torch.ones(channels))
+
+    def forward(self, x: Tensor, log_det: Tensor) -> tuple[Tensor, Tensor]:
+        mean, var = self.running_mean, self.running_var
+        if self.training and x.numel():
+            var, mean = torch.var_mean(x, [d for d in range(x.dim()) if d != 1], correction=0)
+            with torch.no_grad():
+                self.running_mean.lerp_(mean.detach(), 0.1)
+                self.running_var.lerp_(var.detach(), 0.1)
+        shape = (-1, *(1,) * (x.dim() - 2))
+        y = (x - mean.view(shape)) * (var + NETWORK_EPS).rsqrt().view(shape)
+        return y, log_det + self._log_det(x, var)
+
+    def inverse(self, y: Tensor, log_det: Tensor) -> tuple[Tensor, Tensor]:
+        shape = (-1, *(1,) * (y.dim() - 2))
+        x = y * (self.running_var + NETWORK_EPS).sqrt().view(shape) + self.running_mean.view(shape)
+        return x, log_det - self._log_det(y, self.running_var)
+
+    def _log_det(self, x: Tensor, var: Tensor) -> Tensor:
+        return -0.5 * math.prod(x.shape[2:]) * (var + NETWORK_EPS).log().sum()
+
+
+def make_norm(norm: str, channels: int) -> nn.Module | None:
+    """The normalisation layer of that name: ``"act"``, ``"batch"`` or ``"none"``."""
+    if norm == "none":
+        return None
+    return ActNorm(channels) if norm == "act" else BatchNormFlow(channels)
+
+
+class Coupling(nn.Module):
+    """What convolutional and dense couplings share: the bound of the log-scale and the precision of the network.
+
+    Args:
+        transformed: channels that are transformed.
+        norm: normalisation of the transformed channels after the coupling, ``"act"``, ``"batch"`` or ``"none"``.
+        ops: the op table.
+    """
+
+    def __init__(self, transformed: int, norm: str, ops: OpTable) -> None:
+        super().__init__()
+        self.ops = ops
+        self.scale = nn.Parameter(torch.zeros(transformed))
+        self.norm = make_norm(norm, transformed)
+        self.network_dtype: torch.dtype | None = None
+
+    def precision(self, x: Tensor) -> AbstractContextManager[object]:
+        """The context in which the network runs: low precision inside it is opt-in, and ends with it."""
+        if self.network_dtype is None:
+            return nullcontext()
+        return torch.autocast(x.device.type, dtype=self.network_dtype)
+
+
+class ConvCoupling(Coupling):
+    """An affine coupling on ``[B, C, H, W]`` under a checkerboard or channel mask.
+
+    Args:
+        channels: C.
+        condition: channels of the condition, 0 for none.
+        mask, parity: which half is kept.
+        hidden, blocks, kernel: of the network.
+        norm: see :class:`Coupling`; with ``"batch"`` the network has batch normalisation too.
+        ops: the op table.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        condition: int,
+        mask: str,
+        parity: int,
+        *,
+        hidden: int,
+        blocks: int,
+        kernel: tuple[int, int],
+        norm: str,
+        ops: OpTable,
+    ) -> None:
+        transformed = channels if mask == "checkerboard" else channels // 2
+        super().__init__(transformed, norm, ops)
+        self.mask, self.parity = mask, parity
+        self.network = ResidualNetwork(
+            channels if mask == "checkerboard" else channels // 2,
+            2 * transformed,
+            condition,
+            hidden=hidden,
+            blocks=blocks,
+            kernel=kernel,
+            checkerboard=mask == "checkerboard",
+            batch_norm=norm == "batch",
+        )
+
+    def forward(self, x: Tensor, log_det: Tensor, condition: Tensor | None) -> tuple[Tensor, Tensor]:
+        raw = self._raw(x, condition)
+        y, log_det = self.ops.affine_coupling(x, raw, self.scale, log_det, self.mask, self.parity)
+        if self.norm is None:
+            return y, log_det
+        kept, rest = self.ops.mask_pack(y, self.mask, self.parity)
+        rest, log_det = self.norm(rest, log_det)
+        return self.ops.mask_unpack(kept, rest, self.mask, self.parity, y.shape[2:]), log_det
+
+    def inverse(self, y: Tensor, log_det: Tensor, condition: Tensor | None) -> tuple[Tensor, Tensor]:
+        if self.norm is not None:
+            kept, rest = self.ops.mask_pack(y, self.mask, self.parity)
+            rest, log_det = self.norm.inverse(rest, log_det)  # type: ignore[operator]
+            y = self.ops.mask_unpack(kept, rest, self.mask, self.parity, y.shape[2:])
+        raw = self._raw(y, condition)
+        return self.ops.affine_coupling_inverse(y, raw, self.scale, log_det, self.mask, self.parity)
+
+    def _raw(self, x: Tensor, condition: Tensor | None) -> Tensor:
+        if self.mask == "channel":
+            kept, board = x.chunk(2, 1)[self.parity], None
+        else:
+            kept = self.ops.mask_apply(x, self.mask, self.parity)
+            board = self.ops.mask_apply(torch.ones_like(x[:1, :1]), self.mask, self.parity)
+        with self.precision(x):
+            return self.network(kept, board, condition)
+
+
+class DenseCoupling(Coupling):
+    """An affine coupling of one half of a vector given the other half and a condition.
+
+    Args:
+        kept: features of the half that is kept; may be 0.
+        transformed: features of the half that is transformed.
+        condition: features of the condition, 0 for none.
+        hidden, layers: of the network.
+        norm: see :class:`Coupling`.
+        ops: the op table.
+    """
+
+    def __init__(
+        self, kept: int, transformed: int, condition: int, *, hidden: int, layers: int, norm: str, ops: OpTable
+    ) -> None:
+        super().__init__(transformed, norm, ops)
+        self.network = DenseNetwork(kept + condition, 2 * transformed, hidden=hidden, layers=layers)
+
+    def forward(self, x: Tensor, kept: Tensor, log_det: Tensor, condition: Tensor | None) -> tuple[Tensor, Tensor]:
+        y, log_det = self.ops.affine_coupling(x, self._raw(kept, condition), self.scale, log_det)
+        return (y, log_det) if self.norm is None else self.norm(y, log_det)
+
+    def inverse(self, y: Tensor, kept: Tensor, log_det: Tensor, condition: Tensor | None) -> tuple[Tensor, Tensor]:
+        if self.norm is not None:
+            y, log_det = self.norm.inverse(y, log_det)  # type: ignore[operator]
+        return self.ops.affine_coupling_inverse(y, self._raw(kept, condition), self.scale, log_det)
+
+    def _raw(self, kept: Tensor, condition: Tensor | None) -> Tensor:
+        with self.precision(kept):
+            return self.network(kept if condition is None else torch.cat((kept, condition), 1))

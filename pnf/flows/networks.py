@@ -1,0 +1,161 @@
+"""The conditioner networks of the couplings: a residual convolutional network and a multilayer perceptron.
+
+Source: Dinh, Sohl-Dickstein and Bengio, "Density estimation using Real NVP" (2016), section 3.6 and appendix A, and
+the authors' published code; the paper's dense couplings are three linear layers with ReLU.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import conv2d, relu
+
+NETWORK_EPS = 1e-4
+"""Added to variances by every batch normalisation."""
+
+
+class WeightNormConv2d(nn.Module):
+    """A convolution whose weight has a direction and, if learnable, a magnitude for each output channel.
+
+    ``weight = magnitude * direction / ||direction||``, the norm over all but the output channels; the magnitude is 1
+    unless ``magnitude=True``. Zero padding keeps the size.
+    """
+
+    def __init__(self, inputs: int, outputs: int, size: tuple[int, int], *, magnitude: bool, gain: float = 1.0) -> None:
+        super().__init__()
+        sigma = math.sqrt(2 / inputs)
+        self.padding = (size[0] // 2, size[1] // 2)
+        self.direction = nn.Parameter(torch.empty(outputs, inputs, *size).uniform_(-sigma, sigma))
+        self.bias = nn.Parameter(torch.zeros(outputs))
+        start = gain * sigma * math.sqrt(inputs * math.prod(size) / 12)
+        self.magnitude = nn.Parameter(torch.full((outputs, 1, 1, 1), start)) if magnitude else None
+
+    def forward(self, x: Tensor) -> Tensor:  # [B, inputs, H, W] -> [B, outputs, H, W]
+        norm = self.direction.square().sum((1, 2, 3), keepdim=True).clamp(min=1e-12).sqrt()
+        scale = norm.reciprocal() if self.magnitude is None else self.magnitude / norm
+        return conv2d(x, self.direction * scale, self.bias, padding=self.padding)
+
+
+def _batch_norm(channels: int, enabled: bool) -> nn.Module:
+    return nn.BatchNorm2d(channels, eps=NETWORK_EPS) if enabled else nn.Identity()
+
+
+class _InputNorm(nn.Module):
+    """Batch normalisation with an offset and no gain."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(channels, eps=NETWORK_EPS, affine=False)
+        self.offset = nn.Parameter(torch.zeros(channels, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(x) + self.offset
+
+
+class _Block(nn.Module):
+    """Pre-activation residual block: ``h + conv(relu(bn(conv(relu(bn(h))))))``."""
+
+    def __init__(self, hidden: int, size: tuple[int, int], batch_norm: bool) -> None:
+        super().__init__()
+        self.norm1 = _batch_norm(hidden, batch_norm)
+        self.conv1 = WeightNormConv2d(hidden, hidden, size, magnitude=False)
+        self.norm2 = _batch_norm(hidden, batch_norm)
+        self.conv2 = WeightNormConv2d(hidden, hidden, size, magnitude=True)
+
+    def forward(self, h: Tensor) -> Tensor:
+        return h + self.conv2(relu(self.norm2(self.conv1(relu(self.norm1(h))))))
+
+
+class ResidualNetwork(nn.Module):
+    """The network of a convolutional coupling.
+
+    The kept input x (zero where a checkerboard drops it) becomes ``relu([bn(x), -bn(x), mask])``, beside the
+    condition; a 3x3 convolution, residual blocks with 1x1 skip convolutions into one output, then BN, ReLU and a 1x1
+    convolution.
+
+    Args:
+        inputs: channels of x.
+        outputs: channels of the result.
+        condition: channels of the condition, 0 for none.
+        hidden: width.
+        blocks: residual blocks.
+        kernel: size of the "3x3" convolutions, ``(1, 3)`` for signals of height 1.
+        checkerboard: whether x comes from under a checkerboard: half of its pixels are zero, so it is scaled by 2, and
+            the mask is shown to the network.
+        batch_norm: with batch normalisation, or with weight normalisation alone.
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        condition: int,
+        *,
+        hidden: int,
+        blocks: int,
+        kernel: tuple[int, int],
+        checkerboard: bool,
+        batch_norm: bool,
+    ) -> None:
+        super().__init__()
+        self.gain = 2.0 if checkerboard and batch_norm else 1.0
+        self.norm = _InputNorm(inputs) if batch_norm else nn.Identity()
+        first = 2 * inputs + checkerboard + condition
+        self.conv = WeightNormConv2d(first, hidden, kernel, magnitude=False)
+        self.skip = WeightNormConv2d(hidden, hidden, (1, 1), magnitude=True)
+        self.blocks = nn.ModuleList(_Block(hidden, kernel, batch_norm) for _ in range(blocks))
+        self.skips = nn.ModuleList(WeightNormConv2d(hidden, hidden, (1, 1), magnitude=True) for _ in range(blocks))
+        self.out_norm = _batch_norm(hidden, batch_norm)
+        self.out = WeightNormConv2d(hidden, outputs, (1, 1), magnitude=True, gain=0.1)
+
+    def forward(
+        self,
+        x: Tensor,  # [B, inputs, H, W]
+        mask: Tensor | None,  # [1, 1, H, W], 1 where x is kept
+        condition: Tensor | None,  # [B, condition, H, W]
+    ) -> Tensor:  # [B, outputs, H, W]
+        x = self.norm(x) * self.gain
+        parts = [x, -x]
+        if mask is not None:
+            parts.append(mask.expand(x.shape[0], -1, -1, -1))
+        h = relu(torch.cat(parts, 1))
+        if condition is not None:
+            h = torch.cat((h, condition), 1)
+        h = self.conv(h)
+        out = self.skip(h)
+        for block, skip in zip(self.blocks, self.skips, strict=True):
+            h = block(h)
+            out = out + skip(h)
+        return self.out(relu(self.out_norm(out)))
+
+
+class DenseNetwork(nn.Sequential):
+    """The network of a dense coupling: ``layers`` hidden linear layers with ReLU, then a linear layer that starts small.
+
+    Args:
+        inputs: features of the kept half beside the condition; may be 0.
+        outputs: features of the result.
+        hidden: width of the hidden layers.
+        layers: number of hidden layers.
+    """
+
+    def __init__(self, inputs: int, outputs: int, *, hidden: int, layers: int) -> None:
+        sizes = [inputs] + [hidden] * layers
+        modules: list[nn.Module] = []
+        for i, o in zip(sizes[:-1], sizes[1:], strict=True):
+            modules += [_Linear(i, o, 1.0), nn.ReLU()]
+        super().__init__(*modules, _Linear(hidden, outputs, 0.1))
+
+
+class _Linear(nn.Linear):
+    """A linear layer with weights from ``gain * U(-b, b)``, ``b = sqrt(3 / inputs)``, and zero bias; inputs may be 0."""
+
+    def __init__(self, inputs: int, outputs: int, gain: float) -> None:
+        self.gain = gain
+        super().__init__(inputs, outputs)
+
+    def reset_parameters(self) -> None:
+        bound = self.gain * math.sqrt(3 / max(self.in_features, 1))
+        with torch.no_grad():
+            self.weight.uniform_(-bound, bound)
+            self.bias.zero_()

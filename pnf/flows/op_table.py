@@ -1,0 +1,71 @@
+"""The ops that a flow is made of, handed to it by whoever binds it."""
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+from torch import Tensor
+
+
+class _HaarSplit(Protocol):
+    def __call__(self, x: Tensor, dim: int) -> tuple[Tensor, Tensor]: ...
+
+
+class _HaarMerge(Protocol):
+    def __call__(self, s: Tensor, d: Tensor, dim: int) -> Tensor: ...
+
+
+class _HaarBoundedSplit(Protocol):
+    def __call__(self, x: Tensor, gamma: Tensor, dim: int) -> tuple[Tensor, Tensor, Tensor]: ...
+
+
+class _HaarBoundedMerge(Protocol):
+    def __call__(self, s: Tensor, u: Tensor, gamma: Tensor, dim: int) -> tuple[Tensor, Tensor]: ...
+
+
+class _AffineCoupling(Protocol):
+    def __call__(
+        self, x: Tensor, raw: Tensor, scale: Tensor, log_det: Tensor, mask: str | None = None, parity: int = 0
+    ) -> tuple[Tensor, Tensor]: ...
+
+
+class _MaskApply(Protocol):
+    def __call__(self, x: Tensor, mask: str, parity: int) -> Tensor: ...
+
+
+class _MaskPack(Protocol):
+    def __call__(self, x: Tensor, mask: str, parity: int) -> tuple[Tensor, Tensor]: ...
+
+
+class _MaskUnpack(Protocol):
+    def __call__(self, kept: Tensor, rest: Tensor, mask: str, parity: int, size: Sequence[int]) -> Tensor: ...
+
+
+class _Squeeze(Protocol):
+    def __call__(self, x: Tensor, order: str = "plain") -> Tensor: ...
+
+
+class _StandardNormal(Protocol):
+    def __call__(self, z: Tensor) -> Tensor: ...
+
+
+class _Logit(Protocol):
+    def __call__(self, x: Tensor, alpha: float) -> tuple[Tensor, Tensor]: ...
+
+
+class OpTable(NamedTuple):
+    """One implementation of every op that the flows use; module-level functions, so that models can be pickled."""
+
+    haar_split: _HaarSplit
+    haar_merge: _HaarMerge
+    haar_bounded_split: _HaarBoundedSplit
+    haar_bounded_merge: _HaarBoundedMerge
+    affine_coupling: _AffineCoupling
+    affine_coupling_inverse: _AffineCoupling
+    mask_apply: _MaskApply
+    mask_pack: _MaskPack
+    mask_unpack: _MaskUnpack
+    squeeze: _Squeeze
+    squeeze_inverse: _Squeeze
+    standard_normal: _StandardNormal
+    logit: _Logit
+    logit_inverse: _Logit

@@ -1,0 +1,93 @@
+"""Saving and loading of flows: weights as safetensors, the constructor's arguments as JSON, no pickle."""
+
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import nn
+
+CONFIG_NAME = "config.json"
+WEIGHTS_NAME = "model.safetensors"
+
+
+class Pretrained(nn.Module):
+    """A module that is saved as a folder with ``config.json`` and ``model.safetensors``."""
+
+    def config(self) -> dict[str, object]:
+        """The constructor's arguments."""
+        raise AssertionError(f"{type(self).__name__} has no config")
+
+    def save_pretrained(self, path: str | os.PathLike[str]) -> None:
+        """Write the configuration and the weights into the folder ``path``, which is made if it is missing.
+
+        Each file is replaced as a whole: whoever reads it meanwhile sees the old or the new one.
+
+        Raises:
+            OSError: the folder cannot be written.
+        """
+        folder = Path(path)
+        folder.mkdir(parents=True, exist_ok=True)
+        config = {"model": type(self).__name__, **self.config()}
+        state = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
+        replace_file(folder / CONFIG_NAME, (json.dumps(config, indent=2) + "\n").encode())
+        replace_file(folder / WEIGHTS_NAME, save(state))
+
+    @classmethod
+    def from_pretrained(cls, path: str | os.PathLike[str], *, device: str | torch.device = "cpu") -> Self:
+        """The flow that :meth:`save_pretrained` wrote into the folder ``path``, in evaluation mode.
+
+        Raises:
+            FileNotFoundError: the folder lacks one of the files.
+            ValueError: a file is damaged, or belongs to another model.
+        """
+        folder = Path(path)
+        for name in (CONFIG_NAME, WEIGHTS_NAME):
+            if not (folder / name).is_file():
+                raise FileNotFoundError(f"from_pretrained: {folder} has no {name}: is it a folder of save_pretrained?")
+        config = _read_config(folder / CONFIG_NAME)
+        model = config.pop("model", None)
+        if model != cls.__name__:
+            raise ValueError(f"from_pretrained: {folder / CONFIG_NAME} is of a {model}, wanted a {cls.__name__}")
+        try:
+            flow = cls(**config)
+        except TypeError as error:
+            raise ValueError(f"from_pretrained: {folder / CONFIG_NAME} has wrong arguments: {error}") from error
+        try:
+            state = load_file(folder / WEIGHTS_NAME)
+        except SafetensorError as error:
+            raise ValueError(f"from_pretrained: {folder / WEIGHTS_NAME} is no safetensors file: {error}") from error
+        try:
+            flow.load_state_dict(state)
+        except RuntimeError as error:
+            raise ValueError(f"from_pretrained: {folder / WEIGHTS_NAME} does not fit its configuration: {error}") from error
+        return flow.to(device).eval()
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Write a file as a whole or not at all: to a temporary file beside it, to the disk, then in its place."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"from_pretrained: {path} is no JSON file: {error}") from error
+    if not isinstance(config, dict):
+        raise ValueError(f"from_pretrained: {path} must hold a JSON object, got {type(config).__name__}")
+    return config

@@ -1,0 +1,364 @@
+"""The Progressive Normalizing Flow: a base flow at low resolution, and conditional flows of what each doubling adds.
+
+Source: "PNF: Progressive normalizing flows", sections 2 and 3.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+
+from pnf.flows.op_table import OpTable
+from pnf.flows.pretrained import Pretrained
+from pnf.flows.realnvp import RealNVP, set_network_dtype
+from pnf.flows.shapes import as_channels, bits_per_dim, check_batch, check_choice, check_shape
+
+DETAILS = ("bounded", "identity")
+
+
+class ProgressiveFlow(Pretrained):
+    """An exact density on [0, 1]^D that grows an image, or a vector, by one axis a stage.
+
+    With ``S x = (x0 + x1) / 2`` and ``Δ x = (x0 - x1) / 2`` over neighbours along an axis, and n pairs::
+
+        log p(x) = log p(S x) + log p(Δ x | S x) - n log 2
+
+    applied once for each stage. Stage 0 is a flow of the coarsest image, stage k > 0 a conditional flow of Δ given S,
+    so stages can be trained apart.
+
+    Args:
+        shape: of one example: ``(C, H, W)``, ``(C, D)`` or ``(D,)``, with multiples of ``2**levels`` along the axes.
+        levels: how often each axis is halved; an image has ``1 + levels * len(axes)`` stages, a vector
+            ``1 + levels``.
+        axes: the order in which an image grows at each level, ``"xy"`` (width first, as in the paper), ``"yx"``,
+            ``"x"`` or ``"y"``. Vectors have one axis, and take no notice of it.
+        coupling, hidden, blocks, num_couplings, norm: of the flow of every stage, see :class:`RealNVP`.
+        detail: ``"bounded"`` models ``u = m**gamma atanh(d / m)``, ``m = min(s, 1 - s)``, with gamma learned for each
+            channel, so that every sample is a valid image; ``"identity"`` models Δ itself, as the paper does.
+        alpha: the base flow models ``logit(alpha + (1 - 2 alpha) s)``. Default: 1e-6 for bounded details, 0.05 for
+            identity, as published.
+        ops: the op table; bound by :mod:`pnf.reference`.
+
+    Attributes:
+        stages: the base, then f1x, f1y, f2x, f2y, ...
+        stage_names: "f0", "f1x", "f1y", ...
+        stage_shapes: the shape of the image that each stage makes.
+
+    Raises:
+        ValueError: a shape that cannot be halved so often, or a setting that no flow can have.
+    """
+
+    def __init__(
+        self,
+        shape: Sequence[int],
+        levels: int,
+        *,
+        axes: str = "xy",
+        coupling: str = "conv",
+        detail: str = "bounded",
+        hidden: int | None = None,
+        blocks: int | None = None,
+        num_couplings: int | None = None,
+        norm: str = "act",
+        alpha: float | None = None,
+        ops: OpTable,
+    ) -> None:
+        super().__init__()
+        self.shape = check_shape("ProgressiveFlow", "shape", shape)
+        check_choice("ProgressiveFlow", "axes", axes, ("xy", "yx", "x", "y"))
+        check_choice("ProgressiveFlow", "detail", detail, DETAILS)
+        if not isinstance(levels, int) or isinstance(levels, bool):
+            raise TypeError(f"ProgressiveFlow: levels must be an integer, got {levels!r}")
+        if levels < 0:
+            raise ValueError(f"ProgressiveFlow: levels must be at least 0, got {levels}")
+        self.levels, self.axes, self.detail, self.ops = levels, axes, detail, ops
+        self.alpha = alpha if alpha is not None else (1e-6 if detail == "bounded" else 0.05)
+        self._dims = [-1 if axis == "x" else -2 for axis in axes] if len(self.shape) == 3 else [-1]
+        for dim in self._dims:
+            if self.shape[dim] % 2**levels:
+                raise ValueError(
+                    f"ProgressiveFlow: shape must have a multiple of {2**levels} along dim {dim} for {levels} levels, "
+                    f"got {self.shape}"
+                )
+        self.stage_shapes = self._stage_shapes()
+        self.stage_names = ["f0"]
+        for level in range(1, levels + 1):
+            self.stage_names += [f"f{level}{'x' if dim == -1 else 'y'}" for dim in self._dims]
+        settings = {
+            "coupling": coupling, "hidden": hidden, "blocks": blocks, "num_couplings": num_couplings, "norm": norm,
+        }
+        stages: list[nn.Module] = [BaseStage(self.stage_shapes[0], self.alpha, settings, ops)]
+        for k, shape_in in enumerate(self.stage_shapes[:-1]):
+            stages.append(DetailStage(shape_in, self._dims[k % len(self._dims)], detail, settings, ops))
+        self.stages = nn.ModuleList(stages)
+        self.coupling, self.norm = coupling, norm
+        self.hidden, self.blocks = stages[0].flow.hidden, stages[0].flow.blocks
+        self.num_couplings = stages[0].flow.num_couplings
+
+    def config(self) -> dict[str, object]:
+        """The constructor's arguments, all but the op table."""
+        keys = ("shape", "levels", "axes", "coupling", "detail", "hidden", "blocks", "num_couplings", "norm", "alpha")
+        return {key: getattr(self, key) for key in keys}
+
+    @property
+    def dims(self) -> int:
+        """Number of dimensions D of one example."""
+        return math.prod(self.shape)
+
+    @property
+    def stage_dims(self) -> list[int]:
+        """Number of dimensions that each stage models; they sum to D."""
+        sizes = [math.prod(shape) for shape in self.stage_shapes]
+        return [sizes[0], *(after - before for before, after in zip(sizes[:-1], sizes[1:], strict=True))]
+
+    def forward(
+        self,
+        x: Tensor,  # [B, *shape]
+    ) -> tuple[Tensor, Tensor]:
+        """``z [B, D]``, the noise of all stages, coarse first, and ``log_det [B] = log |det dz/dx|``, in nats."""
+        self._check(x)
+        zs, log_det = [], x.new_zeros(x.shape[0])
+        for stage in reversed(self.stages):
+            x, z, stage_log_det = stage(x)
+            zs.append(z)
+            log_det = log_det + stage_log_det
+        return torch.cat(zs[::-1], 1), log_det
+
+    def inverse(
+        self,
+        z: Tensor,  # [B, D]
+    ) -> tuple[Tensor, Tensor]:
+        """``x [B, *shape]`` and ``log_det [B] = log |det dx/dz|``, in nats."""
+        check_batch("ProgressiveFlow", "z", z, (self.dims,))
+        x, log_det = None, z.new_zeros(z.shape[0])
+        for stage, noise in zip(self.stages, z.split(self.stage_dims, 1), strict=True):
+            x, stage_log_det = stage.inverse(x, noise)
+            log_det = log_det + stage_log_det
+        assert x is not None
+        return x, log_det
+
+    def log_prob(
+        self,
+        x: Tensor,  # [B, *shape]
+    ) -> Tensor:
+        """``log p(x)``: ``[B]`` in nats, for a density on [0, 1]^D."""
+        return self.stage_log_probs(x).sum(1)
+
+    def stage_log_probs(
+        self,
+        x: Tensor,  # [B, *shape]
+    ) -> Tensor:
+        """The share of every stage in ``log p(x)``: ``[B, stages]`` in nats.
+
+        Stage 0 gives ``log p(S^k x)``, a later one ``log p(Δ | S) - n log 2`` for its n pairs.
+        """
+        self._check(x)
+        log_probs = []
+        for stage in reversed(self.stages):
+            x, z, log_det = stage(x)
+            log_probs.append(self.ops.standard_normal(z) + log_det)
+        return torch.stack(log_probs[::-1], 1)
+
+    def stage_loss(
+        self,
+        x: Tensor,  # [B, *shape]
+        stage: int,
+    ) -> Tensor:
+        """Mean negative log-likelihood of one stage, in nats for each dimension that it models: ``[]``.
+
+        It depends on the parameters of that stage only, so stages can be trained apart, in any order.
+
+        Raises:
+            IndexError: there is no such stage.
+        """
+        self._check(x)
+        if not 0 <= stage < len(self.stages):
+            raise IndexError(f"ProgressiveFlow: stage must be from 0 to {len(self.stages) - 1}, got {stage}")
+        _, z, log_det = self.stages[stage](self._down(x, len(self.stages) - 1 - stage))
+        return -(self.ops.standard_normal(z) + log_det).mean() / self.stage_dims[stage]
+
+    def bits_per_dim(
+        self,
+        x: Tensor,  # [B, *shape]
+    ) -> Tensor:
+        """``8 - log_prob / (D log 2)``: ``[B]``, for 8-bit images dequantized to [0, 1]."""
+        return bits_per_dim(self.log_prob(x), self.dims)
+
+    def sample(
+        self, n: int, *, temperature: float = 1.0, generator: torch.Generator | None = None
+    ) -> Tensor:  # [n, *shape]
+        """n draws, from noise ``temperature * eps``, ``eps ~ N(0, I)``; in [0, 1] with ``detail="bounded"``."""
+        if n < 0:
+            raise ValueError(f"ProgressiveFlow: n must be at least 0, got {n}")
+        return self.inverse(self._noise(n, self.dims, temperature, generator))[0]
+
+    def downsample(
+        self,
+        x: Tensor,  # [B, *shape] or any intermediate resolution
+        steps: int,
+    ) -> Tensor:
+        """S applied ``steps`` times, one axis a step, in the order of the stages."""
+        k = self._stage_of(x)
+        if not 0 <= steps <= k:
+            raise ValueError(f"ProgressiveFlow: steps must be from 0 to {k} for {list(x.shape)}, got {steps}")
+        return self._down(x, steps)
+
+    def upsample(
+        self,
+        x: Tensor,  # [B, *shape of any stage]
+        steps: int | None = None,
+        *,
+        noise: Tensor | float | None = None,
+        temperature: float = 1.0,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """The paper's Φ: x grown by ``steps`` stages, one axis a step.
+
+        Args:
+            x: a batch of images at the resolution of any stage, which is found from their shape.
+            steps: how many stages; by default all that are left.
+            noise: ``None`` draws ``temperature * eps``; 0 is the paper's zero noise; or ``[B, dims of those stages]``.
+            temperature, generator: of the draw.
+
+        Returns:
+            ``[B, *shape]`` of the last stage. Downsampling it gives x back.
+        """
+        k = self._stage_of(x)
+        left = len(self.stages) - 1 - k
+        steps = left if steps is None else steps
+        if not 0 <= steps <= left:
+            raise ValueError(f"ProgressiveFlow: steps must be from 0 to {left} for {list(x.shape)}, got {steps}")
+        dims = self.stage_dims[k + 1 : k + 1 + steps]
+        if noise is None:
+            noise = self._noise(x.shape[0], sum(dims), temperature, generator).to(x)
+        elif not isinstance(noise, Tensor):
+            if noise != 0:
+                raise ValueError(f"ProgressiveFlow: noise must be None, 0 or a Tensor, got {noise}")
+            noise = x.new_zeros(x.shape[0], sum(dims))
+        elif noise.shape != (x.shape[0], sum(dims)):
+            raise ValueError(
+                f"ProgressiveFlow: noise must be {[x.shape[0], sum(dims)]} for {steps} steps, got {list(noise.shape)}"
+            )
+        for stage, z in zip(self.stages[k + 1 : k + 1 + steps], noise.split(dims, 1) if dims else (), strict=True):
+            x, _ = stage.inverse(x, z)
+        return x
+
+    def encode(
+        self,
+        x: Tensor,  # [B, *shape]
+    ) -> Tensor:
+        """The paper's encoder: x at the lowest resolution."""
+        self._check(x)
+        return self._down(x, len(self.stages) - 1)
+
+    def decode(
+        self,
+        z: Tensor,  # [B, *stage_shapes[0]]
+    ) -> Tensor:
+        """The paper's decoder: z upsampled to full resolution with zero noise."""
+        check_batch("ProgressiveFlow", "z", z, self.stage_shapes[0])
+        return self.upsample(z, noise=0)
+
+    def project(
+        self,
+        x: Tensor,  # [B, *shape]
+    ) -> Tensor:
+        """``decode(encode(x))``: a true projection onto the images that the decoder makes."""
+        return self.decode(self.encode(x))
+
+    def set_network_dtype(self, dtype: torch.dtype | None) -> Self:
+        """Run the conditioner networks, and nothing else, under autocast to ``dtype``; ``None`` turns it off."""
+        set_network_dtype(self, dtype)
+        return self
+
+    def _down(self, x: Tensor, steps: int) -> Tensor:
+        k = self._stage_of(x)
+        for i in range(k, k - steps, -1):
+            x, _ = self.ops.haar_split(x, self._dims[(i - 1) % len(self._dims)])
+        return x
+
+    def _check(self, x: Tensor) -> None:
+        check_batch("ProgressiveFlow", "x", x, self.shape, unit=True)
+
+    def _stage_of(self, x: Tensor) -> int:
+        """The stage whose resolution x has."""
+        if not isinstance(x, Tensor) or not x.is_floating_point():
+            got = x.dtype if isinstance(x, Tensor) else type(x).__name__
+            raise TypeError(f"ProgressiveFlow: x must be a floating Tensor, got {got}")
+        if tuple(x.shape[1:]) not in self.stage_shapes:
+            wanted = " or ".join(f"[B, {', '.join(map(str, shape))}]" for shape in self.stage_shapes)
+            raise ValueError(f"ProgressiveFlow: x must be {wanted}, got {list(x.shape)}")
+        return self.stage_shapes.index(tuple(x.shape[1:]))
+
+    def _stage_shapes(self) -> list[tuple[int, ...]]:
+        shape = list(self.shape)
+        shapes = [tuple(shape)]
+        for dim in self._dims[::-1] * self.levels:
+            shape[dim] //= 2
+            shapes.append(tuple(shape))
+        return shapes[::-1]
+
+    def _noise(self, n: int, dims: int, temperature: float, generator: torch.Generator | None) -> Tensor:
+        like = next(self.parameters())
+        return temperature * torch.randn(n, dims, generator=generator, device=like.device, dtype=like.dtype)
+
+
+class BaseStage(nn.Module):
+    """The flow f0 of the coarsest image, through the logit."""
+
+    def __init__(self, shape: tuple[int, ...], alpha: float, settings: dict[str, object], ops: OpTable) -> None:
+        super().__init__()
+        self.flow = RealNVP(shape, alpha=alpha, ops=ops, **settings)  # type: ignore[arg-type]
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """``x, z, log_det``: the image, its noise and ``log |det dz/dx|``."""
+        return x, *self.flow(x)
+
+    def inverse(self, _: None, z: Tensor) -> tuple[Tensor, Tensor]:
+        """The image of the noise z, in [0, 1], and ``log |det dx/dz|``."""
+        x, log_det = self.flow.inverse(z)
+        return x.clamp(0, 1), log_det
+
+
+class DetailStage(nn.Module):
+    """A conditional flow of the detail along one axis, given the mean."""
+
+    def __init__(
+        self, shape: tuple[int, ...], dim: int, detail: str, settings: dict[str, object], ops: OpTable
+    ) -> None:
+        super().__init__()
+        self.dim, self.detail, self.ops = dim, detail, ops
+        self.channels = as_channels(shape)
+        if detail == "bounded":
+            self.gamma = nn.Parameter(torch.zeros(self.channels[0]))
+        self.pairs = math.prod(shape)
+        self.flow = RealNVP(shape, condition_shape=shape, ops=ops, **settings)  # type: ignore[arg-type]
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """``s, z, log_det``: the mean, the noise of the detail, and ``log |det d(s, z)/dx|``."""
+        if self.detail == "identity":
+            s, d = self.ops.haar_split(x, self.dim)
+            z, log_det = self.flow(d, self._condition(s))
+            return s, z, log_det - self.pairs * math.log(2)
+        pixels = x.reshape(x.shape[0], 1, *x.shape[1:]) if x.dim() == 2 else x
+        s, u, log_det = self.ops.haar_bounded_split(pixels, self._gamma(), self.dim)
+        s, u = s.reshape(-1, *self.flow.shape), u.reshape(-1, *self.flow.shape)
+        z, flow_log_det = self.flow(u, self._condition(s))
+        return s, z, log_det + flow_log_det
+
+    def inverse(self, s: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+        """The image with mean s and the noise z in its detail, and ``log |det dx/d(s, z)|``."""
+        d, log_det = self.flow.inverse(z, self._condition(s))
+        if self.detail == "identity":
+            return self.ops.haar_merge(s, d, self.dim), log_det + self.pairs * math.log(2)
+        size = (s.shape[0], *self.channels)
+        x, merge_log_det = self.ops.haar_bounded_merge(s.reshape(size), d.reshape(size), self._gamma(), self.dim)
+        return x.flatten(1) if s.dim() == 2 else x, log_det + merge_log_det
+
+    def _gamma(self) -> Tensor:
+        return self.gamma
+
+    def _condition(self, s: Tensor) -> Tensor:
+        return s

@@ -1,0 +1,349 @@
+"""RealNVP, multi-scale convolutional or dense, unconditional or conditional.
+
+Source: Dinh, Sohl-Dickstein and Bengio, "Density estimation using Real NVP" (2016); the conditional form is that of
+the flows f1x, f1y, ... of "PNF: Progressive normalizing flows", section 3.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+
+from pnf.flows.couplings import ActNorm, ConvCoupling, DenseCoupling, make_norm
+from pnf.flows.op_table import OpTable
+from pnf.flows.pretrained import Pretrained
+from pnf.flows.shapes import as_channels, bits_per_dim, check_batch, check_choice, check_positive, check_shape
+
+NORMS = ("act", "batch", "none")
+COUPLINGS = ("conv", "dense")
+
+
+class RealNVP(Pretrained):
+    """A flow of affine couplings: ``z = f(x)``, ``log p(x) = log N(z; 0, I) + log |det df/dx|``.
+
+    The flow of every stage of a :class:`ProgressiveFlow`, and the baseline f of the paper's Table 1, for which
+    ``alpha=0.05``.
+
+    Args:
+        shape: of one example: ``(C, H, W)``, ``(C, D)`` or ``(D,)``.
+        condition_shape: of one condition, ``None`` for an unconditional flow. It has the spatial size of ``shape`` and
+            any number of channels.
+        coupling: ``"conv"`` (multi-scale, residual networks; signals are taken as images of height 1) or ``"dense"``.
+        hidden: width of the networks: at the first scale of a convolutional flow, from which it doubles scale by scale
+            (default 32), or of the dense layers (default 256).
+        blocks: residual blocks of a convolutional network (default 4), hidden layers of a dense one (default 2).
+        num_couplings: convolutional: couplings under each kind of mask at each scale, one more at the last (default
+            3); dense: couplings in all (default 6).
+        scales: of a convolutional flow; by default as many as leave the last at least 4 pixels high and wide.
+        norm: after each coupling: ``"act"`` (ActNorm, the default; also in front of the first), ``"batch"`` (batch
+            normalisation, in the networks too, as published) or ``"none"``.
+        alpha: if given, x is an image in [0, 1] and the flow models ``logit(alpha + (1 - 2 alpha) x)``.
+        ops: the op table; bound by :mod:`pnf.reference`.
+
+    Raises:
+        ValueError: a shape or size that no flow can have.
+    """
+
+    def __init__(
+        self,
+        shape: Sequence[int],
+        *,
+        condition_shape: Sequence[int] | None = None,
+        coupling: str = "conv",
+        hidden: int | None = None,
+        blocks: int | None = None,
+        num_couplings: int | None = None,
+        scales: int | None = None,
+        norm: str = "act",
+        alpha: float | None = None,
+        ops: OpTable,
+    ) -> None:
+        super().__init__()
+        name = "RealNVP"
+        self.shape = check_shape(name, "shape", shape)
+        self.condition_shape = None if condition_shape is None else check_shape(name, "condition_shape", condition_shape)
+        check_choice(name, "coupling", coupling, COUPLINGS)
+        check_choice(name, "norm", norm, NORMS)
+        if alpha is not None and not 0 <= alpha < 0.5:
+            raise ValueError(f"{name}: alpha must be in [0, 0.5) or None, got {alpha}")
+        if condition_shape is not None and as_channels(self.condition_shape)[1:] != as_channels(self.shape)[1:]:
+            raise ValueError(
+                f"{name}: condition_shape must have the spatial size of shape {self.shape}, got {self.condition_shape}"
+            )
+        if scales is not None and coupling == "dense":
+            raise ValueError(f'{name}: scales must be None with coupling="dense", got {scales}')
+        self.coupling, self.norm, self.alpha, self.ops = coupling, norm, alpha, ops
+        self.hidden = hidden if hidden is not None else (32 if coupling == "conv" else 256)
+        self.blocks = blocks if blocks is not None else (4 if coupling == "conv" else 2)
+        self.num_couplings = num_couplings if num_couplings is not None else (3 if coupling == "conv" else 6)
+        for key in ("hidden", "blocks", "num_couplings"):
+            check_positive(name, key, getattr(self, key))
+        channels, *size = as_channels(self.shape)
+        condition = as_channels(self.condition_shape)[0] if self.condition_shape else 0
+        self.flow: _ConvFlow | _DenseFlow
+        if coupling == "dense":
+            self.flow = _DenseFlow(channels, size, condition, self)
+        else:
+            self.flow = _ConvFlow(channels, size, condition, scales, self)
+        self.scales = self.flow.scales
+
+    def config(self) -> dict[str, object]:
+        """The constructor's arguments, all but the op table."""
+        keys = ("shape", "condition_shape", "coupling", "hidden", "blocks", "num_couplings", "norm", "alpha")
+        return {key: getattr(self, key) for key in keys} | {
+            "scales": self.scales if self.coupling == "conv" else None,
+        }
+
+    @property
+    def dims(self) -> int:
+        """Number of dimensions D of one example."""
+        return math.prod(self.shape)
+
+    def forward(
+        self,
+        x: Tensor,  # [B, *shape]
+        condition: Tensor | None = None,  # [B, *condition_shape]
+    ) -> tuple[Tensor, Tensor]:
+        """``z [B, D]`` and ``log_det [B] = log |det dz/dx|``, in nats."""
+        check_batch("RealNVP", "x", x, self.shape, unit=self.alpha is not None)
+        condition = self._check_condition(condition, x)
+        log_det = x.new_zeros(x.shape[0])
+        if self.alpha is not None:
+            x, log_det = self.ops.logit(x, self.alpha)
+        return self.flow(x.reshape(x.shape[0], *as_channels(self.shape)), log_det, condition)
+
+    def inverse(
+        self,
+        z: Tensor,  # [B, D]
+        condition: Tensor | None = None,  # [B, *condition_shape]
+    ) -> tuple[Tensor, Tensor]:
+        """``x [B, *shape]`` and ``log_det [B] = log |det dx/dz|``, in nats."""
+        check_batch("RealNVP", "z", z, (self.dims,))
+        condition = self._check_condition(condition, z)
+        x, log_det = self.flow.inverse(z, z.new_zeros(z.shape[0]), condition)
+        x = x.reshape(z.shape[0], *self.shape)
+        if self.alpha is not None:
+            x, logit_log_det = self.ops.logit_inverse(x, self.alpha)
+            log_det = log_det + logit_log_det
+        return x, log_det
+
+    def log_prob(
+        self,
+        x: Tensor,  # [B, *shape]
+        condition: Tensor | None = None,  # [B, *condition_shape]
+    ) -> Tensor:
+        """``log p(x)`` or ``log p(x | condition)``: ``[B]`` in nats."""
+        z, log_det = self(x, condition)
+        return self.ops.standard_normal(z) + log_det
+
+    def bits_per_dim(
+        self,
+        x: Tensor,  # [B, *shape]
+        condition: Tensor | None = None,  # [B, *condition_shape]
+    ) -> Tensor:
+        """``8 - log_prob / (D log 2)``: ``[B]``, for 8-bit images dequantized to [0, 1]."""
+        return bits_per_dim(self.log_prob(x, condition), self.dims)
+
+    def sample(
+        self,
+        n: int,
+        condition: Tensor | None = None,  # [n, *condition_shape]
+        *,
+        temperature: float = 1.0,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:  # [n, *shape]
+        """``f^-1(temperature * eps)``, ``eps ~ N(0, I)``."""
+        like = next(self.parameters())
+        z = temperature * torch.randn(n, self.dims, generator=generator, device=like.device, dtype=like.dtype)
+        return self.inverse(z, condition)[0]
+
+    def set_network_dtype(self, dtype: torch.dtype | None) -> Self:
+        """Run the conditioner networks, and nothing else, under autocast to ``dtype``; ``None`` turns it off."""
+        set_network_dtype(self, dtype)
+        return self
+
+    def _check_condition(self, condition: Tensor | None, x: Tensor) -> Tensor | None:
+        if self.condition_shape is None:
+            if condition is not None:
+                raise ValueError("RealNVP: condition must be None, since the flow has no condition_shape")
+            return None
+        if condition is None:
+            raise ValueError(f"RealNVP: condition must be [B, {', '.join(map(str, self.condition_shape))}], got None")
+        check_batch("RealNVP", "condition", condition, self.condition_shape)
+        if condition.shape[0] != x.shape[0]:
+            raise ValueError(f"RealNVP: condition must have a batch of {x.shape[0]}, got {condition.shape[0]}")
+        return condition.reshape(x.shape[0], *as_channels(self.condition_shape))
+
+
+def set_network_dtype(module: nn.Module, dtype: torch.dtype | None) -> None:
+    """Set the precision of every conditioner network inside ``module``."""
+    if dtype not in (None, torch.bfloat16, torch.float16):
+        raise ValueError(f"set_network_dtype: dtype must be bfloat16, float16 or None, got {dtype}")
+    for m in module.modules():
+        if isinstance(m, ConvCoupling | DenseCoupling):
+            m.network_dtype = dtype
+
+
+class _DenseFlow(nn.Module):
+    """Couplings that transform the halves of a checkerboard over ``[B, C, *size]`` in turn, odd sites first."""
+
+    scales = 1
+
+    def __init__(self, channels: int, size: Sequence[int], condition: int, owner: RealNVP) -> None:
+        super().__init__()
+        self.size, self.channels, self.ops = tuple(size), channels, owner.ops
+        sites = math.prod(size)
+        halves = (channels * ((sites + 1) // 2), channels * (sites // 2))
+        self.norms = nn.ModuleList(ActNorm(half) for half in halves) if owner.norm == "act" else None
+        self.couplings = nn.ModuleList(
+            DenseCoupling(
+                halves[i % 2],
+                halves[1 - i % 2],
+                condition * sites,
+                hidden=owner.hidden,
+                layers=owner.blocks,
+                norm=owner.norm,
+                ops=owner.ops,
+            )
+            for i in range(owner.num_couplings)
+        )
+
+    def forward(self, x: Tensor, log_det: Tensor, condition: Tensor | None) -> tuple[Tensor, Tensor]:
+        halves = [half.flatten(1) for half in self.ops.mask_pack(x, "checkerboard", 0)]
+        condition = None if condition is None else condition.flatten(1)
+        if self.norms is not None:
+            for i, norm in enumerate(self.norms):
+                halves[i], log_det = norm(halves[i], log_det)
+        for i, coupling in enumerate(self.couplings):
+            kept = i % 2
+            halves[1 - kept], log_det = coupling(halves[1 - kept], halves[kept], log_det, condition)
+        return torch.cat(halves, 1), log_det
+
+    def inverse(self, z: Tensor, log_det: Tensor, condition: Tensor | None) -> tuple[Tensor, Tensor]:
+        sites = math.prod(self.size)
+        even = self.channels * ((sites + 1) // 2)
+        halves = list(z.split((even, z.shape[1] - even), 1))
+        condition = None if condition is None else condition.flatten(1)
+        for i, coupling in reversed(list(enumerate(self.couplings))):
+            kept = i % 2
+            halves[1 - kept], log_det = coupling.inverse(halves[1 - kept], halves[kept], log_det, condition)
+        if self.norms is not None:
+            for i, norm in enumerate(self.norms):
+                halves[i], log_det = norm.inverse(halves[i], log_det)
+        kept, rest = (half.reshape(z.shape[0], self.channels, half.shape[1] // self.channels) for half in halves)
+        return self.ops.mask_unpack(kept, rest, "checkerboard", 0, self.size), log_det
+
+
+class _Scale(nn.Module):
+    """One scale of the convolutional flow: checkerboard couplings and, at every scale but the last, channel couplings."""
+
+    def __init__(
+        self, channels: int, condition: int, hidden: int, kernel: tuple[int, int], last: bool, owner: RealNVP
+    ) -> None:
+        super().__init__()
+
+        def couplings(mask: str, count: int, factor: int, hidden: int) -> nn.ModuleList:
+            return nn.ModuleList(
+                ConvCoupling(
+                    factor * channels,
+                    factor * condition,
+                    mask,
+                    i % 2,
+                    hidden=hidden,
+                    blocks=owner.blocks,
+                    kernel=kernel,
+                    norm=owner.norm,
+                    ops=owner.ops,
+                )
+                for i in range(count)
+            )
+
+        self.checkerboard = couplings("checkerboard", owner.num_couplings + last, 1, hidden)
+        self.channel = couplings("channel", 0 if last else owner.num_couplings, 4, 2 * hidden)
+
+
+class _ConvFlow(nn.Module):
+    """The multi-scale flow over ``[B, C, H, W]``, half of whose dimensions are factored out after each scale.
+
+    The condition is squeezed beside x and never factored out.
+    """
+
+    def __init__(
+        self, channels: int, size: Sequence[int], condition: int, scales: int | None, owner: RealNVP
+    ) -> None:
+        super().__init__()
+        self.ops = owner.ops
+        self.size = tuple(size) if len(size) == 2 else (1, *size)
+        self.signal = len(size) == 1
+        self.scales = _num_scales(self.size) if scales is None else scales
+        check_positive("RealNVP", "scales", self.scales)
+        multiple = 2 ** (self.scales - 1)
+        if self.size[0] % multiple or self.size[1] % multiple:
+            raise ValueError(f"RealNVP: shape must have sizes that are multiples of {multiple} for {self.scales} scales, "
+                             f"got {owner.shape}")
+        kernel = (1 if self.size[0] == 1 else 3, 3)
+        self.norm = make_norm(owner.norm, channels) if owner.norm == "act" else None
+        self.levels = nn.ModuleList()
+        self.channels = channels
+        for k in range(self.scales):
+            last = k == self.scales - 1
+            self.levels.append(_Scale(channels << k, condition << (2 * k), owner.hidden << k, kernel, last, owner))
+
+    def forward(self, x: Tensor, log_det: Tensor, condition: Tensor | None) -> tuple[Tensor, Tensor]:
+        if self.signal:
+            x, condition = x.unsqueeze(2), None if condition is None else condition.unsqueeze(2)
+        if self.norm is not None:
+            x, log_det = self.norm(x, log_det)
+        factored = []
+        for level in self.levels[:-1]:
+            for coupling in level.checkerboard:
+                x, log_det = coupling(x, log_det, condition)
+            x, condition = self.ops.squeeze(x), self._squeezed(condition)
+            for coupling in level.channel:
+                x, log_det = coupling(x, log_det, condition)
+            x, z = self.ops.squeeze(self.ops.squeeze_inverse(x), "factor").chunk(2, 1)
+            factored.append(z.flatten(1))
+        for coupling in self.levels[-1].checkerboard:
+            x, log_det = coupling(x, log_det, condition)
+        return torch.cat((*factored, x.flatten(1)), 1), log_det
+
+    def inverse(self, z: Tensor, log_det: Tensor, condition: Tensor | None) -> tuple[Tensor, Tensor]:
+        if self.signal:
+            condition = None if condition is None else condition.unsqueeze(2)
+        conditions = [condition]
+        for _ in self.levels[:-1]:
+            conditions.append(self._squeezed(conditions[-1]))
+        dims = z.shape[1]
+        *factored, x = z.split([dims >> (k + 1) for k in range(self.scales - 1)] + [dims >> (self.scales - 1)], 1)
+        x = x.reshape(-1, *self._shape(self.scales - 1))
+        for coupling in reversed(self.levels[-1].checkerboard):
+            x, log_det = coupling.inverse(x, log_det, conditions[-1])
+        for k in reversed(range(self.scales - 1)):
+            x = torch.cat((x, factored[k].reshape(-1, *self._shape(k + 1))), 1)
+            x = self.ops.squeeze(self.ops.squeeze_inverse(x, "factor"))
+            for coupling in reversed(self.levels[k].channel):
+                x, log_det = coupling.inverse(x, log_det, conditions[k + 1])
+            x = self.ops.squeeze_inverse(x)
+            for coupling in reversed(self.levels[k].checkerboard):
+                x, log_det = coupling.inverse(x, log_det, conditions[k])
+        if self.norm is not None:
+            x, log_det = self.norm.inverse(x, log_det)
+        return x.squeeze(2) if self.signal else x, log_det
+
+    def _squeezed(self, condition: Tensor | None) -> Tensor | None:
+        return None if condition is None else self.ops.squeeze(condition)
+
+    def _shape(self, k: int) -> tuple[int, int, int]:
+        """Shape of x at scale k."""
+        return self.channels << k, self.size[0] >> k, self.size[1] >> k
+
+
+def _num_scales(size: Sequence[int]) -> int:
+    """As many scales as leave the last at least 4 pixels high and wide."""
+    h, w = size
+    scales = 1
+    while h % 2 == 0 and w % 2 == 0 and min(h, w) >= 8:
+        h, w, scales = h // 2, w // 2, scales + 1
+    return scales

@@ -1,0 +1,53 @@
+"""The specification: every op in plain differentiable PyTorch, and the flows bound to them."""
+
+from typing import Any
+
+from pnf import flows
+from pnf.reference.affine_coupling import affine_coupling as affine_coupling
+from pnf.reference.affine_coupling import affine_coupling_inverse as affine_coupling_inverse
+from pnf.reference.haar import haar_bounded_merge as haar_bounded_merge
+from pnf.reference.haar import haar_bounded_split as haar_bounded_split
+from pnf.reference.haar import haar_merge as haar_merge
+from pnf.reference.haar import haar_pyramid as haar_pyramid
+from pnf.reference.haar import haar_pyramid_inverse as haar_pyramid_inverse
+from pnf.reference.haar import haar_split as haar_split
+from pnf.reference.logit import logit as logit
+from pnf.reference.logit import logit_inverse as logit_inverse
+from pnf.reference.masking import mask_apply as mask_apply
+from pnf.reference.masking import mask_input as mask_input
+from pnf.reference.masking import mask_pack as mask_pack
+from pnf.reference.masking import mask_unpack as mask_unpack
+from pnf.reference.squeeze import squeeze as squeeze
+from pnf.reference.squeeze import squeeze_inverse as squeeze_inverse
+from pnf.reference.standard_normal import standard_normal as standard_normal
+
+OPS = flows.OpTable(
+    haar_split=haar_split,
+    haar_merge=haar_merge,
+    haar_bounded_split=haar_bounded_split,
+    haar_bounded_merge=haar_bounded_merge,
+    affine_coupling=affine_coupling,
+    affine_coupling_inverse=affine_coupling_inverse,
+    mask_apply=mask_apply,
+    mask_pack=mask_pack,
+    mask_unpack=mask_unpack,
+    squeeze=squeeze,
+    squeeze_inverse=squeeze_inverse,
+    standard_normal=standard_normal,
+    logit=logit,
+    logit_inverse=logit_inverse,
+)
+
+
+class RealNVP(flows.RealNVP):
+    __doc__ = flows.RealNVP.__doc__
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, ops=OPS, **kwargs)
+
+
+class ProgressiveFlow(flows.ProgressiveFlow):
+    __doc__ = flows.ProgressiveFlow.__doc__
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, ops=OPS, **kwargs)

@@ -1,0 +1,80 @@
+"""Space-to-depth in the two orders of Real NVP, both pure permutations.
+
+Source: Dinh, Sohl-Dickstein and Bengio, "Density estimation using Real NVP" (2016), section 3.6.
+"""
+
+from torch import Tensor
+
+ORDERS = ("plain", "factor")
+
+
+def squeeze(
+    x: Tensor,  # [B, C, 2h, 2w]
+    order: str = "plain",
+) -> Tensor:
+    """Move each 2x2 block of pixels into channels.
+
+    ``y[b, k(c, i, j), h, w] = x[b, c, 2 h + i, 2 w + j]``, where
+
+    - ``"plain"``: ``k = 4 c + 2 i + j``;
+    - ``"factor"``: ``k = C r(i, j) + c`` with the sub-pixels (0,0), (1,1), (0,1), (1,0) ranked 0 to 3, so that the
+      first half of the channels is the diagonal.
+
+    Args:
+        x: ``[B, C, H, W]`` with even H and W, any dtype.
+        order: ``"plain"`` or ``"factor"``.
+
+    Returns:
+        ``[B, 4 C, H / 2, W / 2]``.
+
+    Raises:
+        TypeError: x is no tensor.
+        ValueError: an unknown order, not four dims, or an odd height or width.
+    """
+    check_squeeze("squeeze", x, order)
+    if x.shape[2] % 2 or x.shape[3] % 2:
+        raise ValueError(f"squeeze: x must have an even height and width, got {list(x.shape)}")
+    b, c, h, w = x.shape
+    x = x.reshape(b, c, h // 2, 2, w // 2, 2)
+    if order == "plain":
+        return x.permute(0, 1, 3, 5, 2, 4).reshape(b, 4 * c, h // 2, w // 2)
+    x = x.permute(0, 3, 5, 1, 2, 4).reshape(b, 4, c, h // 2, w // 2)
+    return x[:, (0, 3, 1, 2)].reshape(b, 4 * c, h // 2, w // 2)
+
+
+def squeeze_inverse(
+    y: Tensor,  # [B, 4C, h, w]
+    order: str = "plain",
+) -> Tensor:
+    """The inverse of :func:`squeeze`.
+
+    Args:
+        y: ``[B, 4 C, h, w]``, any dtype.
+        order: ``"plain"`` or ``"factor"``.
+
+    Returns:
+        ``[B, C, 2 h, 2 w]``.
+
+    Raises:
+        TypeError: y is no tensor.
+        ValueError: an unknown order, not four dims, or channels that are no multiple of 4.
+    """
+    check_squeeze("squeeze_inverse", y, order)
+    if y.shape[1] % 4:
+        raise ValueError(f"squeeze_inverse: y must have a multiple of 4 channels, got {list(y.shape)}")
+    b, k, h, w = y.shape
+    c = k // 4
+    if order == "plain":
+        return y.reshape(b, c, 2, 2, h, w).permute(0, 1, 4, 2, 5, 3).reshape(b, c, 2 * h, 2 * w)
+    y = y.reshape(b, 4, c, h, w)[:, (0, 2, 3, 1)]
+    return y.reshape(b, 2, 2, c, h, w).permute(0, 3, 4, 1, 5, 2).reshape(b, c, 2 * h, 2 * w)
+
+
+def check_squeeze(op: str, x: Tensor, order: str) -> None:
+    """Raise unless x is an image batch and the order is known."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{op}: the input must be a Tensor, got {type(x).__name__}")
+    if order not in ORDERS:
+        raise ValueError(f'{op}: order must be "plain" or "factor", got {order!r}')
+    if x.dim() != 4:
+        raise ValueError(f"{op}: the input must be [B, C, H, W], got {list(x.shape)}")
