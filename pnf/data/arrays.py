@@ -1,0 +1,141 @@
+"""NumPy files: ``.npz`` with splits by key, or one array in an ``.npz`` or ``.npy``. Nothing is ever unpickled."""
+
+from __future__ import annotations
+
+import math
+import zipfile
+import zlib
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+import torch
+from numpy.lib import format as npy
+
+from pnf.data.images import SPLITS, DataError, Images, Request, brief, missing_split
+from pnf.data.streams import DEFLATE_LIMIT, read_into, skip
+
+SUFFIXES = (".npz", ".npy")
+
+_WANTED = "a uint8 array [N, C, H, W], [N, H, W, C] or [N, H, W]"
+
+# A larger extent is taken for a height or a width.
+_MAX_CHANNELS = 4
+
+
+def read(path: Path, request: Request) -> Images:
+    """Reads a split of a ``.npz`` or ``.npy`` file.
+
+    An ``.npz`` with any of the keys "train", "validation", "test" has those splits; its other keys are ignored. A file
+    with one array under any other name has its last tenth (rounded down) as "test" and the rest as "train".
+
+    Raises:
+        DataError: There is no such split or key, or the file is foreign, broken or not of 8-bit images. Shape and dtype
+            are checked before any data is read.
+    """
+    if path.suffix.lower() == ".npy":
+        with path.open("rb") as stream:
+            array = _read_array(stream, path.stat().st_size, str(path), request, split_by_position=True)
+    else:
+        try:
+            with zipfile.ZipFile(path) as archive:
+                array = _read_member(archive, path, request)
+        # What zipfile raises for a foreign file, a bad stream, a password and an unknown compression, in this order.
+        except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError) as error:
+            raise DataError(
+                f"{path}: wanted a whole .npz file, got a broken one ({brief(error)}); save it again"
+            ) from error
+    return Images(torch.from_numpy(_channels_first(array)), path.stem, request.split)
+
+
+def _read_member(archive: zipfile.ZipFile, path: Path, request: Request) -> np.ndarray:
+    members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
+    splits = [split for split in SPLITS if split in members]
+    if splits:
+        if request.split not in members:
+            raise missing_split(path, request.split, splits)
+        key = request.split
+    elif len(members) == 1:
+        key = next(iter(members))
+    else:
+        raise DataError(
+            f"{path}: wanted the keys 'train' and 'test', or one array, got {str(sorted(members))[:160]}; "
+            "save it as np.savez(path, train=..., test=...)"
+        )
+    info = members[key]
+    stored = min(info.compress_size, path.stat().st_size)
+    if info.file_size > stored * DEFLATE_LIMIT:
+        raise DataError(
+            f"{path}[{key}]: wanted at most {stored * DEFLATE_LIMIT} bytes from {stored} compressed ones, "
+            f"got a declared size of {info.file_size}; save it again"
+        )
+    with archive.open(info) as stream:
+        return _read_array(stream, info.file_size, f"{path}[{key}]", request, split_by_position=not splits)
+
+
+def _read_array(
+    stream: IO[bytes],
+    size: int,  # of the whole stream, in bytes
+    where: str,
+    request: Request,
+    split_by_position: bool,
+) -> np.ndarray:
+    shape, fortran_order = _read_header(stream, size, where)
+    start, stop = _rows(shape[0], where, request) if split_by_position else (0, shape[0])
+    if request.limit is not None:
+        stop = min(stop, start + request.limit)
+    if fortran_order:
+        array = np.empty(shape[::-1], dtype=np.uint8)
+        read_into(stream, array, where)
+        return array.T[start:stop]
+    array = np.empty((stop - start, *shape[1:]), dtype=np.uint8)
+    skip(stream, start * math.prod(shape[1:]))
+    read_into(stream, array, where)
+    return array
+
+
+def _read_header(stream: IO[bytes], size: int, where: str) -> tuple[tuple[int, ...], bool]:
+    try:
+        version = npy.read_magic(stream)
+        # Version 3 differs by unicode field names, which an array of bytes cannot have.
+        read_header = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}[version]
+        shape, fortran_order, dtype = read_header(stream)
+    except (zipfile.BadZipFile, zlib.error):
+        raise
+    # The header is a Python literal: a hostile one can fail in ast and numpy in more ways than are documented.
+    except Exception as error:
+        raise DataError(
+            f"{where}: wanted a .npy header, got something else ({brief(error)}); save it with NumPy"
+        ) from error
+    if dtype != np.uint8 or len(shape) not in (3, 4) or (len(shape) == 4 and _channel_axis(shape) is None):
+        remedy = "scale it to 0..255 and save it as uint8" if dtype != np.uint8 else "reshape it"
+        raise DataError(f"{where}: wanted {_WANTED} with C <= {_MAX_CHANNELS}, got {dtype} {list(shape)}; {remedy}")
+    if min(shape) < 1:
+        raise DataError(f"{where}: wanted at least one image and pixel, got {list(shape)}; save it again")
+    declared, held = math.prod(shape), size - stream.tell()
+    if declared != held:
+        raise DataError(f"{where}: wanted {declared} bytes for {list(shape)}, got {held}; save it again")
+    return shape, fortran_order
+
+
+def _rows(count: int, where: str, request: Request) -> tuple[int, int]:
+    cut = count - count // 10
+    if request.split == "train":
+        return 0, cut
+    if request.split == "test":
+        if cut == count:
+            raise DataError(f"{where}: wanted at least 10 images, to use a tenth as the test split, got {count}")
+        return cut, count
+    raise missing_split(Path(where), request.split, ("train", "test"))
+
+
+def _channel_axis(shape: tuple[int, ...]) -> int | None:
+    return next((axis for axis in (1, 3) if shape[axis] <= _MAX_CHANNELS), None)
+
+
+def _channels_first(array: np.ndarray) -> np.ndarray:
+    if array.ndim == 3:
+        array = array[:, None]
+    elif _channel_axis(array.shape) == 3:
+        array = array.transpose(0, 3, 1, 2)
+    return np.ascontiguousarray(array)

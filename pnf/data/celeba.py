@@ -1,0 +1,88 @@
+"""CelebA (Liu et al., 2015), aligned and cropped: ``img_align_celeba/*.jpg`` beside ``list_eval_partition.txt``."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from pnf.data.decode import decode, decode_all
+from pnf.data.images import SPLITS, DataError, Images, Request
+
+_IMAGES = "img_align_celeba"
+_PARTITION = "list_eval_partition.txt"
+_HEIGHT, _WIDTH = 218, 178
+_CROP = (40, 15, 188, 163)
+_DEFAULT_SIZE = (64, 64)
+
+# The official list has 2.8 MB.
+_MAX_PARTITION_SIZE = 2**26
+
+
+def find(folder: Path) -> Path | None:
+    """The folder with both the images' folder and the list, also given the images' folder itself."""
+    root = folder.resolve().parent if folder.resolve().name == _IMAGES else folder
+    return root if (root / _IMAGES).is_dir() or (root / _PARTITION).is_file() else None
+
+
+def read(root: Path, request: Request) -> Images:
+    """Reads one of the three official splits; rows 40:188 and columns 15:163 are resized to ``size``, 64 by default.
+
+    Raises:
+        DataError: The images or the list are missing, or one of them is broken.
+    """
+    names = _names(root, request.split)
+    images = root / _IMAGES
+    if not images.is_dir():
+        raise DataError(
+            f"{root}: wanted the folder {_IMAGES} beside {_PARTITION}, got none; unpack {_IMAGES}.zip there"
+        )
+    paths = [images / name for name in names[: request.limit]]
+    size = request.size or _DEFAULT_SIZE
+    try:
+        pixels = decode_all(paths, _decode, size, request.progress)
+    except FileNotFoundError as error:
+        raise DataError(f"{error.filename}: wanted an image that {_PARTITION} lists, got no such file") from error
+    edges = f"{size[0]}" if size[0] == size[1] else f"{size[0]}x{size[1]}"
+    return Images(pixels, f"celeba{edges}", request.split)
+
+
+def _decode(path: Path) -> np.ndarray:
+    return decode(path, grey=False, crop=partial(_crop, path))
+
+
+def _crop(path: Path, height: int, width: int) -> tuple[int, int, int, int]:
+    if (height, width) != (_HEIGHT, _WIDTH):
+        raise DataError(
+            f"{path}: wanted an aligned CelebA image of {_WIDTH} x {_HEIGHT} pixels, got {width} x {height}; "
+            "use img_align_celeba.zip"
+        )
+    return _CROP
+
+
+def _names(root: Path, split: str) -> list[str]:
+    path = root / _PARTITION
+    if not path.is_file():
+        raise DataError(f"{root}: wanted {_PARTITION} beside {_IMAGES}, got no such file; put the official list there")
+    if path.stat().st_size > _MAX_PARTITION_SIZE:
+        raise DataError(f"{path}: wanted at most {_MAX_PARTITION_SIZE} bytes, got {path.stat().st_size}")
+    wanted = str(SPLITS.index(split))
+    names = []
+    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
+        fields = line.split()
+        if not fields:
+            continue
+        # A name with a folder in it could point at any file of the machine.
+        if (
+            len(fields) != 2
+            or fields[1] not in ("0", "1", "2")
+            or fields[0] in (".", "..")
+            or Path(fields[0]).name != fields[0]
+        ):
+            raise DataError(f"{path}: wanted lines like '000001.jpg 0', got {line[:80]!r} in line {number}")
+        if fields[1] == wanted:
+            names.append(fields[0])
+    if not names:
+        raise DataError(f"{path}: wanted images of the {split} split (number {wanted}), got none")
+    return names

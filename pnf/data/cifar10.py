@@ -1,0 +1,170 @@
+"""CIFAR-10 (Krizhevsky, 2009) in its "python" (pickled) and "binary" forms.
+
+A pickle is a program. This reader runs none of it: every opcode is checked first, and the few names that the official
+files refer to are replaced by stand-ins that keep the numbers and do nothing, so not even NumPy's own unpickling runs.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+import pickletools
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from pnf.data.images import DataError, Images, Request, brief, missing_split
+
+_FOLDERS = (".", "cifar-10-batches-py", "cifar-10-batches-bin")
+_BATCHES = {"train": tuple(f"data_batch_{number}" for number in range(1, 6)), "test": ("test_batch",)}
+_SUFFIXES = ("", ".bin")
+_IMAGE_SHAPE = (3, 32, 32)
+_IMAGE_SIZE = 3 * 32 * 32
+_CLASSES = 10
+
+# Eight times an official batch.
+_MAX_FILE_SIZE = 2**28
+
+_REMEDY = "unpack the official archive again"
+
+
+def find(folder: Path) -> Path | None:
+    """The folder with the batches: ``folder`` or the official folder in it."""
+    names = [stem + suffix for stems in _BATCHES.values() for stem in stems for suffix in _SUFFIXES]
+    roots = (folder / name for name in _FOLDERS)
+    return next((root for root in roots if any((root / name).is_file() for name in names)), None)
+
+
+def read(root: Path, request: Request) -> Images:
+    """Reads one of the two official splits; pixels are [N, 3, 32, 32].
+
+    Raises:
+        DataError: There is no such split, or a batch is missing, broken, foreign or hostile.
+    """
+    if request.split not in _BATCHES:
+        raise missing_split(root, request.split, tuple(_BATCHES))
+    parts: list[np.ndarray] = []
+    wanted = request.limit
+    for stem in _BATCHES[request.split]:
+        part = _read_batch(root, stem)[:wanted]
+        parts.append(part)
+        if wanted is not None:
+            wanted -= len(part)
+            if wanted == 0:
+                break
+    pixels = np.concatenate(parts).reshape(-1, *_IMAGE_SHAPE)
+    return Images(torch.from_numpy(pixels), "cifar10", request.split)
+
+
+def _read_batch(root: Path, stem: str) -> np.ndarray:
+    path = next((path for suffix in _SUFFIXES if (path := root / (stem + suffix)).is_file()), None)
+    if path is None:
+        raise DataError(f"{root}: wanted {stem} or {stem}.bin, got no such file; {_REMEDY}")
+    size = path.stat().st_size
+    if size > _MAX_FILE_SIZE:
+        raise DataError(f"{path}: wanted at most {_MAX_FILE_SIZE} bytes, got {size}; {_REMEDY}")
+    content = path.read_bytes()
+    return _parse_binary(content, path) if path.suffix == ".bin" else _parse_pickle(content, path)
+
+
+def _parse_binary(content: bytes, path: Path) -> np.ndarray:
+    record = 1 + _IMAGE_SIZE
+    if not content or len(content) % record:
+        raise DataError(f"{path}: wanted records of {record} bytes, got {len(content)} bytes in all; {_REMEDY}")
+    records = np.frombuffer(content, dtype=np.uint8).reshape(-1, record)
+    label = int(records[:, 0].max())
+    if label >= _CLASSES:
+        raise DataError(f"{path}: wanted labels below {_CLASSES}, got {label}: not CIFAR-10; {_REMEDY}")
+    return records[:, 1:]
+
+
+def _parse_pickle(content: bytes, path: Path) -> np.ndarray:
+    try:
+        _check_opcodes(content)
+        batch = _BatchUnpickler(io.BytesIO(content), encoding="bytes").load()
+        entry = batch.get(b"data", batch.get("data")) if isinstance(batch, dict) else None
+        array = entry.array if isinstance(entry, _Array) else None
+    # A broken pickle can raise nearly anything (its documentation lists some of it).
+    except Exception as error:
+        raise DataError(
+            f"{path}: wanted a CIFAR-10 batch, got a pickle that is refused ({brief(error)}); {_REMEDY}"
+        ) from error
+    if array is None or array.ndim != 2 or array.shape[1] != _IMAGE_SIZE or len(array) < 1:
+        got = "nothing of the kind" if array is None else f"uint8 {list(array.shape)}"
+        raise DataError(f"{path}: wanted a dict with b'data' as uint8 [N, {_IMAGE_SIZE}], got {got}; {_REMEDY}")
+    return array
+
+
+# Protocol 2, which the official files use, and what a copy re-saved with protocol 3 or 4 needs.
+_OPCODES = """
+    PROTO FRAME STOP MARK EMPTY_DICT EMPTY_LIST EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 SETITEM SETITEMS APPEND APPENDS
+    NONE NEWTRUE NEWFALSE BININT BININT1 BININT2 BINSTRING SHORT_BINSTRING BINUNICODE SHORT_BINUNICODE BINBYTES
+    SHORT_BINBYTES BINPUT LONG_BINPUT BINGET LONG_BINGET MEMOIZE GLOBAL STACK_GLOBAL REDUCE BUILD
+"""
+_ALLOWED = frozenset(_OPCODES.split())
+
+
+def _check_opcodes(content: bytes) -> None:
+    for index, (opcode, argument, _) in enumerate(pickletools.genops(content)):
+        if opcode.name not in _ALLOWED:
+            raise pickle.UnpicklingError(f"opcode {opcode.name}")
+        # The memo is an array that grows to the largest index: a few bytes could ask for 64 GiB.
+        if opcode.name == "LONG_BINPUT" and isinstance(argument, int) and argument > index:
+            raise pickle.UnpicklingError(f"memo index {argument}")
+
+
+class _Inert:
+    """Base of the stand-ins. BUILD on a class would write to its attributes if it had no ``__setstate__``."""
+
+    def __setstate__(self, state: Any) -> None:
+        """Ignores the state."""
+
+
+class _Dtype(_Inert):
+    def __init__(self, code: bytes | str, *_: Any) -> None:
+        self.code = code if isinstance(code, str) else code.decode("ascii")
+
+
+class _Array(_Inert):
+    array: np.ndarray | None = None
+
+    def __setstate__(self, state: Any) -> None:
+        _, shape, dtype, fortran_order, data = state
+        if not isinstance(dtype, _Dtype) or dtype.code not in ("u1", "|u1"):
+            raise pickle.UnpicklingError("an array that is not uint8")
+        if not isinstance(data, bytes) or not all(type(extent) is int and extent >= 0 for extent in shape):
+            raise pickle.UnpicklingError("an array without its bytes")
+        self.array = np.frombuffer(data, dtype=np.uint8).reshape(shape, order="F" if fortran_order else "C")
+
+
+class _Reconstruct(_Inert):
+    def __new__(cls, *_: Any) -> Any:
+        return _Array()
+
+
+class _Encode(_Inert):
+    """Python 3 writes bytes into a protocol 2 pickle as ``_codecs.encode(text, "latin1")``."""
+
+    def __new__(cls, text: str, encoding: str) -> Any:
+        if encoding not in ("latin1", b"latin1"):
+            raise pickle.UnpicklingError(f"encoding {encoding!r}")
+        return text.encode("latin1")
+
+
+_STAND_INS = {
+    ("numpy.core.multiarray", "_reconstruct"): _Reconstruct,
+    ("numpy._core.multiarray", "_reconstruct"): _Reconstruct,
+    ("numpy", "ndarray"): _Array,
+    ("numpy", "dtype"): _Dtype,
+    ("_codecs", "encode"): _Encode,
+}
+
+
+class _BatchUnpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        stand_in = _STAND_INS.get((module, name))
+        if stand_in is None:
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}"[:120])
+        return stand_in

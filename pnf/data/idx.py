@@ -1,0 +1,104 @@
+"""The idx files of MNIST and its relatives (http://yann.lecun.com/exdb/mnist): big-endian header, then bytes."""
+
+from __future__ import annotations
+
+import gzip
+import math
+import re
+import zlib
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from pnf.data.images import DataError, Images, Request, brief, missing_split
+from pnf.data.streams import DEFLATE_LIMIT, read_into
+
+_PREFIX = {"train": "train", "test": "t10k"}
+_NAMES = ("{}-images-idx3-ubyte", "{}-images.idx3-ubyte", "{}-images-idx3-ubyte.gz", "{}-images.idx3-ubyte.gz")
+_UNSIGNED_BYTE = 0x08
+_REMEDY = "get the file again"
+
+
+def find(folder: Path) -> Path | None:
+    """The folder with the idx files: ``folder`` or its ``raw``."""
+    for root in (folder, folder / "raw"):
+        if any(_images_file(root, prefix) for prefix in _PREFIX.values()):
+            return root
+    return None
+
+
+def read(root: Path, request: Request) -> Images:
+    """Reads one of the two official splits; pixels are [N, 1, H, W].
+
+    Raises:
+        DataError: There is no such split, or its file is missing or not what it says.
+    """
+    if request.split not in _PREFIX:
+        raise missing_split(root, request.split, tuple(_PREFIX))
+    prefix = _PREFIX[request.split]
+    path = _images_file(root, prefix)
+    if path is None:
+        raise DataError(f"{root}: wanted {_NAMES[0].format(prefix)} (or .gz), got no such file; {_REMEDY}")
+    pixels = torch.from_numpy(read_idx(path, ndim=3, limit=request.limit)).unsqueeze(1)
+    return Images(pixels, _name(root), request.split)
+
+
+def read_idx(path: Path, ndim: int, limit: int | None = None) -> np.ndarray:
+    """Reads the first ``limit`` entries of an idx file of unsigned bytes, plain or gzipped.
+
+    Args:
+        path: The file; a name that ends in ".gz" is decompressed.
+        ndim: How many dimensions it must have: 3 for images, 1 for labels.
+        limit: How many entries along the first dimension to read; all by default.
+
+    Returns:
+        uint8 array of the shape in the header, but at most ``limit`` along the first dimension.
+
+    Raises:
+        DataError: The file is foreign, truncated, too long, or declares more than it can hold. Nothing is allocated
+            for a size that the file cannot hold, and no more than one byte beyond the declared size is decompressed.
+    """
+    compressed = path.suffix == ".gz"
+    header_size = 4 + 4 * ndim
+    try:
+        with gzip.open(path) if compressed else path.open("rb") as stream:
+            header = stream.read(header_size)
+            if len(header) < header_size or header[:4] != bytes((0, 0, _UNSIGNED_BYTE, ndim)):
+                wanted = f"an idx file of unsigned bytes with {ndim} dimension(s)"
+                got = f"the first bytes {header.hex(' ', 4)}" if header else "an empty file"
+                raise DataError(f"{path}: wanted {wanted}, got {got}; {_REMEDY}")
+            shape = tuple(int(extent) for extent in np.frombuffer(header, dtype=">u4", offset=4))
+            if min(shape) < 1:
+                raise DataError(f"{path}: wanted at least one entry, got the declared shape {list(shape)}; {_REMEDY}")
+            declared = math.prod(shape)
+            stored = path.stat().st_size
+            possible = stored * DEFLATE_LIMIT if compressed else stored - header_size
+            if declared > possible or (not compressed and declared < possible):
+                raise DataError(
+                    f"{path}: wanted {declared} bytes after the header, as its shape {list(shape)} declares, "
+                    f"got {'at most ' if compressed else ''}{possible}; {_REMEDY}"
+                )
+            count = shape[0] if limit is None else min(limit, shape[0])
+            array = np.empty((count, *shape[1:]), dtype=np.uint8)
+            read_into(stream, array, str(path))
+            if count == shape[0] and stream.read(1):
+                raise DataError(f"{path}: wanted the end after {declared} bytes of data, got more; {_REMEDY}")
+    except (gzip.BadGzipFile, zlib.error, EOFError) as error:
+        raise DataError(
+            f"{path}: wanted a whole gzip file, got one that is broken ({brief(error)}); {_REMEDY}"
+        ) from error
+    return array
+
+
+def _images_file(root: Path, prefix: str) -> Path | None:
+    return next((path for name in _NAMES if (path := root / name.format(prefix)).is_file()), None)
+
+
+def _name(root: Path) -> str:
+    root = root.resolve()
+    name = root.parent.name if root.name == "raw" else root.name
+    letters = re.sub("[^a-z0-9]", "", name.lower())
+    if "fashion" in letters:
+        return "fashion-mnist"
+    return "mnist" if letters == "mnist" else name
