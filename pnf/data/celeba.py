@@ -41,7 +41,7 @@ def read(root: Path, request: Request) -> Images:
     paths = [images / name for name in names[: request.limit]]
     size = request.size or _DEFAULT_SIZE
     try:
-        pixels = decode_all(paths, _decode, size, request.progress)
+        pixels = decode_all(paths, _decode, (3, *size), request.progress)
     except FileNotFoundError as error:
         raise DataError(f"{error.filename}: wanted an image that {_PARTITION} lists, got no such file") from error
     edges = f"{size[0]}" if size[0] == size[1] else f"{size[0]}x{size[1]}"

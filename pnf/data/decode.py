@@ -23,8 +23,7 @@ _FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "TIFF", "PPM")
 _GREY_MODES = frozenset(("1", "L", "LA", "La"))
 _DEEP_MODES = frozenset(("F", "I", "I;16", "I;16B", "I;16L", "I;16N"))
 
-# Images that are decoded at the same time: about 1.2 GB of 12-megapixel photographs.
-_CHUNK = 32
+_CHUNK = 256
 
 _Result = TypeVar("_Result")
 
@@ -72,46 +71,37 @@ def scan_all(paths: Sequence[Path]) -> list[tuple[bool, int, int]]:
 def decode_all(
     paths: Sequence[Path],
     decode_one: Callable[[Path], np.ndarray],  # -> [C, h, w], uint8
-    size: tuple[int, int],
+    shape: tuple[int, int, int],
     progress: Progress | None = None,
-) -> Tensor:  # [N, C, *size], uint8
-    """Decodes images on all cores and resizes them; the memory beyond the result does not grow with their number.
+) -> Tensor:  # [N, *shape], uint8
+    """Decodes images and resizes them to ``shape``, (C, H, W), on all cores.
+
+    No more images are held at their full size at once than there are cores.
 
     Raises:
         DataError: The first image, in order, that cannot be read.
     """
-    images = _map_in_chunks(decode_one, paths)
-    pixels: Tensor | None = None
-    batch: list[Tensor] = []
-    done = 0
+    pixels = torch.empty(len(paths), *shape, dtype=torch.uint8)
 
-    def flush() -> None:
-        nonlocal pixels, done
-        resized = resize(torch.stack(batch), size)
-        if pixels is None:
-            pixels = resized.new_empty(len(paths), *resized.shape[1:])
-        pixels[done : done + len(batch)] = resized
-        done += len(batch)
-        batch.clear()
+    def decode_and_resize(path: Path) -> Tensor:
+        return resize(torch.from_numpy(decode_one(path))[None], shape[1:])[0]
 
-    # The paths, whose number is known, are what goes through progress: a bar can show what remains.
-    for _, array in zip(progress(paths) if progress else paths, images, strict=True):
-        image = torch.from_numpy(array)
-        if batch and image.shape != batch[0].shape:
-            flush()
-        batch.append(image)
-        if len(batch) == _CHUNK:
-            flush()
-    if batch:
-        flush()
-    assert pixels is not None
-    assert done == len(paths)
+    threads = torch.get_num_threads()
+    # The images are the parallelism: with OpenMP inside each worker the cores are oversubscribed, and it spins.
+    torch.set_num_threads(1)
+    try:
+        images = enumerate(_map_in_chunks(decode_and_resize, paths))
+        # The paths, whose number is known, are what goes through progress: a bar can show what remains.
+        for _, (index, image) in zip(progress(paths) if progress else paths, images, strict=True):
+            pixels[index] = image
+    finally:
+        torch.set_num_threads(threads)
     return pixels
 
 
 def _map_in_chunks(function: Callable[[Path], _Result], paths: Sequence[Path]) -> Iterator[_Result]:
-    # All at once would hold every decoded image, and decoding while PyTorch resizes would have both fight for the cores.
-    with ThreadPoolExecutor(min(_CHUNK, os.cpu_count() or 1)) as pool:
+    # All at once would hold every result that is not used yet.
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
         for start in range(0, len(paths), _CHUNK):
             yield from pool.map(function, paths[start : start + _CHUNK])
 

@@ -54,7 +54,7 @@ def read(root: Path, request: Request) -> Images:
                 f"got {headers[other][2]} x {headers[other][1]}; give a size"
             )
     decode_one = partial(decode, grey=grey, crop=partial(_centred, size))
-    pixels = decode_all(paths[: request.limit], decode_one, size, request.progress)
+    pixels = decode_all(paths[: request.limit], decode_one, (1 if grey else 3, *size), request.progress)
     return Images(pixels, root.resolve().name, request.split)
 
 

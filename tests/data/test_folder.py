@@ -108,6 +108,21 @@ def test_many_images_keep_their_order(tmp_path: Path, save_image: Save) -> None:
     assert np.array_equal(load(tmp_path, limit=7).pixels[:, 0].numpy(), np.stack(arrays[:7]))
 
 
+def test_pytorch_keeps_its_threads(tmp_path: Path, save_image: Save) -> None:
+    save_image("train/0.png", 4, 4)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(threads + 1)
+    try:
+        load(tmp_path, size=2)
+        assert torch.get_num_threads() == threads + 1
+        (tmp_path / "train" / "0.png").write_bytes((tmp_path / "train" / "0.png").read_bytes()[:50])
+        with pytest.raises(DataError, match="refuses"):
+            load(tmp_path, size=2)
+        assert torch.get_num_threads() == threads + 1
+    finally:
+        torch.set_num_threads(threads)
+
+
 def test_nothing_there(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"wanted images \(.*\) or a known data set, got neither; see docs/data.md"):
         load(tmp_path)
