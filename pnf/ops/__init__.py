@@ -1,0 +1,5 @@
+"""Differentiable ops with compiled kernels, for people who build flows; same signatures as in pnf.reference."""
+
+from pnf.ops.masking import mask_apply, mask_input, mask_pack, mask_unpack
+
+__all__ = ["mask_apply", "mask_input", "mask_pack", "mask_unpack"]
