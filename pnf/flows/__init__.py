@@ -1,5 +1,6 @@
 """The flows, written once against an op table; :mod:`pnf.reference` binds them to the reference ops."""
 
+from pnf.flows.couplings import scale_parameters as scale_parameters
 from pnf.flows.op_table import OpTable as OpTable
 from pnf.flows.progressive import ProgressiveFlow as ProgressiveFlow
 from pnf.flows.realnvp import RealNVP as RealNVP

@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor, nn
 
-from pnf.flows.networks import NETWORK_EPS, DenseNetwork, ResidualNetwork
+from pnf.flows.networks import NETWORK_EPS, DenseNetwork, ResidualNetwork, WeightNormConv2d
 from pnf.flows.op_table import OpTable
 
 
@@ -126,7 +126,7 @@ class Coupling(nn.Module):
     def __init__(self, transformed: int, norm: str, ops: OpTable) -> None:
         super().__init__()
         self.ops = ops
-        self.scale = nn.Parameter(torch.zeros(transformed))
+        self.scale = nn.Parameter(torch.ones(transformed))
         self.norm = make_norm(norm, transformed)
         self.network_dtype: torch.dtype | None = None
 
@@ -233,3 +233,14 @@ class DenseCoupling(Coupling):
     def _raw(self, kept: Tensor, condition: Tensor | None) -> Tensor:
         with self.precision(kept):
             return self.network(kept if condition is None else torch.cat((kept, condition), 1))
+
+
+def scale_parameters(module: nn.Module) -> list[nn.Parameter]:
+    """The bounds of the log-scales and the magnitudes of weight normalisation, which training regularises."""
+    found = []
+    for m in module.modules():
+        if isinstance(m, Coupling):
+            found.append(m.scale)
+        elif isinstance(m, WeightNormConv2d) and m.magnitude is not None:
+            found.append(m.magnitude)
+    return found

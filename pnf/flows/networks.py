@@ -106,7 +106,7 @@ class ResidualNetwork(nn.Module):
         self.blocks = nn.ModuleList(_Block(hidden, kernel, batch_norm) for _ in range(blocks))
         self.skips = nn.ModuleList(WeightNormConv2d(hidden, hidden, (1, 1), magnitude=True) for _ in range(blocks))
         self.out_norm = _batch_norm(hidden, batch_norm)
-        self.out = WeightNormConv2d(hidden, outputs, (1, 1), magnitude=True, gain=0.1)
+        self.out = WeightNormConv2d(hidden, outputs, (1, 1), magnitude=True, gain=0.0)
 
     def forward(
         self,
@@ -144,7 +144,7 @@ class DenseNetwork(nn.Sequential):
         modules: list[nn.Module] = []
         for i, o in zip(sizes[:-1], sizes[1:], strict=True):
             modules += [_Linear(i, o, 1.0), nn.ReLU()]
-        super().__init__(*modules, _Linear(hidden, outputs, 0.1))
+        super().__init__(*modules, _Linear(hidden, outputs, 0.0))
 
 
 class _Linear(nn.Linear):

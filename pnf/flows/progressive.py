@@ -17,6 +17,12 @@ from pnf.flows.shapes import as_channels, bits_per_dim, check_batch, check_choic
 
 DETAILS = ("bounded", "identity")
 
+GAMMA_START = 0.2
+"""Where gamma starts: between a log-ratio (0), which suits flat backgrounds, and the plain detail (1)."""
+
+GAMMA_RATE = 4.0
+"""How much faster gamma moves than a plain logit would."""
+
 
 class ProgressiveFlow(Pretrained):
     """An exact density on [0, 1]^D that grows an image, or a vector, by one axis a stage.
@@ -176,8 +182,8 @@ class ProgressiveFlow(Pretrained):
         self._check(x)
         if not 0 <= stage < len(self.stages):
             raise IndexError(f"ProgressiveFlow: stage must be from 0 to {len(self.stages) - 1}, got {stage}")
-        _, z, log_det = self.stages[stage](self._down(x, len(self.stages) - 1 - stage))
-        return -(self.ops.standard_normal(z) + log_det).mean() / self.stage_dims[stage]
+        log_prob = self.stages[stage].log_prob(self._down(x, len(self.stages) - 1 - stage))
+        return -log_prob.mean() / self.stage_dims[stage]
 
     def bits_per_dim(
         self,
@@ -305,11 +311,26 @@ class ProgressiveFlow(Pretrained):
         return temperature * torch.randn(n, dims, generator=generator, device=like.device, dtype=like.dtype)
 
 
-class BaseStage(nn.Module):
+class Stage(nn.Module):
+    """A stage maps an image to the next coarser one and the noise of what is lost, and back."""
+
+    ops: OpTable
+
+    def log_prob(
+        self,
+        x: Tensor,  # [B, *shape of the stage]
+    ) -> Tensor:
+        """The share of this stage in the log-density of the image x: ``[B]`` in nats."""
+        _, z, log_det = self(x)
+        return self.ops.standard_normal(z) + log_det
+
+
+class BaseStage(Stage):
     """The flow f0 of the coarsest image, through the logit."""
 
     def __init__(self, shape: tuple[int, ...], alpha: float, settings: dict[str, object], ops: OpTable) -> None:
         super().__init__()
+        self.ops = ops
         self.flow = RealNVP(shape, alpha=alpha, ops=ops, **settings)  # type: ignore[arg-type]
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -322,7 +343,7 @@ class BaseStage(nn.Module):
         return x.clamp(0, 1), log_det
 
 
-class DetailStage(nn.Module):
+class DetailStage(Stage):
     """A conditional flow of the detail along one axis, given the mean."""
 
     def __init__(
@@ -332,7 +353,8 @@ class DetailStage(nn.Module):
         self.dim, self.detail, self.ops = dim, detail, ops
         self.channels = as_channels(shape)
         if detail == "bounded":
-            self.gamma = nn.Parameter(torch.zeros(self.channels[0]))
+            start = math.log(GAMMA_START / (1 - GAMMA_START)) / GAMMA_RATE
+            self.gamma_logit = nn.Parameter(torch.full((self.channels[0],), start))
         self.pairs = math.prod(shape)
         self.flow = RealNVP(shape, condition_shape=shape, ops=ops, **settings)  # type: ignore[arg-type]
 
@@ -343,7 +365,7 @@ class DetailStage(nn.Module):
             z, log_det = self.flow(d, self._condition(s))
             return s, z, log_det - self.pairs * math.log(2)
         pixels = x.reshape(x.shape[0], 1, *x.shape[1:]) if x.dim() == 2 else x
-        s, u, log_det = self.ops.haar_bounded_split(pixels, self._gamma(), self.dim)
+        s, u, log_det = self.ops.haar_bounded_split(pixels, self.gamma, self.dim)
         s, u = s.reshape(-1, *self.flow.shape), u.reshape(-1, *self.flow.shape)
         z, flow_log_det = self.flow(u, self._condition(s))
         return s, z, log_det + flow_log_det
@@ -354,11 +376,15 @@ class DetailStage(nn.Module):
         if self.detail == "identity":
             return self.ops.haar_merge(s, d, self.dim), log_det + self.pairs * math.log(2)
         size = (s.shape[0], *self.channels)
-        x, merge_log_det = self.ops.haar_bounded_merge(s.reshape(size), d.reshape(size), self._gamma(), self.dim)
+        x, merge_log_det = self.ops.haar_bounded_merge(s.reshape(size), d.reshape(size), self.gamma, self.dim)
         return x.flatten(1) if s.dim() == 2 else x, log_det + merge_log_det
 
-    def _gamma(self) -> Tensor:
-        return self.gamma
+    @property
+    def gamma(self) -> Tensor:
+        """The exponent of each channel, ``[C]``, between 0 and 1."""
+        return (GAMMA_RATE * self.gamma_logit).sigmoid()
 
-    def _condition(self, s: Tensor) -> Tensor:
-        return s
+    @staticmethod
+    def _condition(s: Tensor) -> Tensor:
+        """The mean as the networks see it, about -2 to 2."""
+        return 4 * s - 2

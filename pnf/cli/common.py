@@ -1,0 +1,81 @@
+"""What the commands share: consoles, devices, runs and images."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.console import Console
+from rich.progress import track
+
+from pnf.data import Images, load
+from pnf.flows import ProgressiveFlow
+from pnf.training import Flow, RunConfig, RunError, find_runs, load_run
+
+console = Console()
+notes = Console(stderr=True)
+
+RunArgument = Annotated[Path, typer.Argument(help="Folder of a run, e.g. runs/demo/progressive-bounded.")]
+DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, or auto: a GPU where there is one.")]
+DataOption = Annotated[str | None, typer.Option(help="Another data set than the run's own; see docs/data.md.")]
+SeedOption = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of all that is drawn.")]
+
+
+def pick_device(name: str) -> torch.device:
+    """The device of that name.
+
+    Raises:
+        RunError: there is none.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise RunError("there is no CUDA device that torch can use here; pnf doctor tells more")
+    if name not in ("cpu", "cuda"):
+        raise RunError(f"--device must be cpu, cuda or auto, got {name!r}")
+    return torch.device(name)
+
+
+def progress(description: str) -> Any:
+    """Wraps an iterable into a progress bar on standard error."""
+
+    def wrap(items: Iterable[Any]) -> Iterable[Any]:
+        return track(items, description=description, console=notes, transient=True)
+
+    return wrap
+
+
+def load_images(config: RunConfig, split: str, *, data: str | None = None, limit: int | None = None) -> Images:
+    """A split of the run's data set, or of another, at the run's size."""
+    source = config.data if data is None else data
+    return load(source, split, config.size, limit=limit, progress=progress(f"Reading {source}"))
+
+
+def load_progressive(folder: Path, device: str) -> tuple[RunConfig, ProgressiveFlow]:
+    """The one trained ProgressiveFlow in a folder.
+
+    Raises:
+        RunError: there is none, or more than one.
+    """
+    runs = [run for run in find_runs(folder) if RunConfig.load(run).model == "progressive"]
+    if len(runs) > 1:
+        raise RunError(f"{folder} holds several runs, choose one: {', '.join(str(run) for run in runs)}")
+    if not runs:
+        raise RunError(f"{folder} holds no ProgressiveFlow, and only that can grow images")
+    config, flow = load_run(runs[0])
+    assert isinstance(flow, ProgressiveFlow)
+    return config, flow.to(pick_device(device))
+
+
+def load_any(folder: Path, device: str) -> tuple[RunConfig, Flow]:
+    """The one trained flow in a folder.
+
+    Raises:
+        RunError: there is none, or more than one.
+    """
+    runs = find_runs(folder)
+    if len(runs) > 1:
+        raise RunError(f"{folder} holds several runs, choose one: {', '.join(str(run) for run in runs)}")
+    config, flow = load_run(runs[0])
+    return config, flow.to(pick_device(device))

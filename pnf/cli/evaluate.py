@@ -1,0 +1,161 @@
+"""``pnf evaluate`` and ``pnf curves``."""
+
+import csv
+import json
+import math
+import platform
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from rich.table import Table
+
+import pnf
+from pnf import figures
+from pnf.cli.common import DataOption, DeviceOption, SeedOption, console, load_images, pick_device, progress
+from pnf.training import Evaluation, RunConfig, RunError, evaluate, find_runs, load_run
+
+RunsArgument = Annotated[list[Path], typer.Argument(help="Folders of runs, or folders that hold runs.")]
+
+
+def evaluate_command(
+    runs: RunsArgument,
+    data: DataOption = None,
+    limit: Annotated[int | None, typer.Option(min=2, help="Evaluate only the first so many images.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of metrics.json and bits.png. Default: that of the runs.")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 250,
+    seed: SeedOption = 0,
+    device: DeviceOption = "auto",
+) -> None:
+    """Likelihood of held-out images, in nats and bits/dim, in all and by stage; runs side by side.
+
+    The standard error is over images. Every run sees the same images with the same dequantization noise.
+
+    Example: [bold]pnf evaluate runs/demo[/bold]
+    """
+    folders = [run for folder in runs for run in find_runs(folder)]
+    found: dict[str, tuple[RunConfig, Evaluation]] = {}
+    for folder in folders:
+        config, flow = load_run(folder)
+        images = load_images(config, "test", data=data, limit=limit)
+        name = _name(folder, folders)
+        track = progress(f"Evaluating {name}")
+        result = evaluate(flow.to(pick_device(device)), images, seed=seed, batch_size=batch_size, track=track)
+        found[name] = (config, result)
+    _print_tables(found)
+    target = out if out is not None else _common(runs, folders)
+    target.mkdir(parents=True, exist_ok=True)
+    document = {
+        "pnf": pnf.__version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "device": str(pick_device(device)),
+        "threads": torch.get_num_threads(),
+        "seed": seed,
+        "models": {
+            name: {"settings": config.model_dump(), "result": asdict(result)} for name, (config, result) in found.items()
+        },
+    }
+    (target / "metrics.json").write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+    figure = figures.bits_per_stage(
+        {name: result.stage_bits_per_dim for name, (_, result) in found.items()},
+        standard_errors={name: result.bits_per_dim_error for name, (_, result) in found.items()},
+    )
+    figures.save(figure, target / "bits.png")
+    console.print(f"Written: {target / 'metrics.json'}, {target / 'bits.png'}", soft_wrap=True)
+
+
+def curves_command(
+    runs: RunsArgument,
+    out: Annotated[Path | None, typer.Option(help="Picture. Default: curves.png in the folder of the runs.")] = None,
+) -> None:
+    """Training curves of one or more runs, in bits/dim; held-out images beside the training images.
+
+    Example: [bold]pnf curves runs/demo[/bold]
+    """
+    folders = [run for folder in runs for run in find_runs(folder)]
+    training, validation = {}, {}
+    for folder in folders:
+        name = _name(folder, folders)
+        logged = _read_logs(folder)
+        if not logged["train/nats_per_dim"]:
+            raise RunError(f"{folder} has no logs yet: is it training?")
+        training[name] = _bits(logged["train/nats_per_dim"])
+        if logged["validation/nats_per_dim"]:
+            validation[name] = _bits(logged["validation/nats_per_dim"])
+    target = out if out is not None else _common(runs, folders) / "curves.png"
+    if target.suffix.lower() != ".png":
+        raise RunError(f"--out must end in .png, got {target}")
+    figures.save(figures.training_curves(training, validation=validation or None), target)
+    console.print(f"Written: {target}", soft_wrap=True)
+
+
+def _name(folder: Path, folders: list[Path]) -> str:
+    """The shortest end of the path that names the run among the others."""
+    parts = folder.resolve().parts
+    others = [other.resolve().parts for other in folders if other.resolve() != folder.resolve()]
+    for length in range(1, len(parts)):
+        if all(other[-length:] != parts[-length:] for other in others):
+            return "/".join(parts[-length:])
+    return str(folder)
+
+
+def _common(runs: list[Path], folders: list[Path]) -> Path:
+    """Where what belongs to all the runs is written: the one folder given, or the first run's."""
+    return runs[0] if len(runs) == 1 else folders[0]
+
+
+def _bits(curve: dict[int, float]) -> list[tuple[int, float]]:
+    return [(step, 8 - nats / math.log(2)) for step, nats in sorted(curve.items())]
+
+
+def _read_logs(folder: Path) -> dict[str, dict[int, float]]:
+    """Logged values by step; what a resumed run logged again counts."""
+    logged: dict[str, dict[int, float]] = {"train/nats_per_dim": {}, "validation/nats_per_dim": {}}
+    files = folder.glob("logs/version_*/metrics.csv")
+    for path in sorted(files, key=lambda path: int(path.parent.name.removeprefix("version_"))):
+        with path.open(newline="", encoding="utf-8") as file:
+            for row in csv.DictReader(file):
+                for key, values in logged.items():
+                    # A kill can cut the last line short.
+                    if row.get(key) and row.get("step"):
+                        values[int(row["step"])] = float(row[key])
+    return logged
+
+
+def _print_tables(found: dict[str, tuple[RunConfig, Evaluation]]) -> None:
+    table = Table(title="Held-out log-likelihood")
+    table.add_column("model")
+    for column in ("nats", "± s.e.", "bits/dim", "± s.e.", "parameters", "steps", "images", "images/s"):
+        table.add_column(column, justify="right")
+    best = min(result.bits_per_dim for _, result in found.values())
+    for name, (config, result) in found.items():
+        table.add_row(
+            name,
+            f"{result.nats:,.1f}",
+            f"{result.nats_error:.1f}",
+            f"{result.bits_per_dim:.4f}",
+            f"{result.bits_per_dim_error:.4f}",
+            f"{result.parameters:,}",
+            f"{config.steps:,}",
+            f"{result.images:,}",
+            f"{result.images_per_second:,.0f}",
+            style="bold" if result.bits_per_dim == best and len(found) > 1 else None,
+        )
+    console.print(table)
+    stages = max((list(result.stage_bits_per_dim) for _, result in found.values()), key=len)
+    if len(stages) == 1:
+        return
+    table = Table(title="Share of each stage in the bits/dim of the image")
+    table.add_column("model")
+    for stage in [*stages, "sum"]:
+        table.add_column(stage, justify="right")
+    for name, (_, result) in found.items():
+        shares = result.stage_bits_per_dim
+        cells = [f"{shares[stage]:.4f}" if stage in shares else "" for stage in stages]
+        table.add_row(name, *cells, f"{sum(shares.values()):.4f}")
+    console.print(table)

@@ -1,0 +1,189 @@
+"""``pnf sample``, ``pnf upscale`` and ``pnf project``."""
+
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from torch import Tensor
+
+from pnf import figures
+from pnf.cli.common import (
+    DataOption,
+    DeviceOption,
+    RunArgument,
+    SeedOption,
+    console,
+    load_any,
+    load_images,
+    load_progressive,
+    pick_device,
+)
+from pnf.cli.files import read_image, write_image
+from pnf.data import dequantize
+from pnf.flows import ProgressiveFlow
+from pnf.training import RunConfig, RunError, seeded
+
+TemperatureOption = Annotated[float, typer.Option(min=0, max=10, help="Scale of the noise; 0 is the paper's zero noise.")]
+
+
+@torch.no_grad()
+def sample_command(
+    run: RunArgument,
+    n: Annotated[int, typer.Option("-n", "--number", min=1, max=10000, help="How many.")] = 64,
+    temperature: TemperatureOption = 1.0,
+    out: Annotated[Path | None, typer.Option(help="Picture. Default: samples.png in the run.")] = None,
+    seed: SeedOption = 0,
+    device: DeviceOption = "auto",
+) -> None:
+    """A grid of images drawn from a trained flow.
+
+    Example: [bold]pnf sample runs/demo/progressive-bounded -n 64 --temperature 0.8[/bold]
+    """
+    config, flow = load_any(run, device)
+    target = _png(out, run / "samples.png")
+    x = flow.sample(n, temperature=temperature, generator=_generator(device, seed)).cpu()
+    name = "PNF" if config.model == "progressive" else "RealNVP"
+    title = f"{n} samples of {name}, temperature {temperature:g}"
+    figures.save(figures.image_grid(x, title=title), target)
+    console.print(f"Written: {target}", soft_wrap=True)
+
+
+@torch.no_grad()
+def upscale_command(
+    run: RunArgument,
+    files: Annotated[
+        list[Path] | None,
+        typer.Argument(help="Images: of a stage's resolution they grow from there; others go down and up again."),
+    ] = None,
+    sampled: Annotated[bool, typer.Option("--sampled", help="Start from images that the base flow draws.")] = False,
+    n: Annotated[int, typer.Option("-n", "--number", min=1, max=64, help="Rows, where no files are given.")] = 6,
+    temperature: Annotated[
+        list[float] | None,
+        typer.Option(min=0, max=10, help="Repeat for several. One, and no --draws: a column for each stage."),
+    ] = None,
+    draws: Annotated[int, typer.Option(min=1, max=16, help="Draws at each temperature.")] = 1,
+    data: DataOption = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the pictures. Default: that of the run.")] = None,
+    seed: SeedOption = 0,
+    device: DeviceOption = "auto",
+) -> None:
+    """Low-resolution images on their way up, each stage a column (the paper's Figures 2 to 4).
+
+    Without files, held-out images of the run's data set go down and up again (Figure 4); with --sampled, images of the
+    base flow go up (Figures 2 and 3). Files are also written upscaled, one PNG for each draw.
+
+    Example: [bold]pnf upscale runs/demo/progressive-bounded photo.png --temperature 0 --temperature 0.7 --draws 3[/bold]
+    """
+    if files and sampled:
+        raise RunError("--sampled and files exclude each other")
+    config, flow = load_progressive(run, device)
+    temperatures = temperature or [0.0]
+    folder = out if out is not None else run
+    generator = _generator(device, seed)
+    if files:
+        for file in files:
+            low, real = _low_resolution(flow, file, device)
+            _write_upscaled(flow, file.stem, low, temperatures, draws, folder, _generator(device, seed))
+            _picture(flow, low, real, temperatures, draws, generator, folder / f"{file.stem}-upscaled.png")
+        return
+    if sampled:
+        base = flow.stages[0].inverse(None, torch.randn(n, flow.stage_dims[0], generator=generator,
+                                                        device=generator.device))[0]
+        _picture(flow, base, None, temperatures, draws, generator, folder / "upscaled-samples.png")
+        return
+    real = _held_out(config, data, n, seed).to(generator.device)
+    _picture(flow, flow.encode(real), real, temperatures, draws, generator, folder / "upscaled-real.png")
+
+
+@torch.no_grad()
+def project_command(
+    run: RunArgument,
+    files: Annotated[list[Path] | None, typer.Argument(help="Images. Default: held-out images of the run.")] = None,
+    n: Annotated[int, typer.Option("-n", "--number", min=1, max=64, help="How many, where no files are given.")] = 8,
+    data: DataOption = None,
+    out: Annotated[Path | None, typer.Option(help="Picture. Default: projection.png in the run.")] = None,
+    seed: SeedOption = 0,
+    device: DeviceOption = "auto",
+) -> None:
+    """Images, their low-resolution codes, and their projections onto the manifold of the decoder.
+
+    Example: [bold]pnf project runs/demo/progressive-bounded -n 8[/bold]
+    """
+    config, flow = load_progressive(run, device)
+    target = _png(out, run / "projection.png")
+    if files:
+        x = torch.cat([read_image(file, flow.shape, exact=False) for file in files]).to(pick_device(device))
+    else:
+        x = _held_out(config, data, n, seed).to(pick_device(device))
+    code = flow.encode(x)
+    projected = flow.decode(code)
+    again = (flow.project(projected.clamp(0, 1)) - projected).abs().max().item()
+    figures.save(figures.projection(x.cpu(), code.cpu(), projected.cpu()), target)
+    error = (projected - x).square().mean().sqrt().item()
+    console.print(f"Root mean square error of the projection: {error:.4f}; projecting again moves it by {again:.1e}")
+    console.print(f"Written: {target}", soft_wrap=True)
+
+
+def _generator(device: str, seed: int) -> torch.Generator:
+    return torch.Generator(pick_device(device)).manual_seed(seed)
+
+
+def _png(path: Path | None, default: Path) -> Path:
+    target = default if path is None else path
+    if target.suffix.lower() != ".png":
+        raise RunError(f"--out must end in .png, got {target}")
+    return target
+
+
+def _held_out(config: RunConfig, data: str | None, n: int, seed: int) -> Tensor:
+    images = load_images(config, "test", data=data)
+    order = torch.randperm(len(images), generator=seeded(seed))[:n]
+    return dequantize(images.pixels[order], seeded(seed, 1))
+
+
+def _low_resolution(flow: ProgressiveFlow, file: Path, device: str) -> tuple[Tensor, Tensor | None]:
+    """The image to start from, and the real one if the file has the full resolution or more."""
+    x = read_image(file, flow.shape, exact=True, sizes=[shape[1:] for shape in flow.stage_shapes]).to(pick_device(device))
+    if tuple(x.shape[1:]) != flow.shape:
+        return x, None
+    return flow.encode(x), x
+
+
+def _picture(
+    flow: ProgressiveFlow,
+    low: Tensor,
+    real: Tensor | None,
+    temperatures: list[float],
+    draws: int,
+    generator: torch.Generator,
+    target: Path,
+) -> None:
+    if len(temperatures) == 1 and draws == 1:
+        figure = figures.upscaling_pipeline(
+            flow, low, temperature=temperatures[0], reference=real, generator=generator
+        )
+    else:
+        figure = figures.upscaling_draws(
+            flow, low, temperatures=temperatures, draws=draws, reference=real, generator=generator
+        )
+    figures.save(figure, target)
+    console.print(f"Written: {target}", soft_wrap=True)
+
+
+def _write_upscaled(
+    flow: ProgressiveFlow,
+    stem: str,
+    low: Tensor,
+    temperatures: list[float],
+    draws: int,
+    folder: Path,
+    generator: torch.Generator,
+) -> None:
+    for temperature in temperatures:
+        for draw in range(1 if temperature == 0 else draws):
+            noise = 0 if temperature == 0 else None
+            image = flow.upsample(low, noise=noise, temperature=temperature, generator=generator)[0]
+            path = folder / f"{stem}-t{temperature:g}-{draw + 1}.png"
+            write_image(image, path)
+            console.print(f"Written: {path}", soft_wrap=True)

@@ -1,0 +1,142 @@
+"""What a training run is made of: its settings, checked field by field, and the presets."""
+
+import json
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+CONFIG_NAME = "run.json"
+
+
+class RunError(Exception):
+    """A run that cannot go on, for a reason that the user can mend; the text says how."""
+
+
+class RunConfig(BaseModel):
+    """The settings of one training run; docs/training.md says where each preset comes from."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: Literal["progressive", "realnvp"] = "progressive"
+    detail: Literal["bounded", "identity"] = "bounded"
+    data: str = "fashion-mini"
+    size: int = Field(32, ge=1, le=4096)
+    limit: int | None = Field(None, ge=1)
+    flip: bool = False
+    levels: int = Field(2, ge=0, le=12)
+    axes: Literal["xy", "yx", "x", "y"] = "xy"
+    coupling: Literal["conv", "dense"] = "conv"
+    hidden: int = Field(32, ge=1, le=16384)
+    blocks: int = Field(4, ge=1, le=256)
+    num_couplings: int = Field(3, ge=1, le=256)
+    norm: Literal["act", "batch", "none"] = "act"
+    steps: int = Field(10000, ge=1)
+    batch_size: int = Field(64, ge=1)
+    accumulate: int = Field(1, ge=1)
+    lr: float = Field(1e-3, gt=0, le=1)
+    warmup: int = Field(100, ge=0)
+    schedule: Literal["cosine", "constant"] = "cosine"
+    clip: float = Field(100.0, gt=0)
+    scale_l2: float = Field(5e-5, ge=0)
+    ema: float = Field(0.999, ge=0, lt=1)
+    precision: Literal["32", "bf16"] = "32"
+    validation: int = Field(1000, ge=0)
+    validate_every: int = Field(500, ge=1)
+    checkpoint_every: int = Field(500, ge=1)
+    log_every: int = Field(20, ge=1)
+    seed: int = Field(0, ge=0, lt=2**32)
+
+    def save(self, folder: Path) -> None:
+        """Write the settings into a run's folder."""
+        (folder / CONFIG_NAME).write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        """The settings of the run in a folder.
+
+        Raises:
+            RunError: there is no run, or its settings are damaged.
+        """
+        path = folder / CONFIG_NAME
+        try:
+            return cls.model_validate(json.loads(path.read_text(encoding="utf-8")))
+        except FileNotFoundError:
+            raise RunError(f"{folder} holds no run: there is no {CONFIG_NAME} in it") from None
+        except ValidationError as error:
+            raise RunError(f"{path} has wrong settings: {describe(error)}") from None
+        except ValueError as error:
+            raise RunError(f"{path} is damaged: {error}") from None
+
+
+def describe(error: ValidationError) -> str:
+    """The mistakes in the settings, in one line."""
+    return "; ".join(f"{'.'.join(map(str, e['loc'])) or 'settings'}: {e['msg']}" for e in error.errors())
+
+
+_MNIST_CONV = {"data": "MNIST", "coupling": "conv", "hidden": 32, "blocks": 4}
+
+PRESETS: dict[str, dict[str, object]] = {
+    "demo": {
+        "data": "fashion-mini",
+        "coupling": "dense",
+        "hidden": 128,
+        "blocks": 2,
+        "num_couplings": 6,
+        "batch_size": 128,
+        "steps": 600,
+        "validation": 100,
+        "validate_every": 100,
+        "checkpoint_every": 200,
+        "ema": 0.99,
+        "warmup": 50,
+    },
+    "mnist-dense": {
+        "data": "MNIST",
+        "coupling": "dense",
+        "hidden": 256,
+        "blocks": 2,
+        "num_couplings": 6,
+        "batch_size": 128,
+        "steps": 8000,
+    },
+    "mnist-conv": {**_MNIST_CONV, "steps": 20000},
+    "cifar10": {
+        "data": "cifar-10-batches-py",
+        "coupling": "conv",
+        "hidden": 64,
+        "blocks": 8,
+        "flip": True,
+        "steps": 100000,
+    },
+    "celeba64": {
+        "data": "celeba",
+        "size": 64,
+        "coupling": "conv",
+        "hidden": 32,
+        "blocks": 2,
+        "flip": True,
+        "steps": 100000,
+    },
+}
+"""Settings of the paper's set-ups, and a small one that trains in minutes on two CPU cores."""
+
+BASELINE_HIDDEN = {"demo": 240, "mnist-dense": 480}
+"""Width of the RealNVP baseline where the preset's own would make it a smaller model than its ProgressiveFlow."""
+
+
+def preset_config(name: str, **overrides: object) -> RunConfig:
+    """The settings of a preset, with some of them overridden.
+
+    Raises:
+        RunError: there is no such preset, or a value is out of range.
+    """
+    if name not in PRESETS:
+        raise RunError(f"there is no preset {name!r}; there are {', '.join(PRESETS)}")
+    settings = dict(PRESETS[name])
+    if overrides.get("model") == "realnvp" and name in BASELINE_HIDDEN:
+        settings["hidden"] = BASELINE_HIDDEN[name]
+    try:
+        return RunConfig.model_validate(settings | overrides)
+    except ValidationError as error:
+        raise RunError(f"wrong settings: {describe(error)}") from None

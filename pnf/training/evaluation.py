@@ -1,0 +1,130 @@
+"""Held-out likelihoods of trained flows, in all and by stage."""
+
+import math
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pnf import reference
+from pnf.data import Images, dequantize
+from pnf.training.batches import TEST_NOISE, seeded
+from pnf.training.config import CONFIG_NAME, RunConfig, RunError
+from pnf.training.models import Flow
+from pnf.training.trainer import MODEL
+from pnf.training.units import stage_dims, stage_inputs, stage_modules, stage_names
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The likelihood of held-out images.
+
+    Attributes:
+        nats: mean log-likelihood of an image.
+        nats_error: standard error of that mean, over images.
+        bits_per_dim: ``8 - nats / (D log 2)``.
+        bits_per_dim_error: its standard error.
+        stage_bits_per_dim: share of each stage in the bits/dim of the image, ``(8 n_k - nats_k / log 2) / D``.
+        stage_nats: share of each stage in the nats.
+        parameters: of the flow.
+        images: how many were evaluated.
+        images_per_second: speed of the evaluation.
+    """
+
+    nats: float
+    nats_error: float
+    bits_per_dim: float
+    bits_per_dim_error: float
+    stage_bits_per_dim: dict[str, float]
+    stage_nats: dict[str, float]
+    parameters: int
+    images: int
+    images_per_second: float
+
+
+@torch.no_grad()
+def evaluate(
+    flow: Flow,
+    images: Images,
+    *,
+    seed: int = 0,
+    batch_size: int = 250,
+    track: Callable[[Iterable[Any]], Iterable[Any]] = iter,
+) -> Evaluation:
+    """Evaluate a flow on every image of a split, dequantized once by the seed.
+
+    Args:
+        flow: in evaluation mode.
+        images: ``[N, *flow.shape]``.
+        seed: of the dequantization noise, which is the same for every flow.
+        batch_size: images at a time; it has no effect on the result but rounding.
+        track: wraps the iterable over the batches, for a progress bar.
+
+    Raises:
+        RunError: the images are not of the flow's shape, or there are fewer than two.
+    """
+    if images.shape != flow.shape:
+        raise RunError(f"the model is of images {list(flow.shape)}, got {images.name} with {list(images.shape)}")
+    if len(images) < 2:
+        raise RunError(f"a standard error needs at least 2 images, got {len(images)}")
+    device = next(flow.parameters()).device
+    x = dequantize(images.pixels, seeded(seed, TEST_NOISE))
+    started, parts = time.perf_counter(), []
+    for part in track(x.split(batch_size)):
+        inputs = stage_inputs(flow, part.to(device))
+        log_probs = [stage.log_prob(i) for stage, i in zip(stage_modules(flow), inputs, strict=True)]  # type: ignore[operator]
+        parts.append(torch.stack(log_probs, 1).double().cpu())
+    seconds = time.perf_counter() - started
+    by_stage = torch.cat(parts)
+    total, unit = by_stage.sum(1), flow.dims * math.log(2)
+    nats, error = total.mean().item(), (total.std() / math.sqrt(len(total))).item()
+    stage_nats = dict(zip(stage_names(flow), by_stage.mean(0).tolist(), strict=True))
+    return Evaluation(
+        nats=nats,
+        nats_error=error,
+        bits_per_dim=8 - nats / unit,
+        bits_per_dim_error=error / unit,
+        stage_bits_per_dim={
+            name: 8 * dims / flow.dims - stage_nats[name] / unit
+            for name, dims in zip(stage_names(flow), stage_dims(flow), strict=True)
+        },
+        stage_nats=stage_nats,
+        parameters=sum(p.numel() for p in flow.parameters()),
+        images=len(images),
+        images_per_second=len(images) / seconds,
+    )
+
+
+def find_runs(folder: Path) -> list[Path]:
+    """The run in a folder, or those in the folders in it.
+
+    Raises:
+        RunError: there is none.
+    """
+    if (folder / CONFIG_NAME).is_file():
+        return [folder]
+    runs = sorted(path.parent for path in folder.glob(f"*/{CONFIG_NAME}"))
+    if not runs:
+        raise RunError(f"{folder} holds no run: there is no {CONFIG_NAME} in it; train one with: pnf train demo")
+    return runs
+
+
+def load_run(folder: Path) -> tuple[RunConfig, Flow]:
+    """The settings and the trained flow of a run, on the CPU, in evaluation mode.
+
+    Raises:
+        RunError: there is no run, its training is not finished, or its files are damaged.
+    """
+    config = RunConfig.load(folder)
+    model = folder / MODEL
+    if not model.is_dir():
+        raise RunError(f"the training in {folder} is not finished; go on with: pnf train --resume {folder}")
+    kind = reference.RealNVP if config.model == "realnvp" else reference.ProgressiveFlow
+    try:
+        flow: Flow = kind.from_pretrained(model)
+    except (ValueError, FileNotFoundError) as error:
+        raise RunError(str(error)) from None
+    return config, flow

@@ -1,0 +1,40 @@
+"""The flow that a run trains, from its settings."""
+
+from typing import TypeAlias
+
+import torch
+
+from pnf import reference
+from pnf.flows import ProgressiveFlow, RealNVP
+from pnf.training.config import RunConfig, RunError
+
+Flow: TypeAlias = ProgressiveFlow | RealNVP
+
+BASELINE_ALPHA = 0.05
+"""Of the logit in front of the RealNVP baseline, as published."""
+
+
+def build_flow(config: RunConfig, channels: int) -> Flow:
+    """The flow of the settings, with initial weights that belong to the seed.
+
+    Raises:
+        RunError: settings that no flow can have.
+    """
+    shape = (channels, config.size, config.size)
+    settings = {
+        "coupling": config.coupling,
+        "hidden": config.hidden,
+        "blocks": config.blocks,
+        "num_couplings": config.num_couplings,
+        "norm": config.norm,
+    }
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed)
+            if config.model == "realnvp":
+                return reference.RealNVP(shape, alpha=BASELINE_ALPHA, **settings)
+            return reference.ProgressiveFlow(
+                shape, config.levels, axes=config.axes, detail=config.detail, **settings
+            )
+    except ValueError as error:
+        raise RunError(f"wrong settings: {error}") from None

@@ -1,0 +1,51 @@
+"""The progress bar of a run: how good, how fast, how long still."""
+
+import math
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+
+class StepBar:
+    """A bar over the steps of a run with nats/dim, bits/dim, images/s and the time left.
+
+    Args:
+        title: what is trained.
+        steps: of the whole run.
+        console: where the bar is drawn; ``None`` draws nothing.
+    """
+
+    def __init__(self, title: str, steps: int, console: Console | None) -> None:
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[metrics]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=console,
+            disable=console is None,
+        )
+        self._task = self._progress.add_task(title, total=steps, metrics="")
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+
+    def move(self, step: int) -> None:
+        """The run stands after ``step`` steps."""
+        self._progress.update(self._task, completed=step)
+
+    def show(self, nats_per_dim: float, images_per_second: float) -> None:
+        """Show the log-likelihood, in nats for each dimension, and the speed."""
+        bits = 8 - nats_per_dim / math.log(2)
+        text = f"{nats_per_dim:.3f} nats/dim  {bits:.3f} bits/dim  {images_per_second:,.0f} images/s"
+        self._progress.update(self._task, metrics=text)

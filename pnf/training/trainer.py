@@ -1,0 +1,280 @@
+"""The training loop.
+
+It stands on Lightning Fabric, which brings devices, strategies, checkpoints and loggers, and leaves the loop to us.
+Lightning's Trainer would bring a loop too, but one that counts a step of each of several optimisers as a step of the
+run, and resumes inside an epoch only with loaders that save their state; here stages are independent units, and a batch
+is a function of its step.
+"""
+
+import json
+import platform
+import signal
+import time
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from lightning.fabric import Fabric
+from lightning.fabric.loggers import CSVLogger, TensorBoardLogger
+from rich.console import Console
+from torch import Tensor
+
+from pnf.data import Images, dequantize
+from pnf.training.batches import VALIDATION_NOISE, Batches, hold_out, seeded
+from pnf.training.checkpoints import AtomicCheckpointIO
+from pnf.training.config import CONFIG_NAME, RunConfig, RunError
+from pnf.training.models import Flow, build_flow
+from pnf.training.progress import StepBar
+from pnf.training.units import Unit, stage_dims, stage_inputs, stage_modules, stage_names
+
+MODEL, LOGS, CHECKPOINTS, SUMMARY_NAME = "model", "logs", "checkpoints", "summary.json"
+
+
+class Interrupted(RunError):
+    """The run was asked to stop, and has saved where it stood."""
+
+    def __init__(self, folder: Path, step: int, signal_number: int) -> None:
+        self.signal_number = signal_number
+        super().__init__(f"stopped and saved at step {step}; go on with: pnf train --resume {folder}")
+
+
+def train(
+    config: RunConfig,
+    images: Images,
+    folder: Path,
+    *,
+    stages: Sequence[str] | None = None,
+    resume: bool = False,
+    accelerator: str = "auto",
+    console: Console | None = None,
+) -> list[str]:
+    """Train the stages of a flow, together or apart, in a folder of their own.
+
+    The folder holds the settings, a checkpoint of each stage, logs and, once every stage has been trained, the flow
+    with the averaged weights in ``model/``.
+
+    Args:
+        config: the settings.
+        images: the training images, ``[N, C, size, size]`` uint8.
+        folder: of the run.
+        stages: names of the stages to train, all by default. Their results do not depend on what else is trained.
+        resume: go on from the checkpoints in the folder.
+        accelerator: as Fabric takes it, "auto", "cpu" or "cuda".
+        console: where progress is shown; ``None`` shows none.
+
+    Returns:
+        The names of the stages that are still to be trained.
+
+    Raises:
+        RunError: settings, folder, checkpoints or data that do not fit each other; a loss that is not finite.
+        Interrupted: SIGINT or SIGTERM came; everything is saved.
+    """
+    flow = build_flow(config, images.shape[0])
+    names = stage_names(flow)
+    chosen = _choose(names, stages)
+    _claim(folder, config, images, chosen, resume)
+    if config.validation >= len(images):
+        raise RunError(f"validation must be less than the {len(images)} training images, got {config.validation}")
+    pixels, held_out = hold_out(images.pixels, config.validation, config.seed)
+
+    loggers = [CSVLogger(folder, name=LOGS), TensorBoardLogger(folder, name="tensorboard", version="")]
+    fabric = Fabric(accelerator=accelerator, devices=1, plugins=[AtomicCheckpointIO()], loggers=loggers)
+    fabric.launch()
+    if config.precision == "bf16":
+        flow.set_network_dtype(torch.bfloat16)
+    units = []
+    for name, stage, dims in zip(names, stage_modules(flow), stage_dims(flow), strict=True):
+        if name in chosen:
+            units.append(Unit(name, stage, dims, config, fabric))
+    for unit in units:
+        path = _checkpoint(folder, unit.name)
+        if path.exists():
+            unit.load(path)
+
+    batches = Batches(pixels, config.batch_size * config.accumulate, config.seed, flip=config.flip)
+    validation = dequantize(held_out, seeded(config.seed, VALIDATION_NOISE))
+    _Loop(config, flow, names, units, batches, validation, fabric, folder, console).run()
+    return _export(config, images, folder, fabric)
+
+
+class _Loop:
+    """The steps of the units that are trained in one go."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        flow: Flow,
+        names: list[str],
+        units: list[Unit],
+        batches: Batches,
+        validation: Tensor,
+        fabric: Fabric,
+        folder: Path,
+        console: Console | None,
+    ) -> None:
+        self.config, self.flow, self.names, self.units, self.fabric = config, flow, names, units, fabric
+        self.batches, self.validation, self.folder, self.console = batches, validation, folder, console
+        self.started, self.images = time.perf_counter(), 0
+        self.sums = {unit.name: torch.zeros((), device=fabric.device) for unit in units}
+        self.counts = dict.fromkeys(self.sums, 0)
+
+    def run(self) -> None:
+        title = " ".join(unit.name for unit in self.units)
+        first = min(unit.step for unit in self.units)
+        with StepBar(title, self.config.steps, self.console) as bar, _stop_signals() as received:
+            bar.move(first)
+            for step in range(first, self.config.steps):
+                # Units that a kill left ahead of the others wait for them.
+                active = [unit for unit in self.units if unit.step == step]
+                self._train(self.batches(step), active)
+                done = step + 1
+                if done % self.config.log_every == 0 or done == self.config.steps:
+                    self._log(done, bar)
+                if done % self.config.validate_every == 0 and len(self.validation):
+                    self._validate(done, active)
+                if done % self.config.checkpoint_every == 0 or done == self.config.steps or received:
+                    self._save(active)
+                bar.move(done)
+                if received and done < self.config.steps:
+                    self._flush()
+                    raise Interrupted(self.folder, done, received[0])
+        self._flush()
+
+    def _train(self, x: Tensor, active: list[Unit]) -> None:
+        inputs = [
+            dict(zip(self.names, stage_inputs(self.flow, self.fabric.to_device(part)), strict=True))
+            for part in x.chunk(self.config.accumulate)
+        ]
+        for unit in active:
+            self.sums[unit.name] += unit.train_step([part[unit.name] for part in inputs])
+            self.counts[unit.name] += 1
+        self.images += len(x)
+
+    def _log(self, step: int, bar: StepBar) -> None:
+        metrics: dict[str, float] = {}
+        total, dims = 0.0, 0
+        for unit in self.units:
+            if not self.counts[unit.name]:
+                continue
+            nats = -self.sums[unit.name].item() / self.counts[unit.name]
+            if not torch.isfinite(torch.tensor(nats)):
+                raise RunError(
+                    f"the loss of stage {unit.name} is {nats} near step {step}; the last checkpoint is sound: "
+                    "train again with a lower --lr or --clip"
+                )
+            metrics[f"train/{unit.name}/nats_per_dim"] = nats / unit.dims
+            total, dims = total + nats, dims + unit.dims
+            self.sums[unit.name].zero_()
+            self.counts[unit.name] = 0
+        speed = self.images / (time.perf_counter() - self.started)
+        self.started, self.images = time.perf_counter(), 0
+        if dims:
+            metrics |= {"train/nats_per_dim": total / dims, "train/images_per_second": speed}
+            bar.show(total / dims, speed)
+            self.fabric.log_dict(metrics, step)
+
+    @torch.no_grad()
+    def _validate(self, step: int, active: list[Unit]) -> None:
+        sums = {unit.name: 0.0 for unit in active}
+        for part in self.validation.split(self.config.batch_size):
+            inputs = stage_inputs(self.flow, self.fabric.to_device(part))
+            images = dict(zip(self.names, inputs, strict=True))
+            for unit in active:
+                sums[unit.name] += unit.averaged.log_prob(images[unit.name]).sum().item()  # type: ignore[operator]
+        nats = {name: value / len(self.validation) for name, value in sums.items()}
+        metrics = {f"validation/{unit.name}/nats_per_dim": nats[unit.name] / unit.dims for unit in active}
+        if active:
+            metrics["validation/nats_per_dim"] = sum(nats.values()) / sum(unit.dims for unit in active)
+            self.fabric.log_dict(metrics, step)
+        self.started, self.images = time.perf_counter(), 0
+
+    def _save(self, active: list[Unit]) -> None:
+        for unit in active:
+            # A checkpoint with weights that are not finite would replace the last sound one.
+            if not all(p.isfinite().all() for p in unit.stage.parameters()):
+                raise RunError(
+                    f"the weights of stage {unit.name} are not finite after step {unit.step}; the last checkpoint is "
+                    "sound: train again with a lower --lr or --clip"
+                )
+            unit.save(_checkpoint(self.folder, unit.name))
+
+    def _flush(self) -> None:
+        for logger in self.fabric.loggers:
+            logger.finalize("success")
+
+
+def _choose(names: list[str], stages: Sequence[str] | None) -> list[str]:
+    unknown = [name for name in stages or () if name not in names]
+    if unknown:
+        raise RunError(f"there is no stage {', '.join(unknown)}; there are {', '.join(names)}")
+    return [name for name in names if stages is None or name in stages]
+
+
+def _claim(folder: Path, config: RunConfig, images: Images, chosen: list[str], resume: bool) -> None:
+    """Make the folder of a new run, or make sure that the run in it is this one."""
+    data = {
+        "name": images.name,
+        "images": len(images),
+        "shape": list(images.shape),
+        "crc32": zlib.crc32(images.pixels.contiguous().numpy().data),
+    }
+    path = folder / "data.json"
+    if (folder / CONFIG_NAME).exists():
+        if RunConfig.load(folder) != config:
+            raise RunError(f"{folder} holds a run with other settings: choose another --out")
+        if not resume and any(_checkpoint(folder, name).exists() for name in chosen):
+            raise RunError(f"{folder} holds this run already: go on with --resume {folder}, or choose another --out")
+        if path.exists() and json.loads(path.read_text(encoding="utf-8")) != data:
+            raise RunError(f"{folder} was trained on other images than those in {config.data}: restore them, or choose "
+                           "another --out")
+        return
+    if folder.exists() and not folder.is_dir():
+        raise RunError(f"{folder} is not a folder: choose another --out")
+    folder.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
+    config.save(folder)
+
+
+def _checkpoint(folder: Path, name: str) -> Path:
+    return folder / CHECKPOINTS / f"{name}.ckpt"
+
+
+def _export(config: RunConfig, images: Images, folder: Path, fabric: Fabric) -> list[str]:
+    """Write the flow with averaged weights, if every stage has been trained; the stages that have not."""
+    flow = build_flow(config, images.shape[0])
+    names, missing = stage_names(flow), []
+    for name, stage, dims in zip(names, stage_modules(flow), stage_dims(flow), strict=True):
+        path = _checkpoint(folder, name)
+        if not path.exists():
+            missing.append(name)
+            continue
+        unit = Unit(name, stage, dims, config, fabric)
+        unit.load(path)
+        if unit.step < config.steps:
+            missing.append(name)
+        stage.load_state_dict(unit.averaged.state_dict())
+    if not missing:
+        flow.save_pretrained(folder / MODEL)
+    return missing
+
+
+@contextmanager
+def _stop_signals() -> Iterator[list[int]]:
+    """SIGINT and SIGTERM end the run after the step in progress; a second one ends it at once."""
+    received: list[int] = []
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if received:
+            raise KeyboardInterrupt
+        received.append(number)
+
+    previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
