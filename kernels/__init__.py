@@ -1,6 +1,4 @@
 """Triton kernels and their launchers; they know nothing of pnf and import nothing but torch and triton."""
 
 if __name__ != "pnf.kernels":
-    raise ImportError(
-        f'the kernels of pnf are installed as "pnf.kernels" and imported under no other name, got "{__name__}"'
-    )
+    raise ImportError(f'the kernels of pnf are imported as "pnf.kernels" and under no other name, got "{__name__}"')

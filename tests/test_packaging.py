@@ -1,0 +1,121 @@
+"""What is installed under which name, and what an import does not do."""
+
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pybind11
+import pytest
+
+import pnf
+from pnf import backends
+from pnf.backends import build
+
+ROOT = Path(__file__).parents[1]
+
+
+def run(code: str) -> str:
+    return subprocess.run(
+        [sys.executable, "-W", "error", "-c", code], check=True, capture_output=True, text=True
+    ).stdout.strip()
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("wheel")
+    options = ["--no-build-isolation", "--no-deps", "--no-index", "-C", "cmake.define.PNF_CUDA=OFF"]
+    command = [sys.executable, "-m", "pip", "wheel", "-q", *options, "-w", str(folder), str(ROOT)]
+    subprocess.run(command, check=True, capture_output=True)
+    (built,) = folder.glob("pnf-*.whl")
+    return built
+
+
+def test_wheel_has_everything_under_one_name(wheel: Path) -> None:
+    names = zipfile.ZipFile(wheel).namelist()
+    assert len([name for name in names if re.fullmatch(r"pnf/_C[^/]*\.(so|pyd)", name)]) == 1
+    assert {"pnf/__init__.py", "pnf/py.typed", "pnf/kernels/__init__.py", "pnf/ops/masking.py"} <= set(names)
+    assert {name.partition("/")[0] for name in names} == {"pnf", f"pnf-{pnf.__version__}.dist-info"}
+    sources = {f"pnf/{path.relative_to(ROOT / 'pnf')}" for path in (ROOT / "pnf").rglob("*.py")}
+    sources |= {f"pnf/{path.relative_to(ROOT)}" for path in (ROOT / "kernels").rglob("*.py")}
+    assert {name for name in names if name.endswith(".py")} == sources
+
+
+def test_import_loads_neither_triton_nor_cuda() -> None:
+    loaded = run(
+        "import sys, pnf, pnf.ops, pnf.reference, torch\n"
+        "print('triton' in sys.modules, 'pnf.kernels' in sys.modules, torch.cuda.is_initialized())"
+    )
+    assert loaded == "False False False"
+
+
+def test_import_loads_no_cuda_library() -> None:
+    import pnf._C
+
+    assert b"libcudart.so" not in Path(pnf._C.__file__).read_bytes()
+
+
+def test_kernels_refuse_a_foreign_name() -> None:
+    code = f"import sys; sys.path.insert(0, {str(ROOT)!r})\ntry: import kernels\nexcept ImportError as e: print(e)"
+    assert run(code) == 'the kernels of pnf are imported as "pnf.kernels" and under no other name, got "kernels"'
+    assert run("import pnf.kernels as k; print(k.__name__)") == "pnf.kernels"
+
+
+def test_build_tells_what_it_was_built_with() -> None:
+    built = build()
+    assert built["version"] == pnf.__version__
+    assert re.match(r"\w+ \d+\.\d+", str(built["compiler"]))
+    if built["cuda"]:
+        assert re.fullmatch(r"\d+\.\d+\.\d+", str(built["nvcc"]))
+        assert built["architectures"] == "80-real 90-real 100"
+
+
+def test_cuda_kernels_are_built_where_nvcc_is() -> None:
+    import pnf._C
+
+    assert build()["cuda"] or shutil.which("nvcc") is None, "nvcc is here, but pnf was built without it"
+    kernels = {"mask_apply", "mask_pack", "mask_unpack", "mask_input", "mask_input_backward"}
+    assert kernels <= set(dir(pnf._C.cpu))
+    assert (kernels <= set(dir(pnf._C.cuda))) == build()["cuda"]
+    assert (b".nv_fatbin" in Path(pnf._C.__file__).read_bytes()) == build()["cuda"]
+
+
+def test_cuda_on_without_nvcc_names_the_remedy(tmp_path: Path) -> None:
+    definitions = {
+        "PNF_CUDA": "ON",
+        "CMAKE_CUDA_COMPILER": "NOTFOUND",
+        "SKBUILD_PROJECT_NAME": "pnf",
+        "SKBUILD_PROJECT_VERSION": pnf.__version__,
+        "Python_EXECUTABLE": sys.executable,
+        "pybind11_DIR": pybind11.get_cmake_dir(),
+    }
+    options = [f"-D{name}={value}" for name, value in definitions.items()]
+    command = ["cmake", "-G", "Ninja", *options, "-S", str(ROOT), "-B", str(tmp_path)]
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert done.returncode != 0
+    message = " ".join(done.stderr.split())
+    assert "pnf: PNF_CUDA=ON needs nvcc, and none was found. Install the CUDA toolkit" in message
+
+
+def test_backends_tell_what_runs_and_why_nothing_faster() -> None:
+    masking = {backend.device: backend for backend in backends() if backend.family == "masking"}
+    assert masking["cpu"].implementation == "cpp"
+    assert masking["cpu"].reason == ""
+    assert masking["cuda"].implementation == ("cuda" if build()["cuda"] else "reference")
+
+
+def test_without_the_extension_everything_runs_on_the_reference() -> None:
+    code = (
+        "import sys; sys.modules['pnf._C'] = None\n"
+        "import torch, pnf, pnf.ops\n"
+        "x = torch.ones(1, 2, 3, 3).contiguous(memory_format=torch.channels_last).requires_grad_()\n"
+        "pnf.ops.mask_apply(x, 'checkerboard', 0).sum().backward()\n"
+        "print(x.grad.sum().item(), *{b.implementation for b in pnf.backends()})\n"
+        "print(next(b.reason for b in pnf.backends() if b.device == 'cpu'))"
+    )
+    figures, reason = run(code).splitlines()
+    assert figures == "10.0 reference"
+    assert reason.startswith("pnf._C cannot be loaded (")
+    assert reason.endswith("): reinstall pnf with a C++20 compiler at hand")
