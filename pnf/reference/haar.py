@@ -59,9 +59,9 @@ def haar_merge(
 
     Raises:
         TypeError: s or d is no floating tensor, or the dtypes differ.
-        ValueError: the shapes differ.
+        ValueError: the shapes differ, or have no such dim.
     """
-    check_merge("haar_merge", s, d, "d")
+    check_merge("haar_merge", s, d, "d", dim)
     wide_s, wide_d = _wide(s), _wide(d)
     return _interleave(wide_s + wide_d, wide_s - wide_d, dim).to(s.dtype)
 
@@ -117,10 +117,12 @@ def haar_pyramid_inverse(
         ValueError: unknown axes, or a detail whose shape is not that of the image it is added to.
     """
     check_axes("haar_pyramid_inverse", axes)
+    _check_floating("haar_pyramid_inverse", "base", base)
     dims = _dims(axes)
     for i, d in enumerate(details):
-        check_merge("haar_pyramid_inverse", base, d, f"details[{i}]")
-        base = haar_merge(base, d, dims[i % len(dims)])
+        dim = dims[i % len(dims)]
+        check_merge("haar_pyramid_inverse", base, d, f"details[{i}]", dim)
+        base = haar_merge(base, d, dim)
     return base
 
 
@@ -195,7 +197,7 @@ def haar_bounded_merge(
         TypeError: an argument is no floating tensor, or the dtypes of s and u differ.
         ValueError: the shapes differ, ``dim`` is no spatial axis, or gamma is not ``[C]``.
     """
-    check_merge("haar_bounded_merge", s, u, "u")
+    check_merge("haar_bounded_merge", s, u, "u", dim)
     check_gamma("haar_bounded_merge", s, gamma, dim)
     wide_s = _wide(s)
     low = wide_s <= 0.5
@@ -216,14 +218,16 @@ def check_split(op: str, x: Tensor, dim: int) -> None:
         raise ValueError(f"{op}: x must have an even size along dim {dim}, got {list(x.shape)}")
 
 
-def check_merge(op: str, s: Tensor, d: Tensor, name: str) -> None:
-    """Raise unless s and its detail are floating and alike."""
+def check_merge(op: str, s: Tensor, d: Tensor, name: str, dim: int) -> None:
+    """Raise unless s and its detail are floating and alike, and have that dim."""
     _check_floating(op, "s", s)
     _check_floating(op, name, d)
     if s.dtype != d.dtype:
         raise TypeError(f"{op}: {name} must have the dtype of s, {s.dtype}, got {d.dtype}")
     if s.shape != d.shape:
         raise ValueError(f"{op}: {name} must have the shape of s, {list(s.shape)}, got {list(d.shape)}")
+    if not -s.dim() <= dim < s.dim():
+        raise ValueError(f"{op}: s must have a dim {dim}, got {list(s.shape)}")
 
 
 def check_gamma(op: str, x: Tensor, gamma: Tensor, dim: int) -> None:
