@@ -1,0 +1,345 @@
+"""S, Δ and ⊕ of the paper's section 2, and the bounded-detail map."""
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from pnf.reference import (
+    haar_bounded_merge,
+    haar_bounded_split,
+    haar_merge,
+    haar_pyramid,
+    haar_pyramid_inverse,
+    haar_split,
+)
+
+AXES = ("x", "y", "xy", "yx")
+SEEDS = st.integers(0, 99)
+BLACK, GREY, WHITE = 0.0, 0.5, 1.0
+LogAbsDet = Callable[[Callable[[Tensor], Tensor], Tensor], Tensor]
+
+
+def rand(*shape: int) -> Tensor:
+    return torch.rand(*shape, dtype=torch.float64)
+
+
+def neighbours(x: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+    entries = x.unbind(dim)
+    return torch.stack(entries[0::2], dim), torch.stack(entries[1::2], dim)
+
+
+def close(a: Tensor, b: Tensor, tolerance: float = 1e-12) -> None:
+    torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize(
+    ("shape", "dim"),
+    [((2, 3, 4, 6), 2), ((2, 3, 4, 6), -1), ((2, 4, 3), 1), ((6,), 0), ((4, 2), -2), ((2, 1, 2, 3, 4), 2), ((2, 0), 1)],
+)
+def test_split_is_mean_and_half_difference(shape: tuple[int, ...], dim: int) -> None:
+    x = rand(*shape)
+    s, d = haar_split(x, dim)
+    if x.numel():
+        x0, x1 = neighbours(x, dim)
+        close(s, (x0 + x1) / 2)
+        close(d, (x0 - x1) / 2)
+    close(haar_merge(s, d, dim), x)
+
+
+def test_merge_interleaves_sum_and_difference() -> None:
+    s, d = torch.tensor([10.0, 20.0]), torch.tensor([1.0, 2.0])
+    assert haar_merge(s, d, 0).tolist() == [11.0, 9.0, 22.0, 18.0]
+
+
+@pytest.mark.parametrize("dim", [1, 2])
+def test_each_pair_costs_log_2(dim: int, log_abs_det: LogAbsDet) -> None:
+    x = rand(2, 2, 4)
+    pairs = 4
+    close(log_abs_det(lambda x: torch.cat(haar_split(x, dim), dim), x), x.new_full((2,), -pairs * math.log(2)))
+    close(log_abs_det(lambda x: haar_merge(*x.chunk(2, dim), dim), x), x.new_full((2,), pairs * math.log(2)))
+
+
+def test_pyramid_is_the_paper_s_order() -> None:
+    x = rand(2, 3, 8, 12)
+    base, details = haar_pyramid(x, 2)
+    assert [tuple(d.shape[2:]) for d in details] == [(2, 3), (2, 6), (4, 6), (4, 12)]
+    for i in range(2):
+        for j in range(3):
+            close(base[..., i, j], x[..., 4 * i : 4 * i + 4, 4 * j : 4 * j + 4].mean((-1, -2)))
+    image = base
+    for d, dim in zip(details, (-1, -2, -1, -2), strict=True):
+        image = haar_merge(image, d, dim)
+    close(image, x)
+
+
+@pytest.mark.parametrize("axes", AXES)
+@pytest.mark.parametrize("levels", [0, 1, 2])
+def test_pyramid_is_repeated_splits(levels: int, axes: str) -> None:
+    x = rand(2, 2, 4, 8)
+    base, details = haar_pyramid(x, levels, axes)
+    assert len(details) == levels * len(axes)
+    image = x
+    for d, axis in zip(details[::-1], (axes[::-1] * levels), strict=True):
+        image, want = haar_split(image, {"x": -1, "y": -2}[axis])
+        close(d, want)
+    close(base, image)
+    close(haar_pyramid_inverse(base, details, axes), x)
+
+
+def test_pyramid_inverse_stops_where_the_details_do() -> None:
+    x = rand(2, 1, 8, 8)
+    base, details = haar_pyramid(x, 2)
+    coarse, _ = haar_pyramid(x, 1)
+    close(haar_pyramid_inverse(base, details[:2]), coarse)
+    close(haar_pyramid_inverse(base, []), base)
+
+
+@pytest.mark.parametrize("axes", AXES)
+def test_pyramid_costs_log_2_for_each_detail(axes: str, log_abs_det: LogAbsDet) -> None:
+    def flat(x: Tensor) -> Tensor:
+        base, details = haar_pyramid(x, 1, axes)
+        return torch.cat([part.flatten(1) for part in (base, *details)], 1)
+
+    x = rand(2, 1, 4, 2)
+    details = haar_pyramid(x, 1, axes)[1]
+    cost = sum(d[0].numel() for d in details) * math.log(2)
+    close(log_abs_det(flat, x), x.new_full((2,), -cost))
+
+
+@settings(max_examples=30, deadline=None, derandomize=True)
+@given(st.integers(0, 3), st.sampled_from(AXES), st.lists(st.integers(1, 3), min_size=2, max_size=4), SEEDS)
+def test_pyramid_comes_back_for_any_shape(levels: int, axes: str, shape: list[int], seed: int) -> None:
+    for axis, dim in (("x", -1), ("y", -2)):
+        shape[dim] *= 2**levels if axis in axes else 1
+    x = torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    base, details = haar_pyramid(x, levels, axes)
+    assert base.numel() + sum(d.numel() for d in details) == x.numel()
+    close(haar_pyramid_inverse(base, details, axes), x)
+
+
+# The bounded detail
+
+
+@pytest.mark.parametrize("dim", [2, 3, -1, -2])
+def test_bounded_split_is_its_formula(dim: int) -> None:
+    x, gamma = 0.01 + 0.98 * rand(3, 2, 4, 6), torch.tensor([0.3, -0.7], dtype=torch.float64)
+    x0, x1 = neighbours(x, dim)
+    s, d = (x0 + x1) / 2, (x0 - x1) / 2
+    m = torch.minimum(s, 1 - s)
+    g = gamma.view(2, 1, 1)
+    got_s, u, log_det = haar_bounded_split(x, gamma, dim)
+    close(got_s, s)
+    close(u, m**g * torch.atanh(d / m), 1e-10)
+    # log |du/dd| = gamma log m - log m - log(1 - (d / m)^2), and -log 2 for each pair.
+    want = g * m.log() - m.log() - torch.log1p(-((d / m) ** 2)) - math.log(2)
+    close(log_det, want.flatten(1).sum(1), 1e-10)
+
+
+@pytest.mark.parametrize("dim", [2, 3, -1, -2])
+def test_bounded_merge_is_its_formula(dim: int) -> None:
+    s, u = 0.01 + 0.98 * rand(3, 2, 2, 3), torch.randn(3, 2, 2, 3, dtype=torch.float64)
+    gamma = torch.tensor([0.3, -0.7], dtype=torch.float64)
+    m = torch.minimum(s, 1 - s)
+    d = m * torch.tanh(u / m ** gamma.view(2, 1, 1))
+    x, _ = haar_bounded_merge(s, u, gamma, dim)
+    close(x, haar_merge(s, d, dim))
+
+
+@pytest.mark.parametrize("shape", [(3, 2, 6), (2, 2, 4, 2), (2, 1, 1, 2)])
+def test_bounded_map_inverts_and_has_its_log_det(shape: tuple[int, ...], log_abs_det: LogAbsDet) -> None:
+    x = 0.001 + 0.998 * rand(*shape)
+    gamma = torch.linspace(-0.5, 1.2, shape[1], dtype=torch.float64)
+    s, u, log_det = haar_bounded_split(x, gamma, -1)
+    close(log_abs_det(lambda x: torch.cat(haar_bounded_split(x, gamma, -1)[:2], -1), x), log_det, 1e-9)
+    back, log_det_back = haar_bounded_merge(s, u, gamma, -1)
+    close(back, x, 1e-10)
+    close(log_det_back, -log_det, 1e-9)
+    close(
+        log_abs_det(lambda su: haar_bounded_merge(*su.chunk(2, -1), gamma, -1)[0], torch.cat((s, u), -1)),
+        log_det_back,
+        1e-9,
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("pair", [(p, q) for p in (BLACK, GREY, WHITE) for q in (BLACK, GREY, WHITE)])
+def test_bounded_map_at_the_edges(pair: tuple[float, float], gamma: float, dtype: torch.dtype) -> None:
+    x = torch.tensor([[[*pair]]], dtype=dtype, requires_grad=True)
+    g = torch.tensor([gamma], dtype=dtype, requires_grad=True)
+    s, u, log_det = haar_bounded_split(x, g, -1)
+    back, log_det_back = haar_bounded_merge(s, u, g, -1)
+    (s.sum() + u.sum() + log_det.sum() + back.sum() + log_det_back.sum()).backward()
+    for tensor in (s, u, log_det, back, log_det_back, x.grad, g.grad):
+        assert tensor.isfinite().all()
+    assert back.min() >= 0
+    assert back.max() <= 1
+    # A pixel is taken to be at least 2**-24 inside; u and s are rounded to the dtype.
+    torch.testing.assert_close(back, x, rtol=0, atol=max(2.0**-22, 32 * torch.finfo(dtype).eps))
+
+
+@pytest.mark.parametrize("value", [BLACK, 0.25, GREY, 0.75, WHITE])
+def test_equal_pixels_have_no_detail(value: float) -> None:
+    s, u, _ = haar_bounded_split(torch.full((1, 1, 2), value), torch.zeros(1), -1)
+    assert s.item() == value
+    assert u.item() == 0
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(st.floats(0, 1), st.floats(0, 1), st.floats(-1, 2))
+def test_bounded_map_comes_back_for_any_two_pixels(x0: float, x1: float, gamma: float) -> None:
+    x, g = torch.tensor([[[x0, x1]]], dtype=torch.float64), torch.tensor([gamma], dtype=torch.float64)
+    s, u, log_det = haar_bounded_split(x, g, -1)
+    back, log_det_back = haar_bounded_merge(s, u, g, -1)
+    assert torch.isfinite(log_det + log_det_back + u.sum())
+    assert back.min() >= 0
+    assert back.max() <= 1
+    # Up to 2**-24 from each pixel, where one of them is nearer than that to 0 or 1.
+    torch.testing.assert_close(back, x, rtol=1e-9, atol=2.0**-23)
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(st.floats(0, 1, width=32), st.floats(-(2.0**100), 2.0**100, width=32), st.floats(-1, 2, width=32))
+def test_any_detail_makes_pixels_in_range_with_mean_s(mean: float, detail: float, gamma: float) -> None:
+    s, u, g = torch.tensor([[[mean]]]), torch.tensor([[[detail]]]), torch.tensor([gamma])
+    x, _ = haar_bounded_merge(s, u, g, -1)
+    assert x.min() >= 0
+    assert x.max() <= 1
+    torch.testing.assert_close(haar_split(x, -1)[0], s, rtol=2.0**-23, atol=2.0**-24)
+
+
+# Errors
+
+X, G = torch.rand(2, 3, 4, 4), torch.zeros(3)
+INTEGERS = torch.zeros(2, 3, 4, 4, dtype=torch.uint8)
+ERRORS = [
+    (lambda: haar_split(INTEGERS, -1), TypeError, "haar_split: x must be a floating Tensor, got torch.uint8"),
+    (lambda: haar_split([1.0, 2.0], 0), TypeError, "haar_split: x must be a floating Tensor, got list"),
+    (
+        lambda: haar_split(X[..., 1:], -1),
+        ValueError,
+        r"haar_split: x must have an even size along dim -1, got \[2, 3, 4, 3\]",
+    ),
+    (lambda: haar_split(X, 4), ValueError, r"haar_split: x must have an even size along dim 4, got \[2, 3, 4, 4\]"),
+    (
+        lambda: haar_split(torch.tensor(1.0), 0),
+        ValueError,
+        r"haar_split: x must have an even size along dim 0, got \[\]",
+    ),
+    (lambda: haar_merge(INTEGERS, X, -1), TypeError, "haar_merge: s must be a floating Tensor, got torch.uint8"),
+    (lambda: haar_merge(X, 0.5, -1), TypeError, "haar_merge: d must be a floating Tensor, got float"),
+    (
+        lambda: haar_merge(X, X.double(), -1),
+        TypeError,
+        "haar_merge: d must have the dtype of s, torch.float32, got torch.float64",
+    ),
+    (
+        lambda: haar_merge(X, X[:1], -1),
+        ValueError,
+        r"haar_merge: d must have the shape of s, \[2, 3, 4, 4\], got \[1, 3, 4, 4\]",
+    ),
+    (lambda: haar_merge(X, X, 4), ValueError, r"haar_merge: s must have a dim 4, got \[2, 3, 4, 4\]"),
+    (lambda: haar_merge(X, X, -5), ValueError, r"haar_merge: s must have a dim -5, got \[2, 3, 4, 4\]"),
+    (lambda: haar_merge(G.sum(), G.sum(), 0), ValueError, r"haar_merge: s must have a dim 0, got \[\]"),
+    (lambda: haar_pyramid(INTEGERS, 1), TypeError, "haar_pyramid: x must be a floating Tensor, got torch.uint8"),
+    (lambda: haar_pyramid(X, 1, "xx"), ValueError, 'haar_pyramid: axes must be "x", "y", "xy" or "yx", got \'xx\''),
+    (lambda: haar_pyramid(X, 1, ""), ValueError, 'haar_pyramid: axes must be "x", "y", "xy" or "yx", got \'\''),
+    (lambda: haar_pyramid(X, -1), ValueError, "haar_pyramid: levels must be at least 0, got -1"),
+    (
+        lambda: haar_pyramid(X, 3),
+        ValueError,
+        r"haar_pyramid: x must have a multiple of 8 along dim -1, got \[2, 3, 4, 4\]",
+    ),
+    (
+        lambda: haar_pyramid(X[0, 0, 0], 1, "xy"),
+        ValueError,
+        r"haar_pyramid: x must have a multiple of 2 along dim -2, got \[4\]",
+    ),
+    (
+        lambda: haar_pyramid_inverse(X, [X], "z"),
+        ValueError,
+        'haar_pyramid_inverse: axes must be "x", "y", "xy" or "yx", got \'z\'',
+    ),
+    (
+        lambda: haar_pyramid_inverse(X, [X, X]),
+        ValueError,
+        r"haar_pyramid_inverse: details\[1\] must have the shape of s, \[2, 3, 4, 8\], got \[2, 3, 4, 4\]",
+    ),
+    (
+        lambda: haar_pyramid_inverse(X, [INTEGERS]),
+        TypeError,
+        r"haar_pyramid_inverse: details\[0\] must be a floating Tensor, got torch.uint8",
+    ),
+    (lambda: haar_pyramid_inverse(G, [G], "y"), ValueError, r"haar_pyramid_inverse: s must have a dim -2, got \[3\]"),
+    (
+        lambda: haar_pyramid_inverse(INTEGERS, []),
+        TypeError,
+        "haar_pyramid_inverse: base must be a floating Tensor, got torch.uint8",
+    ),
+    (
+        lambda: haar_bounded_split(INTEGERS, G, -1),
+        TypeError,
+        "haar_bounded_split: x must be a floating Tensor, got torch.uint8",
+    ),
+    (
+        lambda: haar_bounded_split(X, 0.0, -1),
+        TypeError,
+        "haar_bounded_split: gamma must be a floating Tensor, got float",
+    ),
+    (
+        lambda: haar_bounded_split(X[..., 1:], G, -1),
+        ValueError,
+        r"haar_bounded_split: x must have an even size along dim -1, got \[2, 3, 4, 3\]",
+    ),
+    (
+        lambda: haar_bounded_split(X, G, 0),
+        ValueError,
+        r"haar_bounded_split: dim must be a spatial axis of \[B, C, ...\], got dim 0 of \[2, 3, 4, 4\]",
+    ),
+    (
+        lambda: haar_bounded_split(X, G[:2], -1),
+        ValueError,
+        r"haar_bounded_split: gamma must be \[3\], one for each channel, got \[2\]",
+    ),
+    (
+        lambda: haar_bounded_merge(INTEGERS, X, G, -1),
+        TypeError,
+        "haar_bounded_merge: s must be a floating Tensor, got torch.uint8",
+    ),
+    (
+        lambda: haar_bounded_merge(X, X.half(), G, -1),
+        TypeError,
+        "haar_bounded_merge: u must have the dtype of s, torch.float32, got torch.float16",
+    ),
+    (
+        lambda: haar_bounded_merge(X, X[..., 1:], G, -1),
+        ValueError,
+        r"haar_bounded_merge: u must have the shape of s, \[2, 3, 4, 4\], got \[2, 3, 4, 3\]",
+    ),
+    (
+        lambda: haar_bounded_merge(X, X, G, 1),
+        ValueError,
+        r"haar_bounded_merge: dim must be a spatial axis of \[B, C, ...\], got dim 1 of \[2, 3, 4, 4\]",
+    ),
+    (
+        lambda: haar_bounded_merge(X, X, G, 7),
+        ValueError,
+        r"haar_bounded_merge: s must have a dim 7, got \[2, 3, 4, 4\]",
+    ),
+    (
+        lambda: haar_bounded_merge(X, X, G[:1], -1),
+        ValueError,
+        r"haar_bounded_merge: gamma must be \[3\], one for each channel, got \[1\]",
+    ),
+]
+
+
+@pytest.mark.parametrize(("call", "error", "text"), ERRORS, ids=[text[:50] for *_, text in ERRORS])
+def test_errors(call: Callable[[], object], error: type[Exception], text: str) -> None:
+    with pytest.raises(error, match=text):
+        call()
