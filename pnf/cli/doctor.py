@@ -9,7 +9,18 @@ from rich.table import Table
 import pnf
 from pnf.cli.common import console
 
-_PACKAGES = ("torch", "triton", "numpy", "safetensors", "lightning", "pydantic", "typer", "rich", "matplotlib", "pillow")
+_PACKAGES = (
+    "torch",
+    "triton",
+    "numpy",
+    "safetensors",
+    "lightning",
+    "pydantic",
+    "typer",
+    "rich",
+    "matplotlib",
+    "pillow",
+)
 
 
 def doctor_command() -> None:

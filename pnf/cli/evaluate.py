@@ -57,7 +57,8 @@ def evaluate_command(
         "threads": torch.get_num_threads(),
         "seed": seed,
         "models": {
-            name: {"settings": config.model_dump(), "result": asdict(result)} for name, (config, result) in found.items()
+            name: {"settings": config.model_dump(), "result": asdict(result)}
+            for name, (config, result) in found.items()
         },
     }
     (target / "metrics.json").write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")

@@ -24,7 +24,9 @@ from pnf.data import dequantize
 from pnf.flows import ProgressiveFlow
 from pnf.training import RunConfig, RunError, seeded
 
-TemperatureOption = Annotated[float, typer.Option(min=0, max=10, help="Scale of the noise; 0 is the paper's zero noise.")]
+TemperatureOption = Annotated[
+    float, typer.Option(min=0, max=10, help="Scale of the noise; 0 is the paper's zero noise.")
+]
 
 
 @torch.no_grad()
@@ -73,7 +75,7 @@ def upscale_command(
     Without files, held-out images of the run's data set go down and up again (Figure 4); with --sampled, images of the
     base flow go up (Figures 2 and 3). Files are also written upscaled, one PNG for each draw.
 
-    Example: [bold]pnf upscale runs/demo/progressive-bounded photo.png --temperature 0 --temperature 0.7 --draws 3[/bold]
+    Example: [bold]pnf upscale runs/demo/progressive-bounded photo.png --temperature 0.7 --draws 3[/bold]
     """
     if files and sampled:
         raise RunError("--sampled and files exclude each other")
@@ -88,11 +90,10 @@ def upscale_command(
             _picture(flow, low, real, temperatures, draws, generator, folder / f"{file.stem}-upscaled.png")
         return
     if sampled:
-        base = flow.stages[0].inverse(None, torch.randn(n, flow.stage_dims[0], generator=generator,
-                                                        device=generator.device))[0]
+        base = flow.downsample(flow.sample(n, generator=generator), len(flow.stages) - 1)
         _picture(flow, base, None, temperatures, draws, generator, folder / "upscaled-samples.png")
         return
-    real = _held_out(config, data, n, seed).to(generator.device)
+    real = _held_out(flow, config, data, n, seed).to(generator.device)
     _picture(flow, flow.encode(real), real, temperatures, draws, generator, folder / "upscaled-real.png")
 
 
@@ -115,7 +116,7 @@ def project_command(
     if files:
         x = torch.cat([read_image(file, flow.shape, exact=False) for file in files]).to(pick_device(device))
     else:
-        x = _held_out(config, data, n, seed).to(pick_device(device))
+        x = _held_out(flow, config, data, n, seed).to(pick_device(device))
     code = flow.encode(x)
     projected = flow.decode(code)
     again = (flow.project(projected.clamp(0, 1)) - projected).abs().max().item()
@@ -136,15 +137,19 @@ def _png(path: Path | None, default: Path) -> Path:
     return target
 
 
-def _held_out(config: RunConfig, data: str | None, n: int, seed: int) -> Tensor:
+def _held_out(flow: ProgressiveFlow, config: RunConfig, data: str | None, n: int, seed: int) -> Tensor:
     images = load_images(config, "test", data=data)
+    if images.shape != flow.shape:
+        raise RunError(f"the model is of images {list(flow.shape)}, got {images.name} with {list(images.shape)}")
     order = torch.randperm(len(images), generator=seeded(seed))[:n]
     return dequantize(images.pixels[order], seeded(seed, 1))
 
 
 def _low_resolution(flow: ProgressiveFlow, file: Path, device: str) -> tuple[Tensor, Tensor | None]:
     """The image to start from, and the real one if the file has the full resolution or more."""
-    x = read_image(file, flow.shape, exact=True, sizes=[shape[1:] for shape in flow.stage_shapes]).to(pick_device(device))
+    x = read_image(file, flow.shape, exact=True, sizes=[shape[1:] for shape in flow.stage_shapes]).to(
+        pick_device(device)
+    )
     if tuple(x.shape[1:]) != flow.shape:
         return x, None
     return flow.encode(x), x
@@ -160,9 +165,7 @@ def _picture(
     target: Path,
 ) -> None:
     if len(temperatures) == 1 and draws == 1:
-        figure = figures.upscaling_pipeline(
-            flow, low, temperature=temperatures[0], reference=real, generator=generator
-        )
+        figure = figures.upscaling_pipeline(flow, low, temperature=temperatures[0], reference=real, generator=generator)
     else:
         figure = figures.upscaling_draws(
             flow, low, temperatures=temperatures, draws=draws, reference=real, generator=generator

@@ -12,9 +12,7 @@ Choice = typer.Option
 
 
 def train_command(
-    preset: Annotated[
-        str | None, typer.Argument(help=f"One of {', '.join(PRESETS)}.", show_default=False)
-    ] = None,
+    preset: Annotated[str | None, typer.Argument(help=f"One of {', '.join(PRESETS)}.", show_default=False)] = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder of the run. Default: runs/PRESET/MODEL.", show_default=False)
     ] = None,
@@ -32,8 +30,11 @@ def train_command(
     ] = None,
     detail: Annotated[
         Literal["bounded", "identity"] | None,
-        typer.Option(help="How stages see details: bounded, or identity as in the paper.",
-                     rich_help_panel="Model", show_default=False),
+        typer.Option(
+            help="How stages see details: bounded, or identity as in the paper.",
+            rich_help_panel="Model",
+            show_default=False,
+        ),
     ] = None,
     levels: Annotated[int | None, Choice(help="Times that each axis is halved.", rich_help_panel="Model")] = None,
     axes: Annotated[
@@ -90,11 +91,7 @@ def train_command(
 
     Example: [bold]pnf train mnist-dense --data MNIST --steps 2000[/bold]
     """
-    overrides = {
-        key: value
-        for key, value in locals().items()
-        if value is not None and key in RunConfig.model_fields
-    }
+    overrides = {key: value for key, value in locals().items() if value is not None and key in RunConfig.model_fields}
     if resume is not None:
         if preset is not None or out is not None or overrides:
             raise RunError("--resume goes on with a run's own settings: give no preset, no --out and no other setting")

@@ -1,7 +1,9 @@
 """Affine couplings with their conditioner networks, and the normalisations between them."""
 
 import math
+from abc import abstractmethod
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +12,15 @@ from pnf.flows.networks import NETWORK_EPS, DenseNetwork, ResidualNetwork, Weigh
 from pnf.flows.op_table import OpTable
 
 
-class ActNorm(nn.Module):
+class FlowNorm(nn.Module):
+    """An invertible normalisation of each channel: ``x, log_det -> y, log_det``."""
+
+    @abstractmethod
+    def inverse(self, y: Tensor, log_det: Tensor) -> tuple[Tensor, Tensor]:
+        """The inverse of ``forward``."""
+
+
+class ActNorm(FlowNorm):
     """``y = (x + shift) * exp(log_scale)`` for each channel, set by the first training batch to mean 0 and variance 1.
 
     Source: Kingma and Dhariwal, "Glow" (2018), section 3.1.
@@ -62,12 +72,12 @@ class ActNorm(nn.Module):
         self.initialized.fill_(True)
         self._ready = True
 
-    def _load_from_state_dict(self, *args: object, **kwargs: object) -> None:
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         self._ready = None
-        super()._load_from_state_dict(*args, **kwargs)  # type: ignore[arg-type]
+        super()._load_from_state_dict(*args, **kwargs)
 
 
-class BatchNormFlow(nn.Module):
+class BatchNormFlow(FlowNorm):
     """Batch normalisation as an invertible layer: ``y = (x - mean) / sqrt(var + eps)`` for each channel.
 
     Statistics of the batch in training (biased variance), running statistics (decay 0.1) in evaluation and in the
@@ -107,7 +117,7 @@ class BatchNormFlow(nn.Module):
         return -0.5 * math.prod(x.shape[2:]) * (var + NETWORK_EPS).log().sum()
 
 
-def make_norm(norm: str, channels: int) -> nn.Module | None:
+def make_norm(norm: str, channels: int) -> FlowNorm | None:
     """The normalisation layer of that name: ``"act"``, ``"batch"`` or ``"none"``."""
     if norm == "none":
         return None
@@ -188,7 +198,7 @@ class ConvCoupling(Coupling):
     def inverse(self, y: Tensor, log_det: Tensor, condition: Tensor | None) -> tuple[Tensor, Tensor]:
         if self.norm is not None:
             kept, rest = self.ops.mask_pack(y, self.mask, self.parity)
-            rest, log_det = self.norm.inverse(rest, log_det)  # type: ignore[operator]
+            rest, log_det = self.norm.inverse(rest, log_det)
             y = self.ops.mask_unpack(kept, rest, self.mask, self.parity, y.shape[2:])
         raw = self._raw(y, condition)
         return self.ops.affine_coupling_inverse(y, raw, self.scale, log_det, self.mask, self.parity)
@@ -227,7 +237,7 @@ class DenseCoupling(Coupling):
 
     def inverse(self, y: Tensor, kept: Tensor, log_det: Tensor, condition: Tensor | None) -> tuple[Tensor, Tensor]:
         if self.norm is not None:
-            y, log_det = self.norm.inverse(y, log_det)  # type: ignore[operator]
+            y, log_det = self.norm.inverse(y, log_det)
         return self.ops.affine_coupling_inverse(y, self._raw(kept, condition), self.scale, log_det)
 
     def _raw(self, kept: Tensor, condition: Tensor | None) -> Tensor:

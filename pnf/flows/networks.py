@@ -5,6 +5,7 @@ the authors' published code; the paper's dense couplings are three linear layers
 """
 
 import math
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -130,7 +131,7 @@ class ResidualNetwork(nn.Module):
 
 
 class DenseNetwork(nn.Sequential):
-    """The network of a dense coupling: ``layers`` hidden linear layers with ReLU, then a linear layer that starts small.
+    """The network of a dense coupling: ``layers`` hidden linear layers with ReLU, then a linear layer that starts at 0.
 
     Args:
         inputs: features of the kept half beside the condition; may be 0.
@@ -142,13 +143,13 @@ class DenseNetwork(nn.Sequential):
     def __init__(self, inputs: int, outputs: int, *, hidden: int, layers: int) -> None:
         sizes = [inputs] + [hidden] * layers
         modules: list[nn.Module] = []
-        for i, o in zip(sizes[:-1], sizes[1:], strict=True):
+        for i, o in pairwise(sizes):
             modules += [_Linear(i, o, 1.0), nn.ReLU()]
         super().__init__(*modules, _Linear(hidden, outputs, 0.0))
 
 
 class _Linear(nn.Linear):
-    """A linear layer with weights from ``gain * U(-b, b)``, ``b = sqrt(3 / inputs)``, and zero bias; inputs may be 0."""
+    """A linear layer with weights from ``gain * U(-b, b)``, ``b = sqrt(3 / inputs)``, and no bias at first."""
 
     def __init__(self, inputs: int, outputs: int, gain: float) -> None:
         self.gain = gain

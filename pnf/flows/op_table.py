@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 class _HaarSplit(Protocol):
-    def __call__(self, x: Tensor, dim: int) -> tuple[Tensor, Tensor]: ...
+    def __call__(self, x: Tensor, /, dim: int) -> tuple[Tensor, Tensor]: ...
 
 
 class _HaarMerge(Protocol):
@@ -24,7 +24,7 @@ class _HaarBoundedMerge(Protocol):
 
 class _AffineCoupling(Protocol):
     def __call__(
-        self, x: Tensor, raw: Tensor, scale: Tensor, log_det: Tensor, mask: str | None = None, parity: int = 0
+        self, x: Tensor, /, raw: Tensor, scale: Tensor, log_det: Tensor, mask: str | None = None, parity: int = 0
     ) -> tuple[Tensor, Tensor]: ...
 
 
@@ -41,7 +41,7 @@ class _MaskUnpack(Protocol):
 
 
 class _Squeeze(Protocol):
-    def __call__(self, x: Tensor, order: str = "plain") -> Tensor: ...
+    def __call__(self, x: Tensor, /, order: str = "plain") -> Tensor: ...
 
 
 class _StandardNormal(Protocol):
@@ -49,7 +49,7 @@ class _StandardNormal(Protocol):
 
 
 class _Logit(Protocol):
-    def __call__(self, x: Tensor, alpha: float) -> tuple[Tensor, Tensor]: ...
+    def __call__(self, x: Tensor, /, alpha: float) -> tuple[Tensor, Tensor]: ...
 
 
 class OpTable(NamedTuple):

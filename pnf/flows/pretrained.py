@@ -3,6 +3,7 @@
 import json
 import os
 import tempfile
+from abc import abstractmethod
 from pathlib import Path
 from typing import Any, Self
 
@@ -18,9 +19,9 @@ WEIGHTS_NAME = "model.safetensors"
 class Pretrained(nn.Module):
     """A module that is saved as a folder with ``config.json`` and ``model.safetensors``."""
 
+    @abstractmethod
     def config(self) -> dict[str, object]:
         """The constructor's arguments."""
-        raise AssertionError(f"{type(self).__name__} has no config")
 
     def save_pretrained(self, path: str | os.PathLike[str]) -> None:
         """Write the configuration and the weights into the folder ``path``, which is made if it is missing.
@@ -64,7 +65,9 @@ class Pretrained(nn.Module):
         try:
             flow.load_state_dict(state)
         except RuntimeError as error:
-            raise ValueError(f"from_pretrained: {folder / WEIGHTS_NAME} does not fit its configuration: {error}") from error
+            raise ValueError(
+                f"from_pretrained: {folder / WEIGHTS_NAME} does not fit its configuration: {error}"
+            ) from error
         return flow.to(device).eval()
 
 
@@ -76,8 +79,8 @@ def replace_file(path: Path, content: bytes) -> None:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
+        Path(temporary).chmod(0o644)
+        Path(temporary).replace(path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise

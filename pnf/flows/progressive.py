@@ -4,8 +4,10 @@ Source: "PNF: Progressive normalizing flows", sections 2 and 3.
 """
 
 import math
+from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Self
+from itertools import pairwise
+from typing import Any, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -92,10 +94,14 @@ class ProgressiveFlow(Pretrained):
         self.stage_names = ["f0"]
         for level in range(1, levels + 1):
             self.stage_names += [f"f{level}{'x' if dim == -1 else 'y'}" for dim in self._dims]
-        settings = {
-            "coupling": coupling, "hidden": hidden, "blocks": blocks, "num_couplings": num_couplings, "norm": norm,
+        settings: dict[str, Any] = {
+            "coupling": coupling,
+            "hidden": hidden,
+            "blocks": blocks,
+            "num_couplings": num_couplings,
+            "norm": norm,
         }
-        stages: list[nn.Module] = [BaseStage(self.stage_shapes[0], self.alpha, settings, ops)]
+        stages: list[Stage] = [BaseStage(self.stage_shapes[0], self.alpha, settings, ops)]
         for k, shape_in in enumerate(self.stage_shapes[:-1]):
             stages.append(DetailStage(shape_in, self._dims[k % len(self._dims)], detail, settings, ops))
         self.stages = nn.ModuleList(stages)
@@ -109,6 +115,10 @@ class ProgressiveFlow(Pretrained):
         return {key: getattr(self, key) for key in keys}
 
     @property
+    def _stages(self) -> "list[Stage]":
+        return cast("list[Stage]", list(self.stages))
+
+    @property
     def dims(self) -> int:
         """Number of dimensions D of one example."""
         return math.prod(self.shape)
@@ -117,7 +127,7 @@ class ProgressiveFlow(Pretrained):
     def stage_dims(self) -> list[int]:
         """Number of dimensions that each stage models; they sum to D."""
         sizes = [math.prod(shape) for shape in self.stage_shapes]
-        return [sizes[0], *(after - before for before, after in zip(sizes[:-1], sizes[1:], strict=True))]
+        return [sizes[0], *(after - before for before, after in pairwise(sizes))]
 
     def forward(
         self,
@@ -126,7 +136,7 @@ class ProgressiveFlow(Pretrained):
         """``z [B, D]``, the noise of all stages, coarse first, and ``log_det [B] = log |det dz/dx|``, in nats."""
         self._check(x)
         zs, log_det = [], x.new_zeros(x.shape[0])
-        for stage in reversed(self.stages):
+        for stage in reversed(self._stages):
             x, z, stage_log_det = stage(x)
             zs.append(z)
             log_det = log_det + stage_log_det
@@ -139,7 +149,7 @@ class ProgressiveFlow(Pretrained):
         """``x [B, *shape]`` and ``log_det [B] = log |det dx/dz|``, in nats."""
         check_batch("ProgressiveFlow", "z", z, (self.dims,))
         x, log_det = None, z.new_zeros(z.shape[0])
-        for stage, noise in zip(self.stages, z.split(self.stage_dims, 1), strict=True):
+        for stage, noise in zip(self._stages, z.split(self.stage_dims, 1), strict=True):
             x, stage_log_det = stage.inverse(x, noise)
             log_det = log_det + stage_log_det
         assert x is not None
@@ -162,7 +172,7 @@ class ProgressiveFlow(Pretrained):
         """
         self._check(x)
         log_probs = []
-        for stage in reversed(self.stages):
+        for stage in reversed(self._stages):
             x, z, log_det = stage(x)
             log_probs.append(self.ops.standard_normal(z) + log_det)
         return torch.stack(log_probs[::-1], 1)
@@ -182,7 +192,7 @@ class ProgressiveFlow(Pretrained):
         self._check(x)
         if not 0 <= stage < len(self.stages):
             raise IndexError(f"ProgressiveFlow: stage must be from 0 to {len(self.stages) - 1}, got {stage}")
-        log_prob = self.stages[stage].log_prob(self._down(x, len(self.stages) - 1 - stage))
+        log_prob = self._stages[stage].log_prob(self._down(x, len(self.stages) - 1 - stage))
         return -log_prob.mean() / self.stage_dims[stage]
 
     def bits_per_dim(
@@ -247,7 +257,7 @@ class ProgressiveFlow(Pretrained):
             raise ValueError(
                 f"ProgressiveFlow: noise must be {[x.shape[0], sum(dims)]} for {steps} steps, got {list(noise.shape)}"
             )
-        for stage, z in zip(self.stages[k + 1 : k + 1 + steps], noise.split(dims, 1) if dims else (), strict=True):
+        for stage, z in zip(self._stages[k + 1 : k + 1 + steps], noise.split(dims, 1) if dims else (), strict=True):
             x, _ = stage.inverse(x, z)
         return x
 
@@ -315,6 +325,11 @@ class Stage(nn.Module):
     """A stage maps an image to the next coarser one and the noise of what is lost, and back."""
 
     ops: OpTable
+    flow: RealNVP
+
+    @abstractmethod
+    def inverse(self, s: Tensor | None, z: Tensor) -> tuple[Tensor, Tensor]:
+        """The image of the coarser image s and the noise z, and ``log |det dx/d(s, z)|``."""
 
     def log_prob(
         self,
@@ -328,17 +343,18 @@ class Stage(nn.Module):
 class BaseStage(Stage):
     """The flow f0 of the coarsest image, through the logit."""
 
-    def __init__(self, shape: tuple[int, ...], alpha: float, settings: dict[str, object], ops: OpTable) -> None:
+    def __init__(self, shape: tuple[int, ...], alpha: float, settings: dict[str, Any], ops: OpTable) -> None:
         super().__init__()
         self.ops = ops
-        self.flow = RealNVP(shape, alpha=alpha, ops=ops, **settings)  # type: ignore[arg-type]
+        self.flow = RealNVP(shape, alpha=alpha, ops=ops, **settings)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """``x, z, log_det``: the image, its noise and ``log |det dz/dx|``."""
         return x, *self.flow(x)
 
-    def inverse(self, _: None, z: Tensor) -> tuple[Tensor, Tensor]:
-        """The image of the noise z, in [0, 1], and ``log |det dx/dz|``."""
+    def inverse(self, s: Tensor | None, z: Tensor) -> tuple[Tensor, Tensor]:
+        """The image of the noise z, in [0, 1], and ``log |det dx/dz|``; there is no coarser image."""
+        assert s is None
         x, log_det = self.flow.inverse(z)
         return x.clamp(0, 1), log_det
 
@@ -346,9 +362,7 @@ class BaseStage(Stage):
 class DetailStage(Stage):
     """A conditional flow of the detail along one axis, given the mean."""
 
-    def __init__(
-        self, shape: tuple[int, ...], dim: int, detail: str, settings: dict[str, object], ops: OpTable
-    ) -> None:
+    def __init__(self, shape: tuple[int, ...], dim: int, detail: str, settings: dict[str, Any], ops: OpTable) -> None:
         super().__init__()
         self.dim, self.detail, self.ops = dim, detail, ops
         self.channels = as_channels(shape)
@@ -356,7 +370,7 @@ class DetailStage(Stage):
             start = math.log(GAMMA_START / (1 - GAMMA_START)) / GAMMA_RATE
             self.gamma_logit = nn.Parameter(torch.full((self.channels[0],), start))
         self.pairs = math.prod(shape)
-        self.flow = RealNVP(shape, condition_shape=shape, ops=ops, **settings)  # type: ignore[arg-type]
+        self.flow = RealNVP(shape, condition_shape=shape, ops=ops, **settings)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """``s, z, log_det``: the mean, the noise of the detail, and ``log |det d(s, z)/dx|``."""
@@ -370,8 +384,9 @@ class DetailStage(Stage):
         z, flow_log_det = self.flow(u, self._condition(s))
         return s, z, log_det + flow_log_det
 
-    def inverse(self, s: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+    def inverse(self, s: Tensor | None, z: Tensor) -> tuple[Tensor, Tensor]:
         """The image with mean s and the noise z in its detail, and ``log |det dx/d(s, z)|``."""
+        assert s is not None
         d, log_det = self.flow.inverse(z, self._condition(s))
         if self.detail == "identity":
             return self.ops.haar_merge(s, d, self.dim), log_det + self.pairs * math.log(2)

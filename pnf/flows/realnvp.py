@@ -6,7 +6,7 @@ the flows f1x, f1y, ... of "PNF: Progressive normalizing flows", section 3.
 
 import math
 from collections.abc import Sequence
-from typing import Self
+from typing import Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -63,7 +63,9 @@ class RealNVP(Pretrained):
         super().__init__()
         name = "RealNVP"
         self.shape = check_shape(name, "shape", shape)
-        self.condition_shape = None if condition_shape is None else check_shape(name, "condition_shape", condition_shape)
+        self.condition_shape = (
+            None if condition_shape is None else check_shape(name, "condition_shape", condition_shape)
+        )
         check_choice(name, "coupling", coupling, COUPLINGS)
         check_choice(name, "norm", norm, NORMS)
         if alpha is not None and not 0 <= alpha < 0.5:
@@ -196,8 +198,9 @@ class _DenseFlow(nn.Module):
         self.size, self.channels, self.ops = tuple(size), channels, owner.ops
         sites = math.prod(size)
         halves = (channels * ((sites + 1) // 2), channels * (sites // 2))
-        self.norms = nn.ModuleList(ActNorm(half) for half in halves) if owner.norm == "act" else None
-        self.couplings = nn.ModuleList(
+        norms = nn.ModuleList(ActNorm(half) for half in halves if owner.norm == "act")
+        self.norms = cast("Sequence[ActNorm]", norms)
+        couplings = nn.ModuleList(
             DenseCoupling(
                 halves[i % 2],
                 halves[1 - i % 2],
@@ -209,13 +212,13 @@ class _DenseFlow(nn.Module):
             )
             for i in range(owner.num_couplings)
         )
+        self.couplings = cast("Sequence[DenseCoupling]", couplings)
 
     def forward(self, x: Tensor, log_det: Tensor, condition: Tensor | None) -> tuple[Tensor, Tensor]:
         halves = [half.flatten(1) for half in self.ops.mask_pack(x, "checkerboard", 0)]
         condition = None if condition is None else condition.flatten(1)
-        if self.norms is not None:
-            for i, norm in enumerate(self.norms):
-                halves[i], log_det = norm(halves[i], log_det)
+        for i, norm in enumerate(self.norms):
+            halves[i], log_det = norm(halves[i], log_det)
         for i, coupling in enumerate(self.couplings):
             kept = i % 2
             halves[1 - kept], log_det = coupling(halves[1 - kept], halves[kept], log_det, condition)
@@ -229,23 +232,22 @@ class _DenseFlow(nn.Module):
         for i, coupling in reversed(list(enumerate(self.couplings))):
             kept = i % 2
             halves[1 - kept], log_det = coupling.inverse(halves[1 - kept], halves[kept], log_det, condition)
-        if self.norms is not None:
-            for i, norm in enumerate(self.norms):
-                halves[i], log_det = norm.inverse(halves[i], log_det)
+        for i, norm in enumerate(self.norms):
+            halves[i], log_det = norm.inverse(halves[i], log_det)
         kept, rest = (half.reshape(z.shape[0], self.channels, half.shape[1] // self.channels) for half in halves)
         return self.ops.mask_unpack(kept, rest, "checkerboard", 0, self.size), log_det
 
 
 class _Scale(nn.Module):
-    """One scale of the convolutional flow: checkerboard couplings and, at every scale but the last, channel couplings."""
+    """One scale of the convolutional flow: checkerboard couplings, then channel couplings but at the last."""
 
     def __init__(
         self, channels: int, condition: int, hidden: int, kernel: tuple[int, int], last: bool, owner: RealNVP
     ) -> None:
         super().__init__()
 
-        def couplings(mask: str, count: int, factor: int, hidden: int) -> nn.ModuleList:
-            return nn.ModuleList(
+        def couplings(mask: str, count: int, factor: int, hidden: int) -> Sequence[ConvCoupling]:
+            modules = nn.ModuleList(
                 ConvCoupling(
                     factor * channels,
                     factor * condition,
@@ -259,6 +261,7 @@ class _Scale(nn.Module):
                 )
                 for i in range(count)
             )
+            return cast("Sequence[ConvCoupling]", modules)
 
         self.checkerboard = couplings("checkerboard", owner.num_couplings + last, 1, hidden)
         self.channel = couplings("channel", 0 if last else owner.num_couplings, 4, 2 * hidden)
@@ -270,9 +273,7 @@ class _ConvFlow(nn.Module):
     The condition is squeezed beside x and never factored out.
     """
 
-    def __init__(
-        self, channels: int, size: Sequence[int], condition: int, scales: int | None, owner: RealNVP
-    ) -> None:
+    def __init__(self, channels: int, size: Sequence[int], condition: int, scales: int | None, owner: RealNVP) -> None:
         super().__init__()
         self.ops = owner.ops
         self.size = tuple(size) if len(size) == 2 else (1, *size)
@@ -281,15 +282,18 @@ class _ConvFlow(nn.Module):
         check_positive("RealNVP", "scales", self.scales)
         multiple = 2 ** (self.scales - 1)
         if self.size[0] % multiple or self.size[1] % multiple:
-            raise ValueError(f"RealNVP: shape must have sizes that are multiples of {multiple} for {self.scales} scales, "
-                             f"got {owner.shape}")
+            raise ValueError(
+                f"RealNVP: shape must have sizes that are multiples of {multiple} for {self.scales} scales, "
+                f"got {owner.shape}"
+            )
         kernel = (1 if self.size[0] == 1 else 3, 3)
         self.norm = make_norm(owner.norm, channels) if owner.norm == "act" else None
-        self.levels = nn.ModuleList()
         self.channels = channels
-        for k in range(self.scales):
-            last = k == self.scales - 1
-            self.levels.append(_Scale(channels << k, condition << (2 * k), owner.hidden << k, kernel, last, owner))
+        levels = nn.ModuleList(
+            _Scale(channels << k, condition << (2 * k), owner.hidden << k, kernel, k == self.scales - 1, owner)
+            for k in range(self.scales)
+        )
+        self.levels = cast("Sequence[_Scale]", levels)
 
     def forward(self, x: Tensor, log_det: Tensor, condition: Tensor | None) -> tuple[Tensor, Tensor]:
         if self.signal:

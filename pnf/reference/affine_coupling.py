@@ -89,16 +89,16 @@ def check_affine_coupling(
     transformed = channels // 2 if mask == "channel" else channels
     if raw.shape != (batch, 2 * transformed, *x.shape[2:]):
         want = [batch, 2 * transformed, *x.shape[2:]]
-        raise ValueError(f"{op}: raw must be {want}, the shift and u of each transformed channel, got {list(raw.shape)}")
+        raise ValueError(
+            f"{op}: raw must be {want}, the shift and u of each transformed channel, got {list(raw.shape)}"
+        )
     if scale.shape != (transformed,):
         raise ValueError(f"{op}: scale must be [{transformed}], got {list(scale.shape)}")
     if log_det.shape != (batch,):
         raise ValueError(f"{op}: log_det must be [{batch}], got {list(log_det.shape)}")
 
 
-def _transformed(
-    x: Tensor, raw: Tensor, scale: Tensor, mask: str | None, parity: int
-) -> tuple[Tensor, Tensor, Tensor]:
+def _transformed(x: Tensor, raw: Tensor, scale: Tensor, mask: str | None, parity: int) -> tuple[Tensor, Tensor, Tensor]:
     """The transformed channels, their shift and their log-scale, in float32 or wider."""
     if mask == "channel":
         x = x.chunk(2, 1)[1 - parity]

@@ -6,6 +6,8 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from pnf.flows.pretrained import replace_file
+
 CONFIG_NAME = "run.json"
 
 
@@ -16,7 +18,7 @@ class RunError(Exception):
 class RunConfig(BaseModel):
     """The settings of one training run; docs/training.md says where each preset comes from."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     model: Literal["progressive", "realnvp"] = "progressive"
     detail: Literal["bounded", "identity"] = "bounded"
@@ -49,7 +51,7 @@ class RunConfig(BaseModel):
 
     def save(self, folder: Path) -> None:
         """Write the settings into a run's folder."""
-        (folder / CONFIG_NAME).write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        replace_file(folder / CONFIG_NAME, (self.model_dump_json(indent=2) + "\n").encode())
 
     @classmethod
     def load(cls, folder: Path) -> Self:

@@ -11,6 +11,7 @@ import torch
 
 from pnf import reference
 from pnf.data import Images, dequantize
+from pnf.flows.pretrained import WEIGHTS_NAME
 from pnf.training.batches import TEST_NOISE, seeded
 from pnf.training.config import CONFIG_NAME, RunConfig, RunError
 from pnf.training.models import Flow
@@ -120,7 +121,7 @@ def load_run(folder: Path) -> tuple[RunConfig, Flow]:
     """
     config = RunConfig.load(folder)
     model = folder / MODEL
-    if not model.is_dir():
+    if not (model / WEIGHTS_NAME).is_file():
         raise RunError(f"the training in {folder} is not finished; go on with: pnf train --resume {folder}")
     kind = reference.RealNVP if config.model == "realnvp" else reference.ProgressiveFlow
     try:

@@ -33,8 +33,6 @@ def build_flow(config: RunConfig, channels: int) -> Flow:
             torch.manual_seed(config.seed)
             if config.model == "realnvp":
                 return reference.RealNVP(shape, alpha=BASELINE_ALPHA, **settings)
-            return reference.ProgressiveFlow(
-                shape, config.levels, axes=config.axes, detail=config.detail, **settings
-            )
+            return reference.ProgressiveFlow(shape, config.levels, axes=config.axes, detail=config.detail, **settings)
     except ValueError as error:
         raise RunError(f"wrong settings: {error}") from None

@@ -7,7 +7,6 @@ is a function of its step.
 """
 
 import json
-import platform
 import signal
 import time
 import zlib
@@ -15,11 +14,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 import torch
 from lightning.fabric import Fabric
-from lightning.fabric.loggers import CSVLogger, TensorBoardLogger
+from lightning.fabric.loggers.csv_logs import CSVLogger
+from lightning.fabric.loggers.tensorboard import TensorBoardLogger
 from rich.console import Console
 from torch import Tensor
 
@@ -34,7 +33,7 @@ from pnf.training.units import Unit, stage_dims, stage_inputs, stage_modules, st
 MODEL, LOGS, CHECKPOINTS, SUMMARY_NAME = "model", "logs", "checkpoints", "summary.json"
 
 
-class Interrupted(RunError):
+class Interrupted(RunError):  # noqa: N818 - it is no error
     """The run was asked to stop, and has saved where it stood."""
 
     def __init__(self, folder: Path, step: int, signal_number: int) -> None:
@@ -76,12 +75,14 @@ def train(
     flow = build_flow(config, images.shape[0])
     names = stage_names(flow)
     chosen = _choose(names, stages)
-    _claim(folder, config, images, chosen, resume)
     if config.validation >= len(images):
         raise RunError(f"validation must be less than the {len(images)} training images, got {config.validation}")
+    _claim(folder, config, images, chosen, resume)
     pixels, held_out = hold_out(images.pixels, config.validation, config.seed)
 
-    loggers = [CSVLogger(folder, name=LOGS), TensorBoardLogger(folder, name="tensorboard", version="")]
+    # Every row goes to the file at once: curves can be drawn while the run goes on, and a kill loses none.
+    csv_logger = CSVLogger(folder, name=LOGS, flush_logs_every_n_steps=1)
+    loggers = [csv_logger, TensorBoardLogger(folder, name="tensorboard", version="")]
     fabric = Fabric(accelerator=accelerator, devices=1, plugins=[AtomicCheckpointIO()], loggers=loggers)
     fabric.launch()
     if config.precision == "bf16":
@@ -229,8 +230,10 @@ def _claim(folder: Path, config: RunConfig, images: Images, chosen: list[str], r
         if not resume and any(_checkpoint(folder, name).exists() for name in chosen):
             raise RunError(f"{folder} holds this run already: go on with --resume {folder}, or choose another --out")
         if path.exists() and json.loads(path.read_text(encoding="utf-8")) != data:
-            raise RunError(f"{folder} was trained on other images than those in {config.data}: restore them, or choose "
-                           "another --out")
+            raise RunError(
+                f"{folder} was trained on other images than those in {config.data}: restore them, or choose "
+                "another --out"
+            )
         return
     if folder.exists() and not folder.is_dir():
         raise RunError(f"{folder} is not a folder: choose another --out")
@@ -267,7 +270,7 @@ def _stop_signals() -> Iterator[list[int]]:
     """SIGINT and SIGTERM end the run after the step in progress; a second one ends it at once."""
     received: list[int] = []
 
-    def handle(number: int, frame: FrameType | None) -> None:
+    def handle(number: int, _: FrameType | None) -> None:
         if received:
             raise KeyboardInterrupt
         received.append(number)

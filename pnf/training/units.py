@@ -95,7 +95,7 @@ class Unit:
             self.optimizer.load_state_dict(checkpoint["optimizer"])
             self.average.load_state_dict(checkpoint["average"])
             self.step = checkpoint["step"]
-        except (KeyError, RuntimeError, TypeError, ValueError) as error:
+        except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
             raise RunError(f"{path} does not fit this run: {str(error).splitlines()[0]}") from None
 
     def _state(self) -> dict[str, Any]:
