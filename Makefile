@@ -6,9 +6,10 @@ SOURCES := $(shell find pnf kernels csrc -type f -not -name '*.pyc') CMakeLists.
 
 .PHONY: test lint demo benchmark clean
 
+# pytest by its own name: `python -m pytest` would put the sources before the installed package.
 test: lint
-	$(BIN)/python -m pytest
-	$(BIN)/python -m pytest benchmarks --benchmark-disable
+	$(BIN)/pytest
+	$(BIN)/pytest benchmarks --benchmark-disable
 
 lint: $(STAMP)
 	$(BIN)/ruff check
@@ -19,7 +20,7 @@ demo: $(STAMP)
 	$(BIN)/pnf --help
 
 benchmark: $(STAMP)
-	$(BIN)/python -m pytest benchmarks --benchmark-only
+	$(BIN)/pytest benchmarks --benchmark-only
 
 # Not an editable install: the tests run against what a user gets.
 $(STAMP): $(SOURCES)

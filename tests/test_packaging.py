@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[1]
 
 def run(code: str) -> str:
     return subprocess.run(
-        [sys.executable, "-W", "error", "-c", code], check=True, capture_output=True, text=True
+        [sys.executable, "-P", "-W", "error", "-c", code], check=True, capture_output=True, text=True
     ).stdout.strip()
 
 
