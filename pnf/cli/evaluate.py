@@ -1,6 +1,7 @@
 """``pnf evaluate`` and ``pnf curves``."""
 
 import csv
+import itertools
 import json
 import math
 import platform
@@ -16,6 +17,10 @@ import pnf
 from pnf import figures
 from pnf.cli.common import DataOption, DeviceOption, SeedOption, console, load_images, pick_device, progress
 from pnf.training import Evaluation, RunConfig, RunError, evaluate, find_runs, load_run
+from pnf.training.models import build_flow
+from pnf.training.units import stage_dims, stage_names
+
+_SPLITS = ("train", "validation")
 
 RunsArgument = Annotated[list[Path], typer.Argument(help="Folders of runs, or folders that hold runs.")]
 
@@ -83,11 +88,11 @@ def curves_command(
     for folder in folders:
         name = _name(folder, folders)
         logged = _read_logs(folder)
-        if not logged["train/nats_per_dim"]:
+        if not logged["train"]:
             raise RunError(f"{folder} has no logs yet: is it training?")
-        training[name] = _bits(logged["train/nats_per_dim"])
-        if logged["validation/nats_per_dim"]:
-            validation[name] = _bits(logged["validation/nats_per_dim"])
+        training[name] = _bits(logged["train"])
+        if logged["validation"]:
+            validation[name] = _bits(logged["validation"])
     target = out if out is not None else _common(runs, folders) / "curves.png"
     if target.suffix.lower() != ".png":
         raise RunError(f"--out must end in .png, got {target}")
@@ -115,17 +120,29 @@ def _bits(curve: dict[int, float]) -> list[tuple[int, float]]:
 
 
 def _read_logs(folder: Path) -> dict[str, dict[int, float]]:
-    """Logged values by step; what a resumed run logged again counts."""
-    logged: dict[str, dict[int, float]] = {"train/nats_per_dim": {}, "validation/nats_per_dim": {}}
+    """Nats/dim by step, over the stages; what a resumed run logged again counts."""
+    with torch.device("meta"):
+        # How the stages share the dimensions does not depend on the channels.
+        flow = build_flow(RunConfig.load(folder), 1)
+    dims = dict(zip(stage_names(flow), stage_dims(flow), strict=True))
+    logged: dict[str, dict[str, dict[int, float]]] = {split: {name: {} for name in dims} for split in _SPLITS}
     files = folder.glob("logs/version_*/metrics.csv")
     for path in sorted(files, key=lambda path: int(path.parent.name.removeprefix("version_"))):
         with path.open(newline="", encoding="utf-8") as file:
             for row in csv.DictReader(file):
-                for key, values in logged.items():
+                for split, name in itertools.product(_SPLITS, dims):
                     # A kill can cut the last line short.
-                    if row.get(key) and row.get("step"):
-                        values[int(row["step"])] = float(row[key])
-    return logged
+                    if (value := row.get(f"{split}/{name}/nats_per_dim")) and row.get("step"):
+                        logged[split][name][int(row["step"])] = float(value)
+    return {split: _mean(stages, dims) for split, stages in logged.items()}
+
+
+def _mean(stages: dict[str, dict[int, float]], dims: dict[str, int]) -> dict[int, float]:
+    """The mean over dimensions at the steps where every stage that has been trained has a value."""
+    trained = {name: values for name, values in stages.items() if values}
+    steps = set.intersection(*(set(values) for values in trained.values())) if trained else set()
+    total = sum(dims[name] for name in trained)
+    return {step: sum(dims[name] * values[step] for name, values in trained.items()) / total for step in steps}
 
 
 def _print_tables(found: dict[str, tuple[RunConfig, Evaluation]]) -> None:

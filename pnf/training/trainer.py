@@ -93,6 +93,9 @@ def train(
             units.append(Unit(name, stage, dims, config, fabric))
     for unit in units:
         path = _checkpoint(folder, unit.name)
+        for unfinished in path.parent.glob(f".{path.name}.*"):
+            # A kill in the middle of writing left it.
+            unfinished.unlink(missing_ok=True)
         if path.exists():
             unit.load(path)
 
