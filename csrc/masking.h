@@ -49,7 +49,9 @@ struct Sites {
 
   PNF_HOST_DEVICE bool kept(Index site) const { return static_cast<int>((site + site / width) & 1) == parity; }
 
-  PNF_HOST_DEVICE Index half(bool keep) const { return (count + 1 - static_cast<Index>(keep ? parity : 1 - parity)) / 2; }
+  PNF_HOST_DEVICE Index half(bool keep) const {
+    return (count + 1 - static_cast<Index>(keep ? parity : 1 - parity)) / 2;
+  }
 
   PNF_HOST_DEVICE Index site(Index flat) const { return flat / inner % count; }
 

@@ -11,35 +11,74 @@ namespace pnf::cpu {
 namespace {
 
 constexpr int64_t kGrainBytes = 1 << 16;
-constexpr int64_t kTile = 1 << 13;   // entries; even, so that a tile starts at an even site
-constexpr int64_t kShortRun = 64;  // bytes, below which a call of memcpy costs more than the copy
+constexpr int64_t kTile = 1 << 13;  // entries; even, so that a tile starts at an even site
+
+// Short runs, such as the channels of a pixel, move as two words that may overlap: no loop and no call.
+template <size_t bytes>
+void copy_ends(char* out, const char* x, size_t n) {
+  char head[bytes], tail[bytes];
+  std::memcpy(head, x, bytes);
+  std::memcpy(tail, x + n - bytes, bytes);
+  std::memcpy(out, head, bytes);
+  std::memcpy(out + n - bytes, tail, bytes);
+}
+
+template <size_t bytes>
+void zero_ends(char* out, size_t n) {
+  std::memset(out, 0, bytes);
+  std::memset(out + n - bytes, 0, bytes);
+}
 
 template <typename T>
-void copy_run(T* out, const T* x, int64_t n) {
-  if (n * static_cast<int64_t>(sizeof(T)) >= kShortRun) {
-    std::memcpy(out, x, n * sizeof(T));
+void copy_run(T* to, const T* from, int64_t count) {
+  char* out = reinterpret_cast<char*>(to);
+  const char* x = reinterpret_cast<const char*>(from);
+  const size_t n = static_cast<size_t>(count) * sizeof(T);
+  if (n > 64) {
+    std::memcpy(out, x, n);
+  } else if (n >= 32) {
+    copy_ends<32>(out, x, n);
+  } else if (n >= 16) {
+    copy_ends<16>(out, x, n);
+  } else if (n >= 8) {
+    copy_ends<8>(out, x, n);
+  } else if (n >= 4) {
+    copy_ends<4>(out, x, n);
   } else {
-    for (int64_t i = 0; i < n; ++i) out[i] = x[i];
+    for (size_t i = 0; i < n; ++i) out[i] = x[i];
   }
 }
 
 template <typename T>
-void zero_run(T* out, int64_t n) {
-  if (n * static_cast<int64_t>(sizeof(T)) >= kShortRun) {
-    std::memset(out, 0, n * sizeof(T));
+void zero_run(T* to, int64_t count) {
+  char* out = reinterpret_cast<char*>(to);
+  const size_t n = static_cast<size_t>(count) * sizeof(T);
+  if (n > 64) {
+    std::memset(out, 0, n);
+  } else if (n >= 32) {
+    zero_ends<32>(out, n);
+  } else if (n >= 16) {
+    zero_ends<16>(out, n);
+  } else if (n >= 8) {
+    zero_ends<8>(out, n);
+  } else if (n >= 4) {
+    zero_ends<4>(out, n);
   } else {
-    for (int64_t i = 0; i < n; ++i) out[i] = 0;
+    for (size_t i = 0; i < n; ++i) out[i] = 0;
   }
 }
 
-// A part of one row: sites [begin, end) of a plane, entries [first, last) of each. `begin` is even.
+// A part of one row: sites [begin, end) of a plane, entries [first, last) of each. `begin` is even, and `kept` tells
+// whether it is kept.
 struct Tile {
   int64_t plane, begin, end, first, last;
+  bool kept;
 };
 
 template <typename T, typename Body>
 void for_tiles(const Board& board, const Sites<int64_t>& sites, int threads, const Body& body) {
   const int64_t rows = sites.count / sites.width;
+  const bool kept = sites.kept(0);  // and so in every other row: a division for each tile would cost more than its copy
   const int64_t length = board.inner == 1 ? kTile : std::max<int64_t>(kTile / board.inner & ~int64_t{1}, 2);
   const int64_t across = (sites.width + length - 1) / length;
   const int64_t deep = (board.inner + kTile - 1) / kTile;
@@ -51,7 +90,7 @@ void for_tiles(const Board& board, const Sites<int64_t>& sites, int threads, con
     for (int64_t i = from; i < to; ++i) {
       const int64_t begin = row * sites.width + column * length;
       body(Tile{plane, begin, std::min(begin + length, (row + 1) * sites.width), part * kTile,
-                std::min((part + 1) * kTile, board.inner)});
+                std::min((part + 1) * kTile, board.inner), kept == (row % 2 == 0)});
       if (++part < deep) continue;
       part = 0;
       if (++column < across) continue;
@@ -100,7 +139,9 @@ void merge_line(T* out, const T* even, const T* odd, int64_t n) {
 struct Place {
   int64_t planes, row, plane, site;
 
-  int64_t at(int64_t p, int64_t s) const { return p / planes * row + p % planes * plane + s * site; }
+  int64_t at(int64_t p, int64_t s) const {
+    return (planes == 1 ? p * row : p / planes * row + p % planes * plane) + s * site;
+  }
 };
 
 Place packed_place(const Board& board) {
@@ -117,7 +158,7 @@ template <typename T>
 void apply(T* out, const Place& to, const T* x, const Place& from, const Board& board, int parity, int threads) {
   const Sites<int64_t> sites(board, parity);
   for_tiles<T>(board, sites, threads, [&](const Tile& tile) {
-    bool kept = sites.kept(tile.begin);
+    bool kept = tile.kept;
     T* o = out + to.at(tile.plane, tile.begin) + tile.first;
     const T* in = x + from.at(tile.plane, tile.begin) + tile.first;
     if (to.site == 1 && from.site == 1) {
@@ -134,11 +175,28 @@ void apply(T* out, const Place& to, const T* x, const Place& from, const Board& 
   });
 }
 
+// The pixels of a channel mask whose channels come last are tiny planes of two runs: no tile pays for itself.
+template <typename T, typename Body>
+bool for_small_planes(const Board& board, const Sites<int64_t>& sites, int threads, const Body& body) {
+  if (sites.count != 2 || board.inner > kTile) return false;
+  const int64_t grain = kGrainBytes / static_cast<int64_t>(sizeof(T)) / (2 * board.inner);
+  parallel_for(board.outer, grain, threads, [&](int64_t from, int64_t to) {
+    for (int64_t at = from * board.inner; at < to * board.inner; at += board.inner) body(at);
+  });
+  return true;
+}
+
 template <typename T>
 void pack(T* kept, T* rest, const T* x, const Board& board, int parity, int threads) {
   const Sites<int64_t> sites(board, parity);
+  T* const halves[] = {sites.kept(0) ? kept : rest, sites.kept(1) ? kept : rest};
+  const bool done = for_small_planes<T>(board, sites, threads, [&](int64_t at) {
+    copy_run(halves[0] + at, x + 2 * at, board.inner);
+    copy_run(halves[1] + at, x + 2 * at + board.inner, board.inner);
+  });
+  if (done) return;
   for_tiles<T>(board, sites, threads, [&](const Tile& tile) {
-    const bool first = sites.kept(tile.begin);
+    const bool first = tile.kept;
     const int64_t pair = tile.begin / 2;
     T* even = (first ? kept : rest) + (tile.plane * sites.half(first) + pair) * board.inner + tile.first;
     T* odd = (first ? rest : kept) + (tile.plane * sites.half(!first) + pair) * board.inner + tile.first;
@@ -158,8 +216,14 @@ void pack(T* kept, T* rest, const T* x, const Board& board, int parity, int thre
 template <typename T>
 void unpack(T* out, const T* kept, const T* rest, const Board& board, int parity, int threads) {
   const Sites<int64_t> sites(board, parity);
+  const T* const halves[] = {sites.kept(0) ? kept : rest, sites.kept(1) ? kept : rest};
+  const bool done = for_small_planes<T>(board, sites, threads, [&](int64_t at) {
+    copy_run(out + 2 * at, halves[0] + at, board.inner);
+    copy_run(out + 2 * at + board.inner, halves[1] + at, board.inner);
+  });
+  if (done) return;
   for_tiles<T>(board, sites, threads, [&](const Tile& tile) {
-    const bool first = sites.kept(tile.begin);
+    const bool first = tile.kept;
     const int64_t pair = tile.begin / 2;
     const T* even = (first ? kept : rest) + (tile.plane * sites.half(first) + pair) * board.inner + tile.first;
     const T* odd = (first ? rest : kept) + (tile.plane * sites.half(!first) + pair) * board.inner + tile.first;
