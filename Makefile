@@ -16,8 +16,23 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
+# A second call goes on where the first one was stopped.
+define TRAIN_DEMO
+	if test -e runs/demo/$(1)/run.json; then $(BIN)/pnf train --resume runs/demo/$(1); \
+	else $(BIN)/pnf train demo $(2) --out runs/demo/$(1); fi
+endef
+
 demo: $(STAMP)
-	$(BIN)/pnf --help
+	@$(call TRAIN_DEMO,realnvp,--model realnvp)
+	@$(call TRAIN_DEMO,pnf)
+	@$(BIN)/pnf evaluate runs/demo
+	@$(BIN)/pnf curves runs/demo
+	@$(BIN)/pnf sample runs/demo/realnvp --out runs/demo/samples-realnvp.png
+	@$(BIN)/pnf sample runs/demo/pnf --out runs/demo/samples.png
+	@$(BIN)/pnf upscale runs/demo/pnf --sampled --out runs/demo
+	@$(BIN)/pnf upscale runs/demo/pnf --out runs/demo
+	@$(BIN)/pnf project runs/demo/pnf --out runs/demo/projection.png
+	@echo "The pictures and metrics.json are in runs/demo; look at runs/demo/upscaled-real.png first"
 
 benchmark: $(STAMP)
 	$(BIN)/pytest benchmarks --benchmark-only

@@ -146,19 +146,17 @@ def _mean(stages: dict[str, dict[int, float]], dims: dict[str, int]) -> dict[int
 
 
 def _print_tables(found: dict[str, tuple[RunConfig, Evaluation]]) -> None:
-    table = Table(title="Held-out log-likelihood")
+    table = Table(title="Held-out log-likelihood, mean ± standard error over images")
     table.add_column("model")
-    for column in ("nats", "± s.e.", "bits/dim", "± s.e.", "parameters", "steps", "images", "images/s"):
+    for column in ("nats", "bits/dim", "parameters", "steps", "images", "images/s"):
         table.add_column(column, justify="right")
     best = min(result.bits_per_dim for _, result in found.values())
     for name, (config, result) in found.items():
         table.add_row(
             name,
-            f"{result.nats:,.1f}",
-            f"{result.nats_error:.1f}",
-            f"{result.bits_per_dim:.4f}",
-            f"{result.bits_per_dim_error:.4f}",
-            f"{result.parameters:,}",
+            f"{result.nats:,.1f} ± {result.nats_error:.1f}",
+            f"{result.bits_per_dim:.3f} ± {result.bits_per_dim_error:.3f}",
+            f"{result.parameters / 1e6:.2f} M",
             f"{config.steps:,}",
             f"{result.images:,}",
             f"{result.images_per_second:,.0f}",
@@ -174,6 +172,6 @@ def _print_tables(found: dict[str, tuple[RunConfig, Evaluation]]) -> None:
         table.add_column(stage, justify="right")
     for name, (_, result) in found.items():
         shares = result.stage_bits_per_dim
-        cells = [f"{shares[stage]:.4f}" if stage in shares else "" for stage in stages]
-        table.add_row(name, *cells, f"{sum(shares.values()):.4f}")
+        cells = [f"{shares[stage]:.3f}" if stage in shares else "" for stage in stages]
+        table.add_row(name, *cells, f"{sum(shares.values()):.3f}")
     console.print(table)
