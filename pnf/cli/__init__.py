@@ -8,7 +8,8 @@ def main() -> None:
     try:
         from pnf.cli.app import run
     except ModuleNotFoundError as error:
-        if error.name is None or error.name.partition(".")[0] == "pnf":
+        name = (error.name or "pnf").partition(".")[0]
+        if name == "pnf":
             raise
-        sys.exit(f"pnf: the command line needs {error.name}; install it with: pip install 'pnf[train]'")
+        sys.exit(f"pnf: the command line needs {name}; install it with: pip install 'pnf[train]'")
     sys.exit(run())

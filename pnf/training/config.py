@@ -71,6 +71,11 @@ class RunConfig(BaseModel):
             raise RunError(f"{path} is damaged: {error}") from None
 
 
+def one_line(error: Exception) -> str:
+    """The message of an error, but for what fills further lines: load_state_dict puts a line for each tensor."""
+    return " ".join(line.strip() for line in str(error).splitlines()[:2])
+
+
 def describe(error: ValidationError) -> str:
     """The mistakes in the settings, in one line."""
     return "; ".join(f"{'.'.join(map(str, e['loc'])) or 'settings'}: {e['msg']}" for e in error.errors())

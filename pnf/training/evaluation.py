@@ -13,7 +13,7 @@ from pnf import reference
 from pnf.data import Images, dequantize
 from pnf.flows.pretrained import WEIGHTS_NAME
 from pnf.training.batches import TEST_NOISE, seeded
-from pnf.training.config import CONFIG_NAME, RunConfig, RunError
+from pnf.training.config import CONFIG_NAME, RunConfig, RunError, one_line
 from pnf.training.models import Flow
 from pnf.training.trainer import MODEL
 from pnf.training.units import stage_dims, stage_inputs, stage_modules, stage_names
@@ -127,5 +127,5 @@ def load_run(folder: Path) -> tuple[RunConfig, Flow]:
     try:
         flow: Flow = kind.from_pretrained(model)
     except (ValueError, FileNotFoundError) as error:
-        raise RunError(str(error)) from None
+        raise RunError(one_line(error)) from None
     return config, flow

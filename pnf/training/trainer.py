@@ -23,6 +23,7 @@ from rich.console import Console
 from torch import Tensor
 
 from pnf.data import Images, dequantize
+from pnf.flows.pretrained import replace_file
 from pnf.training.batches import VALIDATION_NOISE, Batches, hold_out, seeded
 from pnf.training.checkpoints import AtomicCheckpointIO
 from pnf.training.config import CONFIG_NAME, RunConfig, RunError
@@ -232,7 +233,7 @@ def _claim(folder: Path, config: RunConfig, images: Images, chosen: list[str], r
             raise RunError(f"{folder} holds a run with other settings: choose another --out")
         if not resume and any(_checkpoint(folder, name).exists() for name in chosen):
             raise RunError(f"{folder} holds this run already: go on with --resume {folder}, or choose another --out")
-        if path.exists() and json.loads(path.read_text(encoding="utf-8")) != data:
+        if path.exists() and _read_json(path) != data:
             raise RunError(
                 f"{folder} was trained on other images than those in {config.data}: restore them, or choose "
                 "another --out"
@@ -241,8 +242,15 @@ def _claim(folder: Path, config: RunConfig, images: Images, chosen: list[str], r
     if folder.exists() and not folder.is_dir():
         raise RunError(f"{folder} is not a folder: choose another --out")
     folder.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
+    replace_file(path, (json.dumps(data, indent=2) + "\n").encode())
     config.save(folder)
+
+
+def _read_json(path: Path) -> object:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        raise RunError(f"{path} is damaged; remove it to go on without a check of the images") from None
 
 
 def _checkpoint(folder: Path, name: str) -> Path:

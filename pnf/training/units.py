@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from pnf.flows import ProgressiveFlow, RealNVP, scale_parameters
-from pnf.training.config import RunConfig, RunError
+from pnf.training.config import RunConfig, RunError, one_line
 
 
 class Objective(nn.Module):
@@ -96,7 +96,7 @@ class Unit:
             self.average.load_state_dict(checkpoint["average"])
             self.step = checkpoint["step"]
         except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
-            raise RunError(f"{path} does not fit this run: {str(error).splitlines()[0]}") from None
+            raise RunError(f"{path} does not fit this run: {one_line(error)}") from None
 
     def _state(self) -> dict[str, Any]:
         return {
