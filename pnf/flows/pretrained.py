@@ -63,7 +63,8 @@ class Pretrained(nn.Module):
         except SafetensorError as error:
             raise ValueError(f"from_pretrained: {folder / WEIGHTS_NAME} is no safetensors file: {error}") from error
         try:
-            flow.load_state_dict(state)
+            # Assigned, so that float64 stays float64; cloned, because what load_file returns may be the mapped file.
+            flow.load_state_dict({name: tensor.clone() for name, tensor in state.items()}, assign=True)
         except RuntimeError as error:
             raise ValueError(
                 f"from_pretrained: {folder / WEIGHTS_NAME} does not fit its configuration: {error}"

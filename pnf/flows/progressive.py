@@ -81,6 +81,8 @@ class ProgressiveFlow(Pretrained):
             raise TypeError(f"ProgressiveFlow: levels must be an integer, got {levels!r}")
         if levels < 0:
             raise ValueError(f"ProgressiveFlow: levels must be at least 0, got {levels}")
+        if levels > 62:
+            raise ValueError(f"ProgressiveFlow: levels must be at most 62, got {levels}")
         self.levels, self.axes, self.detail, self.ops = levels, axes, detail, ops
         self.alpha = alpha if alpha is not None else (1e-6 if detail == "bounded" else 0.05)
         self._dims = [-1 if axis == "x" else -2 for axis in axes] if len(self.shape) == 3 else [-1]
@@ -266,7 +268,8 @@ class ProgressiveFlow(Pretrained):
         x: Tensor,  # [B, *shape]
     ) -> Tensor:
         """The paper's encoder: x at the lowest resolution."""
-        self._check(x)
+        # An identity detail may leave [0, 1], and what decode made has to be encodable.
+        check_batch("ProgressiveFlow", "x", x, self.shape, unit=self.detail == "bounded")
         return self._down(x, len(self.stages) - 1)
 
     def decode(

@@ -33,7 +33,7 @@ def check_positive(owner: str, name: str, value: int) -> None:
 def check_batch(owner: str, name: str, x: Tensor, shape: Sequence[int], *, unit: bool = False) -> None:
     """Raise unless x is a floating batch of that shape and, if ``unit``, has its values in [0, 1].
 
-    Values are looked at on the CPU only: elsewhere the look would wait for the device.
+    Values are looked at on the CPU only, where the look does not wait for a device, and not inside ``torch.vmap``.
     """
     if not isinstance(x, Tensor) or not x.is_floating_point():
         got = x.dtype if isinstance(x, Tensor) else type(x).__name__
@@ -42,8 +42,12 @@ def check_batch(owner: str, name: str, x: Tensor, shape: Sequence[int], *, unit:
         raise ValueError(f"{owner}: {name} must be [B, {', '.join(map(str, shape))}], got {list(x.shape)}")
     if unit and x.device.type == "cpu" and x.numel() and not torch.compiler.is_compiling():
         low, high = torch.aminmax(x.detach())
-        # Not "low < 0 or high > 1": that would let NaN through.
-        if not (low >= 0 and high <= 1):
+        try:
+            # Not "low < 0 or high > 1": that would let NaN through.
+            valid = bool(low >= 0) and bool(high <= 1)
+        except RuntimeError:
+            return  # torch.vmap shows no values
+        if not valid:
             raise ValueError(f"{owner}: {name} must have values in [0, 1], got values from {low:g} to {high:g}")
 
 
