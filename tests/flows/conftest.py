@@ -1,0 +1,52 @@
+"""What the tests of the flows share. Everything is in float64 unless a test is about float32."""
+
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+
+@pytest.fixture(autouse=True)
+def _one_thread_and_one_seed() -> Iterator[None]:
+    # Models this small are slower on two threads than on one.
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def randomise() -> Callable[..., nn.Module]:
+    """Random parameters and statistics: a new flow is close to the identity, which proves little."""
+
+    def of(module: nn.Module, size: float = 0.3) -> nn.Module:
+        with torch.no_grad():
+            for p in module.parameters():
+                p.add_(size * torch.randn_like(p))
+            for name, buffer in module.named_buffers():
+                if name.endswith("running_mean"):
+                    buffer.add_(size * torch.randn_like(buffer))
+                elif name.endswith("running_var"):
+                    buffer.mul_((size * torch.randn_like(buffer)).exp())
+        return module
+
+    return of
+
+
+@pytest.fixture
+def log_abs_det() -> Callable[[Callable[[Tensor], Tensor], Tensor], Tensor]:
+    """``log |det df/dx|`` of each example, from the Jacobian of f on a batch of this example alone."""
+
+    def of(f: Callable[..., Tensor], x: Tensor, *others: Tensor | None) -> Tensor:
+        each = []
+        for i in range(x.shape[0]):
+            rest = [None if other is None else other[i : i + 1] for other in others]
+            jacobian = torch.autograd.functional.jacobian(
+                lambda x, rest=rest: f(x, *rest).flatten(), x[i : i + 1], vectorize=True
+            )
+            each.append(torch.linalg.slogdet(jacobian.flatten(1)).logabsdet)
+        return torch.stack(each)
+
+    return of

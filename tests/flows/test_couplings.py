@@ -1,0 +1,160 @@
+"""Each layer of a flow alone."""
+
+import copy
+import io
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pnf.flows.couplings import ActNorm, BatchNormFlow, ConvCoupling, DenseCoupling
+from pnf.flows.networks import NETWORK_EPS
+from pnf.reference import OPS
+
+NORMS = ("act", "batch", "none")
+Randomise = Callable[..., nn.Module]
+LogAbsDet = Callable[..., Tensor]
+
+
+def normal(*shape: int) -> Tensor:
+    return torch.randn(*shape, dtype=torch.float64)
+
+
+def close(a: Tensor, b: Tensor) -> None:
+    torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("kernel", [(3, 3), (1, 3)])
+@pytest.mark.parametrize("condition", [0, 3])
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize(("mask", "parity"), [(m, p) for m in ("checkerboard", "channel") for p in (0, 1)])
+def test_conv_coupling(
+    mask: str,
+    parity: int,
+    norm: str,
+    condition: int,
+    kernel: tuple[int, int],
+    randomise: Randomise,
+    log_abs_det: LogAbsDet,
+) -> None:
+    size = (1, 5) if kernel == (1, 3) else (3, 4)
+    layer = ConvCoupling(2, condition, mask, parity, hidden=4, blocks=1, kernel=kernel, norm=norm, ops=OPS)
+    layer = randomise(layer.double()).eval()
+    x, log_det = normal(2, 2, *size), normal(2)
+    seen = normal(2, condition, *size) if condition else None
+    y, total = layer(x, log_det, seen)
+    back, zero = layer.inverse(y, total, seen)
+    close(back, x)
+    close(zero, log_det)
+    close(total - log_det, log_abs_det(lambda x, seen: layer(x, x.new_zeros(1), seen)[0], x, seen))
+    kept = OPS.mask_pack(x, mask, parity)[0]
+    assert torch.equal(OPS.mask_pack(y, mask, parity)[0], kept)
+    assert not torch.isclose(y, x).all()
+
+
+@pytest.mark.parametrize("condition", [0, 3])
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("kept", [0, 1, 4])
+def test_dense_coupling(kept: int, norm: str, condition: int, randomise: Randomise, log_abs_det: LogAbsDet) -> None:
+    layer = DenseCoupling(kept, 3, condition, hidden=5, layers=2, norm=norm, ops=OPS)
+    layer = randomise(layer.double()).eval()
+    x, other, log_det = normal(2, 3), normal(2, kept), normal(2)
+    seen = normal(2, condition) if condition else None
+    y, total = layer(x, other, log_det, seen)
+    back, zero = layer.inverse(y, other, total, seen)
+    close(back, x)
+    close(zero, log_det)
+    want = log_abs_det(lambda x, other, seen: layer(x, other, x.new_zeros(1), seen)[0], x, other, seen)
+    close(total - log_det, want)
+
+
+@pytest.mark.parametrize("layer", [ActNorm, BatchNormFlow])
+@pytest.mark.parametrize("shape", [(3, 2), (3, 2, 4), (3, 2, 2, 3)])
+def test_norms(layer: type[nn.Module], shape: tuple[int, ...], randomise: Randomise, log_abs_det: LogAbsDet) -> None:
+    norm = randomise(layer(2).double()).eval()
+    x, log_det = normal(*shape), normal(3)
+    y, total = norm(x, log_det)
+    back, zero = norm.inverse(y, total)
+    close(back, x)
+    close(zero, log_det)
+    close(total - log_det, log_abs_det(lambda x: norm(x, x.new_zeros(1))[0], x))
+
+
+@pytest.mark.parametrize("layer", [ActNorm, BatchNormFlow])
+@pytest.mark.parametrize("shape", [(64, 2), (16, 2, 5), (16, 2, 3, 3)])
+def test_the_first_training_batch_comes_out_with_mean_0_and_variance_1(
+    layer: type[nn.Module], shape: tuple[int, ...]
+) -> None:
+    x = 3 + 5 * normal(*shape)
+    norm = layer(2).double().train()
+    y, total = norm(x, x.new_zeros(shape[0]))
+    dims = [d for d in range(x.dim()) if d != 1]
+    torch.testing.assert_close(y.mean(dims), x.new_zeros(2), rtol=0, atol=1e-9)
+    # BatchNormFlow adds 1e-4 to a variance of 25.
+    torch.testing.assert_close(y.var(dims, correction=0), x.new_ones(2), rtol=0, atol=1e-5)
+    want = (
+        -0.5 * math.prod(shape[2:]) * (x.var(dims, correction=0) + (layer is BatchNormFlow) * NETWORK_EPS).log().sum()
+    )
+    close(total, want.expand(shape[0]))
+
+
+def test_act_norm_is_set_by_the_first_training_batch_only() -> None:
+    norm = ActNorm(2).double()
+    norm.eval()(normal(8, 2), normal(8))
+    assert not norm.initialized
+    norm.train()(normal(0, 2), normal(0))
+    assert not norm.initialized
+    norm(7 + normal(8, 2), normal(8))
+    assert norm.initialized
+    before = copy.deepcopy(norm.state_dict())
+    norm(normal(8, 2), normal(8))
+    assert all(torch.equal(a, b) for a, b in zip(before.values(), norm.state_dict().values(), strict=True))
+
+
+def test_act_norm_trains_what_its_first_batch_set() -> None:
+    norm = ActNorm(2).double().train()
+    y, log_det = norm(normal(8, 2), normal(8))
+    (y.square().sum() + log_det.sum()).backward()
+    assert norm.shift.grad.isfinite().all()
+    assert norm.log_scale.grad.isfinite().all()
+
+
+def by_state_dict(norm: ActNorm) -> ActNorm:
+    other = ActNorm(2).double().train()
+    # The copy has looked at its own flag before it is given another.
+    other(normal(8, 2), normal(8))
+    other.load_state_dict(norm.state_dict())
+    return other
+
+
+def by_pickle(norm: ActNorm) -> ActNorm:
+    file = io.BytesIO()
+    torch.save(norm, file)
+    file.seek(0)
+    return torch.load(file, weights_only=False)
+
+
+@pytest.mark.parametrize("way", [by_state_dict, by_pickle, copy.deepcopy])
+@pytest.mark.parametrize("ready", [False, True])
+def test_act_norm_s_flag_travels(ready: bool, way: Callable[[ActNorm], ActNorm]) -> None:
+    norm = ActNorm(2).double().train()
+    if ready:
+        norm(normal(8, 2), normal(8))
+    other = way(norm).train()
+    assert bool(other.initialized) == ready
+    before = other.shift.clone()
+    other(9 + normal(8, 2), normal(8))
+    assert torch.equal(other.shift, before) == ready
+
+
+def test_batch_norm_moves_its_statistics_by_a_tenth_a_step() -> None:
+    norm, x = BatchNormFlow(2).double().train(), 3 + 5 * normal(32, 2, 4)
+    norm(x, normal(32))
+    mean, var = x.mean((0, 2)), x.var((0, 2), correction=0)
+    close(norm.running_mean, 0.1 * mean)
+    close(norm.running_var, 0.9 + 0.1 * var)
+    norm.eval()(x, normal(32))
+    norm.inverse(x, normal(32))
+    close(norm.running_mean, 0.1 * mean)

@@ -1,0 +1,184 @@
+"""Saving and loading without pickle."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from pnf.reference import ProgressiveFlow, RealNVP
+
+SMALL = {"hidden": 4, "blocks": 1, "num_couplings": 2}
+Change = Callable[[dict], object]
+
+
+@pytest.fixture
+def flow(randomise: Callable[..., nn.Module]) -> ProgressiveFlow:
+    return randomise(ProgressiveFlow((1, 4, 4), 1, **SMALL)).eval()
+
+
+@pytest.fixture
+def folder(flow: ProgressiveFlow, tmp_path: Path) -> Path:
+    flow.save_pretrained(tmp_path / "new" / "flow")
+    return tmp_path / "new" / "flow"
+
+
+def change_config(folder: Path, **changes: object) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | changes))
+
+
+@pytest.mark.parametrize("norm", ["act", "batch", "none"])
+@pytest.mark.parametrize("coupling", ["conv", "dense"])
+@pytest.mark.parametrize(
+    ("shape", "levels", "more"),
+    [
+        ((8,), 2, {}),
+        ((2, 4), 1, {"alpha": 0.01}),
+        ((1, 4, 2), 1, {"axes": "yx"}),
+        ((1, 4, 4), 1, {"detail": "identity"}),
+    ],
+)
+def test_comes_back_bit_for_bit(
+    shape: tuple[int, ...],
+    levels: int,
+    more: dict[str, object],
+    coupling: str,
+    norm: str,
+    randomise: Callable[..., nn.Module],
+    tmp_path: Path,
+) -> None:
+    flow = randomise(ProgressiveFlow(shape, levels, coupling=coupling, norm=norm, **SMALL, **more)).train()
+    x = torch.rand(4, *shape)
+    flow.log_prob(x)
+    flow.save_pretrained(tmp_path)
+    other = ProgressiveFlow.from_pretrained(tmp_path)
+    assert not other.training
+    assert other.config() == flow.config()
+    assert other.state_dict().keys() == flow.state_dict().keys()
+    assert all(torch.equal(other.state_dict()[name], value) for name, value in flow.state_dict().items())
+    assert torch.equal(other.log_prob(x), flow.eval().log_prob(x))
+    assert all(p.requires_grad for p in other.parameters())
+    assert torch.equal(other.train().log_prob(x), flow.train().log_prob(x))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"shape": (2, 4, 4), "condition_shape": (3, 4, 4), "scales": 2},
+        {"shape": (1, 4, 4), "alpha": 0.05, "norm": "batch"},
+        {"shape": (6,), "coupling": "dense", "condition_shape": (6,)},
+    ],
+    ids=str,
+)
+def test_realnvp_comes_back(settings: dict, randomise: Callable[..., nn.Module], tmp_path: Path) -> None:
+    flow = randomise(RealNVP(**settings, **SMALL)).eval()
+    flow.save_pretrained(tmp_path)
+    other = RealNVP.from_pretrained(tmp_path)
+    x = torch.rand(2, *flow.shape)
+    condition = torch.rand(2, *flow.condition_shape) if flow.condition_shape else None
+    assert torch.equal(other.log_prob(x, condition), flow.log_prob(x, condition))
+
+
+def test_float64_stays_float64(flow: ProgressiveFlow, tmp_path: Path) -> None:
+    flow.double().save_pretrained(tmp_path)
+    x = torch.rand(2, 1, 4, 4, dtype=torch.float64)
+    assert torch.equal(ProgressiveFlow.from_pretrained(tmp_path).log_prob(x), flow.log_prob(x))
+
+
+def test_the_configuration_is_json_and_the_weights_are_safetensors(flow: ProgressiveFlow, folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    assert config.pop("model") == "ProgressiveFlow"
+    config["shape"] = tuple(config["shape"])
+    assert config == flow.config()
+    assert {*load_file(folder / "model.safetensors")} == {*flow.state_dict()}
+    assert {path.name for path in folder.iterdir()} == {"config.json", "model.safetensors"}
+
+
+def test_saving_again_replaces(flow: ProgressiveFlow, folder: Path) -> None:
+    with torch.no_grad():
+        for p in flow.parameters():
+            p.add_(1)
+    flow.save_pretrained(str(folder))
+    x = torch.rand(2, 1, 4, 4)
+    assert torch.equal(ProgressiveFlow.from_pretrained(str(folder)).log_prob(x), flow.log_prob(x))
+    assert {path.name for path in folder.iterdir()} == {"config.json", "model.safetensors"}
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_a_missing_file(name: str, folder: Path) -> None:
+    (folder / name).unlink()
+    with pytest.raises(
+        FileNotFoundError, match=f"from_pretrained: .* has no {name}: is it a folder of save_pretrained"
+    ):
+        ProgressiveFlow.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b'{"shape": [1, 4, 4],}'])
+def test_damaged_json(content: bytes, folder: Path) -> None:
+    (folder / "config.json").write_bytes(content)
+    with pytest.raises(ValueError, match=r"from_pretrained: .*config\.json is no JSON file: "):
+        ProgressiveFlow.from_pretrained(folder)
+
+
+def test_json_of_another_kind(folder: Path) -> None:
+    (folder / "config.json").write_text("[1, 2]")
+    with pytest.raises(ValueError, match=r"from_pretrained: .*config\.json must hold a JSON object, got list"):
+        ProgressiveFlow.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("damage", [lambda b: b[:0], lambda b: b[: len(b) // 2], lambda b: b"\xff" * len(b)])
+def test_damaged_safetensors(damage: Callable[[bytes], bytes], folder: Path) -> None:
+    weights = folder / "model.safetensors"
+    weights.write_bytes(damage(weights.read_bytes()))
+    with pytest.raises(ValueError, match=r"from_pretrained: .*model\.safetensors is no safetensors file: "):
+        ProgressiveFlow.from_pretrained(folder)
+
+
+def test_another_model_class(folder: Path) -> None:
+    with pytest.raises(ValueError, match=r"from_pretrained: .* is of a ProgressiveFlow, wanted a RealNVP"):
+        RealNVP.from_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"colour": "red"}, {"levels": "2"}, {"levels": None}, {"shape": 4}, {"hidden": 1.5}, {"ops": {}}],
+    ids=str,
+)
+def test_arguments_of_a_wrong_kind(changes: dict[str, object], folder: Path) -> None:
+    change_config(folder, **changes)
+    with pytest.raises(ValueError, match=r"from_pretrained: .*config\.json has wrong arguments: "):
+        ProgressiveFlow.from_pretrained(folder)
+
+
+def test_a_missing_argument(folder: Path) -> None:
+    (folder / "config.json").write_text('{"model": "ProgressiveFlow"}')
+    with pytest.raises(ValueError, match=r"from_pretrained: .*config\.json has wrong arguments: .*shape"):
+        ProgressiveFlow.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("changes", [{"axes": ["x"]}, {"alpha": 3}, {"levels": -1}, {"levels": 10**5}], ids=str)
+def test_arguments_that_no_flow_can_have(changes: dict[str, object], folder: Path) -> None:
+    change_config(folder, **changes)
+    with pytest.raises(ValueError, match=f"{next(iter(changes))} must"):
+        ProgressiveFlow.from_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda s: s.popitem(),
+        lambda s: s.update(other=torch.zeros(1)),
+        lambda s: s.update({next(iter(s)): torch.zeros(7, 7)}),
+    ],
+    ids=["missing", "unknown", "wrong shape"],
+)
+def test_weights_of_another_flow(change: Change, folder: Path) -> None:
+    state = load_file(folder / "model.safetensors")
+    change(state)
+    save_file(state, folder / "model.safetensors")
+    with pytest.raises(ValueError, match=r"from_pretrained: .*model\.safetensors does not fit its configuration: "):
+        ProgressiveFlow.from_pretrained(folder)
