@@ -1,0 +1,235 @@
+"""Each mistake of a user ends in one line that says what to do, and never in a traceback."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pnf.flows import pretrained
+
+Pnf = Callable[..., Any]
+Tiny = Callable[..., list[str]]
+Picture = Callable[..., Path]
+
+
+def assert_told(result: Any, message: str, *, code: int = 1) -> None:
+    """The command failed, and told why in one line; ``pnf train`` says before it what it is about to do."""
+    assert result.code == code
+    lines = [line for line in result.err.splitlines() if line.strip() and not line.startswith(("Training ", "f0 "))]
+    assert len(lines) == 1, result.err
+    assert lines[0].startswith("pnf: ")
+    assert message in lines[0]
+    assert "Traceback" not in result.out + result.err
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"validation": 200}, "validation must be less than the 200 training images, got 200"),
+        ({"levels": 5}, "multiple of 32 along dim -1 for 5 levels, got (1, 16, 16)"),
+        ({"stages": "f0,f9"}, "there is no stage f9; there are f0, f1x, f1y"),
+        ({"stages": ""}, "there is no stage"),
+        ({"device": "tpu"}, "--device must be cpu, cuda or auto, got 'tpu'"),
+        ({"data": "nowhere"}, "nowhere: wanted a folder, an .npz or .npy file, or the word fashion-mini, got no such"),
+        ({"lr": "nan"}, "wrong settings: lr: Input should be"),
+        ({"clip": "inf"}, "wrong settings: clip: Input should be a finite number"),
+        ({"ema": "1"}, "wrong settings: ema: Input should be less than 1"),
+        ({"steps": 0}, "wrong settings: steps: Input should be greater than or equal to 1"),
+    ],
+)
+def test_wrong_settings(pnf: Pnf, tiny: Tiny, tmp_path: Path, settings: dict[str, object], message: str) -> None:
+    assert_told(pnf(*tiny(tmp_path / "run", **settings)), message)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["train", "dmeo"], "there is no preset 'dmeo'; there are demo, mnist-dense, mnist-conv, cifar10, celeba64"),
+        (["train"], "name a preset (demo, "),
+        (["train", "--resume", "nowhere"], "nowhere holds no run: there is no run.json in it"),
+        (["train", "demo", "--resume", "x"], "--resume goes on with a run's own settings: give no preset, no --out"),
+        (["train", "--resume", "x", "--lr", "1"], "--resume goes on with a run's own settings"),
+        (["train", "--resume", "x", "--out", "y"], "--resume goes on with a run's own settings"),
+        (["train", "--resume", "x", "--no-flip"], "--resume goes on with a run's own settings"),
+        (["evaluate", "nowhere"], "nowhere holds no run: there is no run.json in it; train one with: pnf train demo"),
+        (["curves", "nowhere"], "nowhere holds no run"),
+        (["sample", "nowhere"], "nowhere holds no run"),
+        (["upscale", "nowhere"], "nowhere holds no run"),
+        (["project", "nowhere"], "nowhere holds no run"),
+        (["train", "mnist-dense"], "MNIST: wanted a folder"),
+    ],
+)
+def test_without_a_run(
+    pnf: Pnf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, args: list[str], message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert_told(pnf(*args), message)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("args", "name"),
+    [
+        (["frobnicate"], "frobnicate"),
+        (["train", "demo", "--hidden", "wide"], "--hidden"),
+        (["train", "demo", "--axes", "z"], "--axes"),
+        (["train", "demo", "--precision", "8"], "--precision"),
+        (["train", "demo", "--hiden", "8"], "--hiden"),
+        (["sample", "x", "--temperature", "nan"], "--temperature"),
+        (["sample", "x", "--temperature", "-1"], "--temperature"),
+        (["upscale", "x", "--temperature", "inf"], "--temperature"),
+        (["upscale", "x", "--draws", "0"], "--draws"),
+        (["sample", "x", "-n", "0"], "--number"),
+        (["sample", "x", "--seed", "-1"], "--seed"),
+        (["evaluate", "x", "--limit", "1"], "--limit"),
+        (["evaluate"], "runs"),
+    ],
+)
+def test_wrong_usage_names_the_argument(pnf: Pnf, args: list[str], name: str) -> None:
+    result = pnf(*args)
+    assert result.code == 2
+    assert name in result.err
+    assert "Traceback" not in result.err
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["sample", "{demo}"], "holds several runs, choose one: "),
+        (["upscale", "{demo}/realnvp"], "realnvp holds no ProgressiveFlow, and only that can grow images"),
+        (["project", "{demo}/realnvp"], "realnvp holds no ProgressiveFlow"),
+        (["sample", "{demo}/realnvp", "--device", "tpu"], "--device must be cpu, cuda or auto, got 'tpu'"),
+        (["evaluate", "{demo}/realnvp", "--device", "gpu"], "--device must be cpu, cuda or auto, got 'gpu'"),
+        (["upscale", "{demo}", "--device", "tpu"], "--device must be cpu, cuda or auto, got 'tpu'"),
+        (["sample", "{demo}/realnvp", "--out", "x.jpg"], "--out must end in .png, got x.jpg"),
+        (["project", "{demo}", "--out", "x"], "--out must end in .png, got x"),
+        (["curves", "{demo}", "--out", "x.pdf"], "--out must end in .png, got x.pdf"),
+        (["evaluate", "{demo}", "--data", "nowhere"], "nowhere: wanted a folder"),
+        (["upscale", "{demo}", "--data", "nowhere"], "nowhere: wanted a folder"),
+        (["upscale", "{demo}", "x.png", "--sampled"], "--sampled and files exclude each other"),
+        (["upscale", "{demo}", "x.png"], "x.png: there is no such file"),
+        (["project", "{demo}", "x.png"], "x.png: there is no such file"),
+    ],
+)
+def test_with_trained_runs(
+    pnf: Pnf, demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, args: list[str], message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    before = sorted(demo.rglob("*"))
+    assert_told(pnf(*(arg.format(demo=demo) for arg in args)), message)
+    assert sorted(demo.rglob("*")) == before
+    assert not list(tmp_path.iterdir())
+
+
+def test_several_progressive_flows_where_one_is_wanted(pnf: Pnf, demo: Path, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        shutil.copytree(demo / "progressive-bounded", tmp_path / name)
+    for command in ("upscale", "project"):
+        assert_told(pnf(command, tmp_path), f"holds several runs, choose one: {tmp_path / 'a'}, {tmp_path / 'b'}")
+
+
+@pytest.mark.parametrize("command", ["evaluate", "upscale", "project"])
+def test_another_data_set_that_does_not_fit(pnf: Pnf, progressive: Path, colours: Path, command: str) -> None:
+    result = pnf(command, progressive, "--data", colours)
+    assert_told(result, "the model is of images [1, 16, 16], got colours with [3, 16, 16]")
+
+
+def test_training_goes_on_with_its_own_images_only(pnf: Pnf, tiny: Tiny, colours: Path, tmp_path: Path) -> None:
+    assert pnf(*tiny(tmp_path / "run", data=colours, limit=30, steps=1)).code == 0
+    np.savez(colours, train=np.zeros((40, 3, 16, 16), np.uint8))
+    assert_told(pnf("train", "--resume", tmp_path / "run"), "was trained on other images than those in")
+
+
+@pytest.mark.parametrize("shape", [(5, 5), (16, 8), (12, 12), (8, 4)])
+def test_an_image_of_a_size_between_the_stages(
+    pnf: Pnf, progressive: Path, picture: Picture, shape: tuple[int, int]
+) -> None:
+    result = pnf("upscale", progressive, picture("odd.png", *shape))
+    message = (
+        f"odd.png has {shape[0]} x {shape[1]} pixels (height x width); the flow starts from 8 x 8, 8 x 16, 16 x 16"
+    )
+    assert_told(result, message)
+
+
+@pytest.mark.parametrize("content", [b"", b"no image", b"\x89PNG\r\n\x1a\n half"])
+@pytest.mark.parametrize("command", ["upscale", "project"])
+def test_a_file_that_is_no_image(pnf: Pnf, progressive: Path, tmp_path: Path, command: str, content: bytes) -> None:
+    path = tmp_path / "notes.png"
+    path.write_bytes(content)
+    assert_told(pnf(command, progressive, path), "notes.png is no image that can be read: ")
+
+
+def test_an_image_that_is_cut_short(pnf: Pnf, progressive: Path, picture: Picture) -> None:
+    path = picture("photo.png", 64, 64)
+    path.write_bytes(path.read_bytes()[:2000])
+    assert_told(pnf("upscale", progressive, path), "photo.png is no image that can be read: ")
+
+
+def test_a_run_that_is_not_finished(pnf: Pnf, tiny: Tiny, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert pnf(*tiny(run, steps=1), "--stages", "f0").code == 0
+    for command in ("evaluate", "sample", "upscale", "project"):
+        assert_told(pnf(command, run), f"the training in {run} is not finished; go on with: pnf train --resume {run}")
+
+
+def test_a_run_without_logs(pnf: Pnf, progressive: Path) -> None:
+    shutil.rmtree(progressive / "logs")
+    assert_told(pnf("curves", progressive), "has no logs yet: is it training?")
+
+
+def test_a_folder_that_is_taken(pnf: Pnf, tiny: Tiny, demo: Path) -> None:
+    run = demo / "progressive-bounded"
+    assert_told(pnf(*tiny(run)), f"holds this run already: go on with --resume {run}, or choose another --out")
+    assert_told(pnf(*tiny(run, lr=0.5)), "holds a run with other settings: choose another --out")
+
+
+@pytest.mark.parametrize("path", ["run.json", "data.json", "checkpoints/f1x.ckpt"])
+def test_a_damaged_file_of_a_run(pnf: Pnf, progressive: Path, path: str) -> None:
+    (progressive / path).write_bytes((progressive / path).read_bytes()[:20])
+    assert_told(pnf("train", "--resume", progressive, "--device", "cpu"), f"{progressive / path} is damaged")
+
+
+@pytest.mark.parametrize("path", ["model/model.safetensors", "model/config.json"])
+def test_a_damaged_model(pnf: Pnf, progressive: Path, path: str) -> None:
+    (progressive / path).write_bytes((progressive / path).read_bytes()[:20])
+    assert_told(pnf("sample", progressive), f"from_pretrained: {progressive / path} is no ")
+
+
+def test_a_file_where_a_folder_should_be(pnf: Pnf, tiny: Tiny, progressive: Path, tmp_path: Path) -> None:
+    (tmp_path / "taken").write_text("")
+    assert_told(pnf(*tiny(tmp_path / "taken")), "taken is not a folder: choose another --out")
+    assert_told(pnf("evaluate", progressive, "--limit", 5, "--out", tmp_path / "taken"), "taken: File exists")
+    assert_told(pnf("sample", progressive, "-n", 1, "--out", tmp_path / "taken/x.png"), "taken: ")
+
+
+@pytest.mark.parametrize(
+    ("number", "message"),
+    [
+        (errno.ENOSPC, "No space left on device; free some space, then go on with --resume: the last checkpoints are"),
+        (errno.EROFS, "Read-only file system; choose a folder that you may write to"),
+        (errno.EACCES, "Permission denied; choose a folder that you may write to"),
+        (errno.EIO, "Input/output error"),
+    ],
+)
+def test_a_disk_that_takes_no_more(
+    pnf: Pnf, tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, message: str
+) -> None:
+    replace = os.replace
+
+    def fail(source: Any, target: Any) -> None:
+        if Path(target).suffix == ".ckpt":
+            raise OSError(number, os.strerror(number), str(target))
+        replace(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pretrained.os, "replace", fail)
+        assert_told(pnf(*tiny(tmp_path / "run")), f"f0.ckpt: {message}")
+    assert pnf("train", "--resume", tmp_path / "run", "--device", "cpu").code == 0

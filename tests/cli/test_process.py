@@ -1,0 +1,40 @@
+"""The command as a process of its own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+_MAIN = "from pnf.cli import main; main()"
+
+
+def run(code: str, *args: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-W", "error", "-c", code, *args]
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=300, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=False
+    )
+
+
+def test_a_command() -> None:
+    result = run(_MAIN, "doctor")
+    assert result.returncode == 0, result.stderr
+    assert "Implementations" in result.stdout
+    assert result.stderr == ""
+
+
+def test_a_mistake() -> None:
+    result = run(_MAIN, "train", "dmeo")
+    assert result.returncode == 1
+    assert result.stdout == ""
+    assert result.stderr.startswith("pnf: there is no preset 'dmeo'")
+    assert len(result.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("module", ["typer", "lightning"])
+def test_a_missing_extra(module: str) -> None:
+    result = run(f"import sys; sys.modules[{module!r}] = None; {_MAIN}", "doctor")
+    assert result.returncode == 1
+    assert result.stderr == f"pnf: the command line needs {module}; install it with: pip install 'pnf[train]'\n"
