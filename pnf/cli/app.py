@@ -48,7 +48,7 @@ def run() -> int:
 
 
 def _os_error(error: OSError) -> str:
-    what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+    what = f"{error.filename}: {error.strerror}" if error.filename else error.strerror or str(error)
     if error.errno == errno.ENOSPC:
         return f"{what}; free some space, then go on with --resume: the last checkpoints are sound"
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
