@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pnf.flows import pretrained
 
 Pnf = Callable[..., Any]
 Tiny = Callable[..., list[str]]
@@ -230,6 +229,6 @@ def test_a_disk_that_takes_no_more(
         replace(source, target)
 
     with monkeypatch.context() as patch:
-        patch.setattr(pretrained.os, "replace", fail)
+        patch.setattr(os, "replace", fail)
         assert_told(pnf(*tiny(tmp_path / "run")), f"f0.ckpt: {message}")
     assert pnf("train", "--resume", tmp_path / "run", "--device", "cpu").code == 0

@@ -20,7 +20,6 @@ import torch
 from torch import Tensor
 
 from pnf.data import Images
-from pnf.flows import pretrained
 from pnf.training import Interrupted, RunConfig, RunError, train
 from pnf.training.batches import Batches
 from pnf.training.units import Unit
@@ -278,7 +277,7 @@ def test_no_space_leaves_the_last_checkpoint(
         return real(*args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(pretrained.os, call, fail)
+        patch.setattr(os, call, fail)
         with pytest.raises(OSError, match="No space left on device"):
             run()
     assert [step_of(folder, name) for name in ("f0", "f1x", "f1y")] == [8, 4, 4]
@@ -294,7 +293,7 @@ def test_no_space_for_the_settings_leaves_no_half_of_them(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patch:
-        patch.setattr(pretrained.os, "fsync", fail)
+        patch.setattr(os, "fsync", fail)
         with pytest.raises(OSError, match="No space left on device"):
             run()
     assert not (folder / "run.json").exists()
