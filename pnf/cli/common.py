@@ -13,8 +13,9 @@ from pnf.data import Images, load
 from pnf.flows import ProgressiveFlow
 from pnf.training import Flow, RunConfig, RunError, find_runs, load_run
 
-console = Console()
-notes = Console(stderr=True)
+# Without markup: the brackets in the name of a folder are no style.
+console = Console(markup=False)
+notes = Console(markup=False, stderr=True)
 
 RunArgument = Annotated[Path, typer.Argument(help="Folder of a run, e.g. runs/demo/progressive-bounded.")]
 DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, or auto: a GPU where there is one.")]

@@ -80,6 +80,8 @@ def upscale_command(
     if files and sampled:
         raise RunError("--sampled and files exclude each other")
     config, flow = load_progressive(run, device)
+    if len(flow.stages) == 1:
+        raise RunError(f"the flow in {run} has one stage, and no lower resolution to start from")
     temperatures = temperature or [0.0]
     folder = out if out is not None else run
     generator = _generator(device, seed)
@@ -122,7 +124,10 @@ def project_command(
     again = (flow.project(projected.clamp(0, 1)) - projected).abs().max().item()
     figures.save(figures.projection(x.cpu(), code.cpu(), projected.cpu()), target)
     error = (projected - x).square().mean().sqrt().item()
-    console.print(f"Root mean square error of the projection: {error:.4f}; projecting again moves it by {again:.1e}")
+    console.print(
+        f"Root mean square error of the projection: {error:.4f}; projecting again moves it by {again:.1e}",
+        soft_wrap=True,
+    )
     console.print(f"Written: {target}", soft_wrap=True)
 
 
