@@ -60,6 +60,15 @@ def test_train_says_what_to_do_next(pnf: Pnf, tiny: Tiny, tmp_path: Path) -> Non
     assert "Training progressive on 200 images of fashion-mini [1, 16, 16] in" in result.err
 
 
+def test_a_folder_may_have_brackets_in_its_name(pnf: Pnf, tiny: Tiny, tmp_path: Path) -> None:
+    run = tmp_path / "run[bold][/x]"
+    result = pnf(*tiny(run, steps=1))
+    assert result.code == 0
+    assert str(run) in result.out
+    assert str(run) in result.err
+    assert run.name in pnf("evaluate", run, "--limit", 5).out
+
+
 @pytest.mark.parametrize(
     ("settings", "folder"),
     [

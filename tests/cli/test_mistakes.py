@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-
 Pnf = Callable[..., Any]
 Tiny = Callable[..., list[str]]
 Picture = Callable[..., Path]
@@ -177,6 +176,14 @@ def test_a_run_that_is_not_finished(pnf: Pnf, tiny: Tiny, tmp_path: Path) -> Non
     assert pnf(*tiny(run, steps=1), "--stages", "f0").code == 0
     for command in ("evaluate", "sample", "upscale", "project"):
         assert_told(pnf(command, run), f"the training in {run} is not finished; go on with: pnf train --resume {run}")
+
+
+def test_a_flow_of_one_stage_has_nothing_to_grow_from(pnf: Pnf, tiny: Tiny, picture: Picture, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert pnf(*tiny(run, levels=0, steps=1)).code == 0
+    for source in ([], ["--sampled"], [picture("photo.png", 16, 16)]):
+        assert_told(pnf("upscale", run, *source), f"the flow in {run} has one stage, and no lower resolution to start")
+    assert pnf("project", run).code == 0
 
 
 def test_a_run_without_logs(pnf: Pnf, progressive: Path) -> None:
