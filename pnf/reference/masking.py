@@ -68,8 +68,12 @@ def mask_pack(
         first, second = x.chunk(2, 1)
         return (second.clone(), first.clone()) if parity else (first.clone(), second.clone())
     sites = x.flatten(2)
-    kept, rest = _sites(x.shape[2:], parity, x.device)
-    return sites.index_select(2, kept), sites.index_select(2, rest)
+    if not _rows_alternate(x.shape[2:]):
+        kept, rest = sites[..., parity::2], sites[..., 1 - parity :: 2]
+        return kept.clone(memory_format=torch.contiguous_format), rest.clone(memory_format=torch.contiguous_format)
+    first, second = sites.unflatten(2, (x.shape[2], x.shape[3] // 2, 2)).unbind(-1)
+    swap = _odd_rows(x.shape[2], parity, x.device)
+    return torch.where(swap, second, first).flatten(2), torch.where(swap, first, second).flatten(2)
 
 
 def mask_unpack(
@@ -97,9 +101,14 @@ def mask_unpack(
     check_halves("mask_unpack", kept, rest, mask, parity, size)
     if mask == "channel":
         return torch.cat((rest, kept) if parity else (kept, rest), 1)
-    sites = torch.cat((kept, rest), 2)
-    order = torch.cat(_sites(size, parity, kept.device))
-    return sites.index_select(2, order.argsort()).unflatten(2, tuple(size))
+    if not _rows_alternate(size):
+        even, odd = (rest, kept) if parity else (kept, rest)
+        pairs = torch.stack((even[..., : odd.shape[2]], odd), 3).flatten(2)
+        return torch.cat((pairs, even[..., odd.shape[2] :]), 2).unflatten(2, tuple(size))
+    rows = (size[0], size[1] // 2)
+    kept, rest = kept.unflatten(2, rows), rest.unflatten(2, rows)
+    swap = _odd_rows(size[0], parity, kept.device)
+    return torch.stack((torch.where(swap, rest, kept), torch.where(swap, kept, rest)), 4).flatten(3)
 
 
 def mask_input(
@@ -207,17 +216,11 @@ def _board(size: Sequence[int], device: torch.device) -> Tensor:
     return board % 2
 
 
-def _sites(size: Sequence[int], parity: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Row-major site numbers of the kept half and of the rest; in closed form, so that nothing waits for a device."""
-    sites, width = 1, size[-1]
-    for n in size:
-        sites *= n
+def _rows_alternate(size: Sequence[int]) -> bool:
+    """Whether rows begin with the two parities in turn; otherwise the parities alternate all along the sites."""
+    return len(size) == 2 and size[1] % 2 == 0
 
-    def half(p: int) -> Tensor:
-        k = torch.arange((sites + 1 - p) // 2, device=device)
-        if len(size) == 1 or width % 2:
-            return 2 * k + p
-        row, column = k // max(width // 2, 1), k % max(width // 2, 1)
-        return row * width + 2 * column + (row + p) % 2
 
-    return half(parity), half(1 - parity)
+def _odd_rows(height: int, parity: int, device: torch.device) -> Tensor:
+    """Which rows begin with a site that is not kept: bool ``[H, 1]``."""
+    return (torch.arange(height, device=device) % 2 != parity).unsqueeze(1)
