@@ -50,7 +50,7 @@ def run() -> int:
 def _os_error(error: OSError) -> str:
     what = f"{error.filename}: {error.strerror}" if error.filename else error.strerror or str(error)
     if error.errno == errno.ENOSPC:
-        return f"{what}; free some space, then go on with --resume: the last checkpoints are sound"
+        return f"{what}; free some space and try again (a run's last checkpoints are sound: --resume)"
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return f"{what}; choose a folder that you may write to"
     return what

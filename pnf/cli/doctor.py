@@ -7,6 +7,7 @@ import torch
 from rich.table import Table
 
 import pnf
+from pnf.backends import build
 from pnf.cli.common import console
 
 _PACKAGES = (
@@ -35,6 +36,7 @@ def doctor_command() -> None:
         table.add_row(name, _version(name))
     table.add_row("threads", str(torch.get_num_threads()))
     table.add_row("GPU", _gpu())
+    table.add_row("compiled module", _compiled())
     console.print(table)
     table = Table("ops", "device", "runs", "why not something faster", title="Implementations")
     for row in pnf.backends():
@@ -47,6 +49,15 @@ def _version(name: str) -> str:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
         return "not installed"
+
+
+def _compiled() -> str:
+    try:
+        found = build()
+    except RuntimeError as error:
+        return str(error)
+    cuda = f"CUDA kernels by nvcc {found['nvcc']} for {found['architectures']}" if found["cuda"] else "no CUDA kernels"
+    return f"{found['compiler']}, {cuda}"
 
 
 def _gpu() -> str:

@@ -79,6 +79,9 @@ def upscale_command(
     """
     if files and sampled:
         raise RunError("--sampled and files exclude each other")
+    stems = [file.stem for file in files or ()]
+    if len(set(stems)) < len(stems):
+        raise RunError("two of the files have the same name, and so would their pictures: upscale them one by one")
     config, flow = load_progressive(run, device)
     if len(flow.stages) == 1:
         raise RunError(f"the flow in {run} has one stage, and no lower resolution to start from")
@@ -121,7 +124,7 @@ def project_command(
         x = _held_out(flow, config, data, n, seed).to(pick_device(device))
     code = flow.encode(x)
     projected = flow.decode(code)
-    again = (flow.project(projected.clamp(0, 1)) - projected).abs().max().item()
+    again = (flow.project(projected) - projected).abs().max().item()
     figures.save(figures.projection(x.cpu(), code.cpu(), projected.cpu()), target)
     error = (projected - x).square().mean().sqrt().item()
     console.print(

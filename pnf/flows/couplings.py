@@ -68,7 +68,8 @@ class ActNorm(FlowNorm):
         dims = [d for d in range(x.dim()) if d != 1]
         var, mean = torch.var_mean(x, dims, correction=0)
         self.shift.copy_(-mean)
-        self.log_scale.copy_(-0.5 * (var + 1e-12).log())
+        # A channel that does not vary says nothing about its scale.
+        self.log_scale.copy_(-0.5 * torch.where(var > 1e-12, var, 1).log())
         self.initialized.fill_(True)
         self._ready = True
 

@@ -15,7 +15,15 @@ from torch import Tensor, nn
 from pnf.flows.op_table import OpTable
 from pnf.flows.pretrained import Pretrained
 from pnf.flows.realnvp import RealNVP, set_network_dtype
-from pnf.flows.shapes import as_channels, bits_per_dim, check_batch, check_choice, check_shape
+from pnf.flows.shapes import (
+    as_channels,
+    bits_per_dim,
+    check_batch,
+    check_choice,
+    check_integer,
+    check_shape,
+    draw_noise,
+)
 
 DETAILS = ("bounded", "identity")
 
@@ -77,10 +85,7 @@ class ProgressiveFlow(Pretrained):
         self.shape = check_shape("ProgressiveFlow", "shape", shape)
         check_choice("ProgressiveFlow", "axes", axes, ("xy", "yx", "x", "y"))
         check_choice("ProgressiveFlow", "detail", detail, DETAILS)
-        if not isinstance(levels, int) or isinstance(levels, bool):
-            raise TypeError(f"ProgressiveFlow: levels must be an integer, got {levels!r}")
-        if levels < 0:
-            raise ValueError(f"ProgressiveFlow: levels must be at least 0, got {levels}")
+        levels = check_integer("ProgressiveFlow", "levels", levels, 0)
         if levels > 62:
             raise ValueError(f"ProgressiveFlow: levels must be at most 62, got {levels}")
         self.levels, self.axes, self.detail, self.ops = levels, axes, detail, ops
@@ -149,7 +154,7 @@ class ProgressiveFlow(Pretrained):
         z: Tensor,  # [B, D]
     ) -> tuple[Tensor, Tensor]:
         """``x [B, *shape]`` and ``log_det [B] = log |det dx/dz|``, in nats."""
-        check_batch("ProgressiveFlow", "z", z, (self.dims,))
+        check_batch(self, "z", z, (self.dims,))
         x, log_det = None, z.new_zeros(z.shape[0])
         for stage, noise in zip(self._stages, z.split(self.stage_dims, 1), strict=True):
             x, stage_log_det = stage.inverse(x, noise)
@@ -204,13 +209,15 @@ class ProgressiveFlow(Pretrained):
         """``8 - log_prob / (D log 2)``: ``[B]``, for 8-bit images dequantized to [0, 1]."""
         return bits_per_dim(self.log_prob(x), self.dims)
 
+    @torch.no_grad()
     def sample(
         self, n: int, *, temperature: float = 1.0, generator: torch.Generator | None = None
     ) -> Tensor:  # [n, *shape]
-        """n draws, from noise ``temperature * eps``, ``eps ~ N(0, I)``; in [0, 1] with ``detail="bounded"``."""
-        if n < 0:
-            raise ValueError(f"ProgressiveFlow: n must be at least 0, got {n}")
-        return self.inverse(self._noise(n, self.dims, temperature, generator))[0]
+        """n draws, from noise ``temperature * eps``, ``eps ~ N(0, I)``; in [0, 1] with ``detail="bounded"``.
+
+        They come without a graph, which :meth:`inverse` keeps.
+        """
+        return self.inverse(draw_noise(self, n, self.dims, temperature, generator))[0]
 
     def downsample(
         self,
@@ -244,13 +251,14 @@ class ProgressiveFlow(Pretrained):
             ``[B, *shape]`` of the last stage. Downsampling it gives x back.
         """
         k = self._stage_of(x)
+        self._check_values(x, k)
         left = len(self.stages) - 1 - k
         steps = left if steps is None else steps
         if not 0 <= steps <= left:
             raise ValueError(f"ProgressiveFlow: steps must be from 0 to {left} for {list(x.shape)}, got {steps}")
         dims = self.stage_dims[k + 1 : k + 1 + steps]
         if noise is None:
-            noise = self._noise(x.shape[0], sum(dims), temperature, generator).to(x)
+            noise = draw_noise(self, x.shape[0], sum(dims), temperature, generator)
         elif not isinstance(noise, Tensor):
             if noise != 0:
                 raise ValueError(f"ProgressiveFlow: noise must be None, 0 or a Tensor, got {noise}")
@@ -268,8 +276,7 @@ class ProgressiveFlow(Pretrained):
         x: Tensor,  # [B, *shape]
     ) -> Tensor:
         """The paper's encoder: x at the lowest resolution."""
-        # An identity detail may leave [0, 1], and what decode made has to be encodable.
-        check_batch("ProgressiveFlow", "x", x, self.shape, unit=self.detail == "bounded")
+        self._check(x)
         return self._down(x, len(self.stages) - 1)
 
     def decode(
@@ -277,7 +284,7 @@ class ProgressiveFlow(Pretrained):
         z: Tensor,  # [B, *stage_shapes[0]]
     ) -> Tensor:
         """The paper's decoder: z upsampled to full resolution with zero noise."""
-        check_batch("ProgressiveFlow", "z", z, self.stage_shapes[0])
+        check_batch(self, "z", z, self.stage_shapes[0])
         return self.upsample(z, noise=0)
 
     def project(
@@ -299,7 +306,11 @@ class ProgressiveFlow(Pretrained):
         return x
 
     def _check(self, x: Tensor) -> None:
-        check_batch("ProgressiveFlow", "x", x, self.shape, unit=True)
+        self._check_values(x, -1)
+
+    def _check_values(self, x: Tensor, stage: int) -> None:
+        # With identity details, images leave [0, 1], but for the coarsest.
+        check_batch(self, "x", x, self.stage_shapes[stage], unit=self.detail == "bounded")
 
     def _stage_of(self, x: Tensor) -> int:
         """The stage whose resolution x has."""
@@ -318,10 +329,6 @@ class ProgressiveFlow(Pretrained):
             shape[dim] //= 2
             shapes.append(tuple(shape))
         return shapes[::-1]
-
-    def _noise(self, n: int, dims: int, temperature: float, generator: torch.Generator | None) -> Tensor:
-        like = next(self.parameters())
-        return temperature * torch.randn(n, dims, generator=generator, device=like.device, dtype=like.dtype)
 
 
 class Stage(nn.Module):

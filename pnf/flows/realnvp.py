@@ -5,7 +5,8 @@ the flows f1x, f1y, ... of "PNF: Progressive normalizing flows", section 3.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Self, cast
 
 import torch
@@ -14,7 +15,15 @@ from torch import Tensor, nn
 from pnf.flows.couplings import ActNorm, ConvCoupling, DenseCoupling, make_norm
 from pnf.flows.op_table import OpTable
 from pnf.flows.pretrained import Pretrained
-from pnf.flows.shapes import as_channels, bits_per_dim, check_batch, check_choice, check_positive, check_shape
+from pnf.flows.shapes import (
+    as_channels,
+    bits_per_dim,
+    check_batch,
+    check_choice,
+    check_integer,
+    check_shape,
+    draw_noise,
+)
 
 NORMS = ("act", "batch", "none")
 COUPLINGS = ("conv", "dense")
@@ -81,7 +90,7 @@ class RealNVP(Pretrained):
         self.blocks = blocks if blocks is not None else (4 if coupling == "conv" else 2)
         self.num_couplings = num_couplings if num_couplings is not None else (3 if coupling == "conv" else 6)
         for key in ("hidden", "blocks", "num_couplings"):
-            check_positive(name, key, getattr(self, key))
+            setattr(self, key, check_integer(name, key, getattr(self, key), 1))
         channels, *size = as_channels(self.shape)
         condition = as_channels(self.condition_shape)[0] if self.condition_shape else 0
         self.flow: _ConvFlow | _DenseFlow
@@ -109,7 +118,7 @@ class RealNVP(Pretrained):
         condition: Tensor | None = None,  # [B, *condition_shape]
     ) -> tuple[Tensor, Tensor]:
         """``z [B, D]`` and ``log_det [B] = log |det dz/dx|``, in nats."""
-        check_batch("RealNVP", "x", x, self.shape, unit=self.alpha is not None)
+        check_batch(self, "x", x, self.shape, unit=self.alpha is not None)
         condition = self._check_condition(condition, x)
         log_det = x.new_zeros(x.shape[0])
         if self.alpha is not None:
@@ -122,9 +131,10 @@ class RealNVP(Pretrained):
         condition: Tensor | None = None,  # [B, *condition_shape]
     ) -> tuple[Tensor, Tensor]:
         """``x [B, *shape]`` and ``log_det [B] = log |det dx/dz|``, in nats."""
-        check_batch("RealNVP", "z", z, (self.dims,))
+        check_batch(self, "z", z, (self.dims,))
         condition = self._check_condition(condition, z)
-        x, log_det = self.flow.inverse(z, z.new_zeros(z.shape[0]), condition)
+        with _running_statistics(self.flow):
+            x, log_det = self.flow.inverse(z, z.new_zeros(z.shape[0]), condition)
         x = x.reshape(z.shape[0], *self.shape)
         if self.alpha is not None:
             x, logit_log_det = self.ops.logit_inverse(x, self.alpha)
@@ -148,6 +158,7 @@ class RealNVP(Pretrained):
         """``8 - log_prob / (D log 2)``: ``[B]``, for 8-bit images dequantized to [0, 1]."""
         return bits_per_dim(self.log_prob(x, condition), self.dims)
 
+    @torch.no_grad()
     def sample(
         self,
         n: int,
@@ -156,10 +167,8 @@ class RealNVP(Pretrained):
         temperature: float = 1.0,
         generator: torch.Generator | None = None,
     ) -> Tensor:  # [n, *shape]
-        """``f^-1(temperature * eps)``, ``eps ~ N(0, I)``."""
-        like = next(self.parameters())
-        z = temperature * torch.randn(n, self.dims, generator=generator, device=like.device, dtype=like.dtype)
-        return self.inverse(z, condition)[0]
+        """``f^-1(temperature * eps)``, ``eps ~ N(0, I)``; without a graph, which :meth:`inverse` keeps."""
+        return self.inverse(draw_noise(self, n, self.dims, temperature, generator), condition)[0]
 
     def set_network_dtype(self, dtype: torch.dtype | None) -> Self:
         """Run the conditioner networks, and nothing else, under autocast to ``dtype``; ``None`` turns it off."""
@@ -173,10 +182,23 @@ class RealNVP(Pretrained):
             return None
         if condition is None:
             raise ValueError(f"RealNVP: condition must be [B, {', '.join(map(str, self.condition_shape))}], got None")
-        check_batch("RealNVP", "condition", condition, self.condition_shape)
+        check_batch(self, "condition", condition, self.condition_shape)
         if condition.shape[0] != x.shape[0]:
             raise ValueError(f"RealNVP: condition must have a batch of {x.shape[0]}, got {condition.shape[0]}")
         return condition.reshape(x.shape[0], *as_channels(self.condition_shape))
+
+
+@contextmanager
+def _running_statistics(flow: nn.Module) -> Iterator[None]:
+    """Batch normalisation has one inverse, that of its running statistics, which must stay as they are."""
+    training = flow.training
+    if training:
+        flow.eval()
+    try:
+        yield
+    finally:
+        if training:
+            flow.train()
 
 
 def set_network_dtype(module: nn.Module, dtype: torch.dtype | None) -> None:
@@ -279,7 +301,7 @@ class _ConvFlow(nn.Module):
         self.size = tuple(size) if len(size) == 2 else (1, *size)
         self.signal = len(size) == 1
         self.scales = _num_scales(self.size) if scales is None else scales
-        check_positive("RealNVP", "scales", self.scales)
+        self.scales = check_integer("RealNVP", "scales", self.scales, 1)
         multiple = 2 ** (self.scales - 1)
         if self.size[0] % multiple or self.size[1] % multiple:
             raise ValueError(

@@ -2,18 +2,23 @@
 
 import math
 from collections.abc import Sequence
+from operator import index
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+ROUNDING = 1e-6
 
 
 def check_shape(owner: str, name: str, shape: Sequence[int]) -> tuple[int, ...]:
     """The shape as a tuple, if it is ``(C, H, W)``, ``(C, D)`` or ``(D,)`` of positive sizes."""
-    if isinstance(shape, int) or not all(isinstance(n, int) and not isinstance(n, bool) for n in shape):
-        raise TypeError(f"{owner}: {name} must be a sequence of integers, got {shape!r}")
-    if len(shape) not in (1, 2, 3) or any(n < 1 for n in shape):
-        raise ValueError(f"{owner}: {name} must be (C, H, W), (C, D) or (D,) with positive sizes, got {tuple(shape)}")
-    return tuple(shape)
+    try:
+        sizes = tuple(index(n) for n in shape)
+    except TypeError:
+        raise TypeError(f"{owner}: {name} must be a sequence of integers, got {shape!r}") from None
+    if len(sizes) not in (1, 2, 3) or any(n < 1 for n in sizes):
+        raise ValueError(f"{owner}: {name} must be (C, H, W), (C, D) or (D,) with positive sizes, got {sizes}")
+    return sizes
 
 
 def check_choice(owner: str, name: str, value: str, choices: Sequence[str]) -> None:
@@ -22,29 +27,32 @@ def check_choice(owner: str, name: str, value: str, choices: Sequence[str]) -> N
         raise ValueError(f"{owner}: {name} must be {' or '.join(map(repr, choices))}, got {value!r}")
 
 
-def check_positive(owner: str, name: str, value: int) -> None:
-    """Raise unless the value is a positive integer."""
-    if not isinstance(value, int) or isinstance(value, bool):
+def check_integer(owner: str, name: str, value: int, least: int) -> int:
+    """The value as an int, if it is an integer and at least ``least``."""
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
         raise TypeError(f"{owner}: {name} must be an integer, got {value!r}")
-    if value < 1:
-        raise ValueError(f"{owner}: {name} must be at least 1, got {value}")
+    if value < least:
+        raise ValueError(f"{owner}: {name} must be at least {least}, got {value}")
+    return index(value)
 
 
-def check_batch(owner: str, name: str, x: Tensor, shape: Sequence[int], *, unit: bool = False) -> None:
-    """Raise unless x is a floating batch of that shape and, if ``unit``, has its values in [0, 1].
+def check_batch(flow: nn.Module, name: str, x: Tensor, shape: Sequence[int], *, unit: bool = False) -> None:
+    """Raise unless x is a batch of that shape and of the parameters' dtype and, if ``unit``, has values in [0, 1].
 
     Values are looked at on the CPU only, where the look does not wait for a device, and not inside ``torch.vmap``.
+    They may pass the bounds by what the rounding of a mean explains.
     """
-    if not isinstance(x, Tensor) or not x.is_floating_point():
+    owner, dtype = type(flow).__name__, next(flow.parameters()).dtype
+    if not isinstance(x, Tensor) or x.dtype != dtype:
         got = x.dtype if isinstance(x, Tensor) else type(x).__name__
-        raise TypeError(f"{owner}: {name} must be a floating Tensor, got {got}")
+        raise TypeError(f"{owner}: {name} must be a Tensor of the parameters' dtype, {dtype}, got {got}")
     if x.shape[1:] != tuple(shape) or x.dim() != len(shape) + 1:
         raise ValueError(f"{owner}: {name} must be [B, {', '.join(map(str, shape))}], got {list(x.shape)}")
     if unit and x.device.type == "cpu" and x.numel() and not torch.compiler.is_compiling():
         low, high = torch.aminmax(x.detach())
         try:
             # Not "low < 0 or high > 1": that would let NaN through.
-            valid = bool(low >= 0) and bool(high <= 1)
+            valid = bool(low >= -ROUNDING) and bool(high <= 1 + ROUNDING)
         except RuntimeError:
             return  # torch.vmap shows no values
         if not valid:
@@ -60,3 +68,14 @@ def as_channels(shape: Sequence[int] | None) -> tuple[int, ...]:
 def bits_per_dim(log_prob: Tensor, dims: int) -> Tensor:
     """``8 - log_prob / (D log 2)``, for 8-bit data dequantized to [0, 1]."""
     return 8 - log_prob / (dims * math.log(2))
+
+
+def draw_noise(
+    flow: nn.Module, n: int, dims: int, temperature: float, generator: torch.Generator | None
+) -> Tensor:  # [n, dims]
+    """``temperature * eps``, ``eps ~ N(0, I)``, drawn on the generator's device: a seed means the same everywhere."""
+    n = check_integer(type(flow).__name__, "n", n, 0)
+    like = next(flow.parameters())
+    device = like.device if generator is None else generator.device
+    eps = torch.randn(n, dims, generator=generator, device=device, dtype=like.dtype)
+    return temperature * eps.to(like.device)

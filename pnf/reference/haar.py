@@ -204,7 +204,8 @@ def haar_bounded_merge(
     m = torch.where(low, wide_s, 1 - wide_s)
     log_m = m.clamp(min=BOUNDARY).log()
     g = _per_channel(gamma, wide_s)
-    v = 2 * _wide(u) * (-g * log_m).exp()
+    # Bounded, since 0 times an overflow would be NaN.
+    v = 2 * _wide(u) * (-g * log_m).clamp(max=80).exp()
     a, b = 2 * m * v.sigmoid(), 2 * m * (-v).sigmoid()
     x0, x1 = torch.where(low, a, 1 - b), torch.where(low, b, 1 - a)
     log_det = ((1 - g) * log_m + 3 * math.log(2) - softplus(v) - softplus(-v)).flatten(1).sum(1)

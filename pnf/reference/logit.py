@@ -35,8 +35,10 @@ def logit(
     """
     check_logit("logit", x, alpha)
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
-    p = (alpha + (1 - 2 * alpha) * wide).clamp(BOUNDARY, 1 - BOUNDARY)
-    y = p.log() - (-p).log1p()
+    # Not log1p(-p): near white the rounding of p would show.
+    p = (alpha + (1 - 2 * alpha) * wide).clamp(min=BOUNDARY)
+    q = (alpha + (1 - 2 * alpha) * (1 - wide)).clamp(min=BOUNDARY)
+    y = p.log() - q.log()
     return y.to(x.dtype), _log_det(y, alpha)
 
 

@@ -8,6 +8,7 @@ is a function of its step.
 
 import json
 import signal
+import threading
 import time
 import zlib
 from collections.abc import Iterator, Sequence
@@ -286,6 +287,9 @@ def _stop_signals() -> Iterator[list[int]]:
             raise KeyboardInterrupt
         received.append(number)
 
+    if threading.current_thread() is not threading.main_thread():
+        yield received  # only the main thread may handle signals
+        return
     previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield received
