@@ -43,9 +43,11 @@ def check_batch(flow: nn.Module, name: str, x: Tensor, shape: Sequence[int], *, 
     They may pass the bounds by what the rounding of a mean explains.
     """
     owner, dtype = type(flow).__name__, next(flow.parameters()).dtype
-    if not isinstance(x, Tensor) or x.dtype != dtype:
+    if not isinstance(x, Tensor) or not x.is_floating_point():
         got = x.dtype if isinstance(x, Tensor) else type(x).__name__
-        raise TypeError(f"{owner}: {name} must be a Tensor of the parameters' dtype, {dtype}, got {got}")
+        raise TypeError(f"{owner}: {name} must be a floating Tensor, got {got}")
+    if x.dtype != dtype:
+        raise TypeError(f"{owner}: {name} must have the dtype of the parameters, {dtype}, got {x.dtype}")
     if x.shape[1:] != tuple(shape) or x.dim() != len(shape) + 1:
         raise ValueError(f"{owner}: {name} must be [B, {', '.join(map(str, shape))}], got {list(x.shape)}")
     if unit and x.device.type == "cpu" and x.numel() and not torch.compiler.is_compiling():

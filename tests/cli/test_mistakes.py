@@ -219,7 +219,7 @@ def test_a_file_where_a_folder_should_be(pnf: Pnf, tiny: Tiny, progressive: Path
 @pytest.mark.parametrize(
     ("number", "message"),
     [
-        (errno.ENOSPC, "No space left on device; free some space, then go on with --resume: the last checkpoints are"),
+        (errno.ENOSPC, "No space left on device; free some space and try again (a run's last checkpoints are"),
         (errno.EROFS, "Read-only file system; choose a folder that you may write to"),
         (errno.EACCES, "Permission denied; choose a folder that you may write to"),
         (errno.EIO, "Input/output error"),
