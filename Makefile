@@ -41,7 +41,7 @@ benchmark: $(STAMP)
 $(STAMP): $(SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q --upgrade pip
-	$(BIN)/python -m pip install -q -c constraints.txt '.[train,test]'
+	$(BIN)/python -m pip install -q -c constraints.txt -C cmake.define.PNF_WERROR=ON '.[train,test]'
 	touch $@
 
 clean:

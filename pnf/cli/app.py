@@ -2,9 +2,12 @@
 
 import errno
 import sys
+from typing import Annotated
 
+import torch
 import typer
 
+import pnf
 from pnf.cli import doctor, evaluate, pictures, train
 from pnf.data import DataError
 from pnf.training import Interrupted, RunError
@@ -17,6 +20,23 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"pnf {pnf.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version and exit.", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Progressive Normalizing Flows: train, evaluate, sample and upscale."""
+
+
 app.command("train")(train.train_command)
 app.command("evaluate")(evaluate.evaluate_command)
 app.command("sample")(pictures.sample_command)
@@ -35,6 +55,9 @@ def run() -> int:
         return 128 + error.signal_number
     except (RunError, DataError) as error:
         print(f"pnf: {error}", file=sys.stderr)
+        return 1
+    except torch.OutOfMemoryError as error:
+        print(f"pnf: {str(error).splitlines()[0]} Use a smaller --batch-size (and --accumulate)", file=sys.stderr)
         return 1
     except OSError as error:
         print(f"pnf: {_os_error(error)}", file=sys.stderr)

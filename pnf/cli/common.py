@@ -11,7 +11,7 @@ from rich.progress import track
 
 from pnf.data import Images, load
 from pnf.flows import ProgressiveFlow
-from pnf.training import Flow, RunConfig, RunError, find_runs, load_run
+from pnf.training import Flow, RunConfig, RunError, exact_arithmetic, find_runs, load_run
 
 # Without markup: the brackets in the name of a folder are no style.
 console = Console(markup=False)
@@ -60,13 +60,11 @@ def load_progressive(folder: Path, device: str) -> tuple[RunConfig, ProgressiveF
         RunError: there is none, or more than one.
     """
     runs = [run for run in find_runs(folder) if RunConfig.load(run).model == "progressive"]
-    if len(runs) > 1:
-        raise RunError(f"{folder} holds several runs, choose one: {', '.join(str(run) for run in runs)}")
     if not runs:
         raise RunError(f"{folder} holds no ProgressiveFlow, and only that can grow images")
-    config, flow = load_run(runs[0])
+    config, flow = _load_one(folder, runs, device)
     assert isinstance(flow, ProgressiveFlow)
-    return config, flow.to(pick_device(device))
+    return config, flow
 
 
 def load_any(folder: Path, device: str) -> tuple[RunConfig, Flow]:
@@ -75,8 +73,12 @@ def load_any(folder: Path, device: str) -> tuple[RunConfig, Flow]:
     Raises:
         RunError: there is none, or more than one.
     """
-    runs = find_runs(folder)
+    return _load_one(folder, find_runs(folder), device)
+
+
+def _load_one(folder: Path, runs: list[Path], device: str) -> tuple[RunConfig, Flow]:
     if len(runs) > 1:
         raise RunError(f"{folder} holds several runs, choose one: {', '.join(str(run) for run in runs)}")
     config, flow = load_run(runs[0])
+    exact_arithmetic()
     return config, flow.to(pick_device(device))

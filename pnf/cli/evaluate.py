@@ -15,7 +15,8 @@ from rich.table import Table
 
 import pnf
 from pnf import figures
-from pnf.cli.common import DataOption, DeviceOption, SeedOption, console, load_images, pick_device, progress
+from pnf.cli.common import DataOption, DeviceOption, SeedOption, console, load_images, notes, pick_device, progress
+from pnf.flows.pretrained import replace_file
 from pnf.training import Evaluation, RunConfig, RunError, evaluate, find_runs, load_run
 from pnf.training.models import build_flow
 from pnf.training.units import stage_dims, stage_names
@@ -45,12 +46,20 @@ def evaluate_command(
     folders = [run for folder in runs for run in find_runs(folder)]
     found: dict[str, tuple[RunConfig, Evaluation]] = {}
     for folder in folders:
-        config, flow = load_run(folder)
+        try:
+            config, flow = load_run(folder)
+        except RunError as error:
+            if len(folders) == 1:
+                raise
+            notes.print(f"Left out: {error}", soft_wrap=True)
+            continue
         images = load_images(config, "test", data=data, limit=limit)
         name = _name(folder, folders)
         track = progress(f"Evaluating {name}")
         result = evaluate(flow.to(pick_device(device)), images, seed=seed, batch_size=batch_size, track=track)
         found[name] = (config, result)
+    if not found:
+        raise RunError("none of the runs can be evaluated")
     _print_tables(found)
     target = out if out is not None else _common(runs, folders)
     target.mkdir(parents=True, exist_ok=True)
@@ -66,7 +75,7 @@ def evaluate_command(
             for name, (config, result) in found.items()
         },
     }
-    (target / "metrics.json").write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+    replace_file(target / "metrics.json", (json.dumps(document, indent=2) + "\n").encode())
     figure = figures.bits_per_stage(
         {name: result.stage_bits_per_dim for name, (_, result) in found.items()},
         standard_errors={name: result.bits_per_dim_error for name, (_, result) in found.items()},
@@ -150,7 +159,9 @@ def _print_tables(found: dict[str, tuple[RunConfig, Evaluation]]) -> None:
     table.add_column("model")
     for column in ("nats", "bits/dim", "parameters", "steps", "images", "images/s"):
         table.add_column(column, justify="right")
-    best = min(result.bits_per_dim for _, result in found.values())
+    # The best is the best of models of the same images.
+    same = len({(config.data, config.size, result.images) for config, result in found.values()}) == 1
+    best = min(result.bits_per_dim for _, result in found.values()) if same and len(found) > 1 else None
     for name, (config, result) in found.items():
         table.add_row(
             name,
@@ -160,7 +171,7 @@ def _print_tables(found: dict[str, tuple[RunConfig, Evaluation]]) -> None:
             f"{config.steps:,}",
             f"{result.images:,}",
             f"{result.images_per_second:,.0f}",
-            style="bold" if result.bits_per_dim == best and len(found) > 1 else None,
+            style="bold" if result.bits_per_dim == best else None,
         )
     console.print(table)
     stages = max((list(result.stage_bits_per_dim) for _, result in found.values()), key=len)

@@ -24,6 +24,8 @@ from pnf.data import dequantize
 from pnf.flows import ProgressiveFlow
 from pnf.training import RunConfig, RunError, seeded
 
+BATCH = 256
+
 TemperatureOption = Annotated[
     float, typer.Option(min=0, max=10, help="Scale of the noise; 0 is the paper's zero noise.")
 ]
@@ -44,7 +46,9 @@ def sample_command(
     """
     config, flow = load_any(run, device)
     target = _png(out, run / "samples.png")
-    x = flow.sample(n, temperature=temperature, generator=_generator(device, seed)).cpu()
+    generator = torch.Generator().manual_seed(seed)
+    counts = [min(BATCH, n - start) for start in range(0, n, BATCH)]
+    x = torch.cat([flow.sample(count, temperature=temperature, generator=generator).cpu() for count in counts])
     name = "PNF" if config.model == "progressive" else "RealNVP"
     title = f"{n} samples of {name}, temperature {temperature:g}"
     figures.save(figures.image_grid(x, title=title), target)
@@ -87,19 +91,23 @@ def upscale_command(
         raise RunError(f"the flow in {run} has one stage, and no lower resolution to start from")
     temperatures = temperature or [0.0]
     folder = out if out is not None else run
-    generator = _generator(device, seed)
+    generator = torch.Generator().manual_seed(seed)
+    by_stage = len(temperatures) == 1 and draws == 1
     if files:
         for file in files:
             low, real = _low_resolution(flow, file, device)
-            _write_upscaled(flow, file.stem, low, temperatures, draws, folder, _generator(device, seed))
-            _picture(flow, low, real, temperatures, draws, generator, folder / f"{file.stem}-upscaled.png")
+            # The same seed and order, so that the files hold what the picture shows.
+            _write_upscaled(flow, file.stem, low, temperatures, draws, folder, generator.manual_seed(seed))
+            target = folder / f"{file.stem}-upscaled.png"
+            zero_noise = by_stage and temperatures[0] == 0
+            _picture(flow, low, real, temperatures, draws, zero_noise, generator.manual_seed(seed), target)
         return
     if sampled:
         base = flow.downsample(flow.sample(n, generator=generator), len(flow.stages) - 1)
-        _picture(flow, base, None, temperatures, draws, generator, folder / "upscaled-samples.png")
+        _picture(flow, base, None, temperatures, draws, by_stage, generator, folder / "upscaled-samples.png")
         return
-    real = _held_out(flow, config, data, n, seed).to(generator.device)
-    _picture(flow, flow.encode(real), real, temperatures, draws, generator, folder / "upscaled-real.png")
+    real = _held_out(flow, config, data, n, seed).to(pick_device(device))
+    _picture(flow, flow.encode(real), real, temperatures, draws, by_stage, generator, folder / "upscaled-real.png")
 
 
 @torch.no_grad()
@@ -134,10 +142,6 @@ def project_command(
     console.print(f"Written: {target}", soft_wrap=True)
 
 
-def _generator(device: str, seed: int) -> torch.Generator:
-    return torch.Generator(pick_device(device)).manual_seed(seed)
-
-
 def _png(path: Path | None, default: Path) -> Path:
     target = default if path is None else path
     if target.suffix.lower() != ".png":
@@ -169,10 +173,11 @@ def _picture(
     real: Tensor | None,
     temperatures: list[float],
     draws: int,
+    by_stage: bool,
     generator: torch.Generator,
     target: Path,
 ) -> None:
-    if len(temperatures) == 1 and draws == 1:
+    if by_stage:
         figure = figures.upscaling_pipeline(flow, low, temperature=temperatures[0], reference=real, generator=generator)
     else:
         figure = figures.upscaling_draws(

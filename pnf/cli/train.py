@@ -8,8 +8,6 @@ import typer
 from pnf.cli.common import console, load_images, notes, pick_device
 from pnf.training import PRESETS, RunConfig, RunError, preset_config, train
 
-Choice = typer.Option
-
 
 def train_command(
     preset: Annotated[str | None, typer.Argument(help=f"One of {', '.join(PRESETS)}.", show_default=False)] = None,
@@ -36,54 +34,71 @@ def train_command(
             show_default=False,
         ),
     ] = None,
-    levels: Annotated[int | None, Choice(help="Times that each axis is halved.", rich_help_panel="Model")] = None,
+    levels: Annotated[int | None, typer.Option(help="Times that each axis is halved.", rich_help_panel="Model")] = None,
     axes: Annotated[
-        Literal["xy", "yx", "x", "y"] | None, Choice(help="Order in which axes grow.", rich_help_panel="Model")
+        Literal["xy", "yx", "x", "y"] | None, typer.Option(help="Order in which axes grow.", rich_help_panel="Model")
     ] = None,
     coupling: Annotated[
-        Literal["conv", "dense"] | None, Choice(help="Kind of the networks.", rich_help_panel="Model")
+        Literal["conv", "dense"] | None, typer.Option(help="Kind of the networks.", rich_help_panel="Model")
     ] = None,
-    hidden: Annotated[int | None, Choice(help="Width of the networks.", rich_help_panel="Model")] = None,
+    hidden: Annotated[int | None, typer.Option(help="Width of the networks.", rich_help_panel="Model")] = None,
     blocks: Annotated[
-        int | None, Choice(help="Residual blocks, or hidden layers of dense networks.", rich_help_panel="Model")
+        int | None, typer.Option(help="Residual blocks, or hidden layers of dense networks.", rich_help_panel="Model")
     ] = None,
-    num_couplings: Annotated[int | None, Choice(help="Couplings; see RealNVP.", rich_help_panel="Model")] = None,
+    num_couplings: Annotated[
+        int | None, typer.Option(help="Dense: in all; conv: under each mask at each scale.", rich_help_panel="Model")
+    ] = None,
     norm: Annotated[
-        Literal["act", "batch", "none"] | None, Choice(help="Normalisation.", rich_help_panel="Model")
+        Literal["act", "batch", "none"] | None,
+        typer.Option(help="Normalisation: ActNorm, batch or none.", rich_help_panel="Model"),
     ] = None,
-    data: Annotated[str | None, Choice(help="Data set; see docs/data.md.", rich_help_panel="Data")] = None,
-    size: Annotated[int | None, Choice(help="Height and width, in pixels.", rich_help_panel="Data")] = None,
-    limit: Annotated[int | None, Choice(help="Use the first so many images.", rich_help_panel="Data")] = None,
+    scales: Annotated[
+        int | None, typer.Option(help="Most scales of a convolutional flow.", rich_help_panel="Model")
+    ] = None,
+    alpha: Annotated[
+        float | None, typer.Option(help="Of the logit: see ProgressiveFlow.", rich_help_panel="Model")
+    ] = None,
+    data: Annotated[str | None, typer.Option(help="Data set; see docs/data.md.", rich_help_panel="Data")] = None,
+    size: Annotated[int | None, typer.Option(help="Height and width, in pixels.", rich_help_panel="Data")] = None,
+    limit: Annotated[int | None, typer.Option(help="Use the first so many images.", rich_help_panel="Data")] = None,
     flip: Annotated[
-        bool | None, Choice("--flip/--no-flip", help="Mirror images at random.", rich_help_panel="Data")
+        bool | None, typer.Option("--flip/--no-flip", help="Mirror images at random.", rich_help_panel="Data")
     ] = None,
     validation: Annotated[
-        int | None, Choice(help="Training images held out for the curves.", rich_help_panel="Data")
+        int | None, typer.Option(help="Training images held out for the curves.", rich_help_panel="Data")
     ] = None,
-    steps: Annotated[int | None, Choice(help="Steps of the optimiser.", rich_help_panel="Training")] = None,
-    batch_size: Annotated[int | None, Choice(help="Images in a batch.", rich_help_panel="Training")] = None,
+    steps: Annotated[int | None, typer.Option(help="Steps of the optimiser.", rich_help_panel="Training")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Images in a batch.", rich_help_panel="Training")] = None,
     accumulate: Annotated[
-        int | None, Choice(help="Batches whose gradients make one step.", rich_help_panel="Training")
+        int | None, typer.Option(help="Batches whose gradients make one step.", rich_help_panel="Training")
     ] = None,
-    lr: Annotated[float | None, Choice(help="Learning rate of Adam.", rich_help_panel="Training")] = None,
-    warmup: Annotated[int | None, Choice(help="Steps of linear warm-up.", rich_help_panel="Training")] = None,
+    lr: Annotated[float | None, typer.Option(help="Learning rate of Adam.", rich_help_panel="Training")] = None,
+    warmup: Annotated[int | None, typer.Option(help="Steps of linear warm-up.", rich_help_panel="Training")] = None,
     schedule: Annotated[
-        Literal["cosine", "constant"] | None, Choice(help="Of the learning rate.", rich_help_panel="Training")
+        Literal["cosine", "constant"] | None, typer.Option(help="Of the learning rate.", rich_help_panel="Training")
     ] = None,
     clip: Annotated[
-        float | None, Choice(help="Bound of each stage's gradient norm.", rich_help_panel="Training")
+        float | None, typer.Option(help="Bound of each stage's gradient norm.", rich_help_panel="Training")
     ] = None,
     scale_l2: Annotated[
-        float | None, Choice(help="Penalty on the squared scale parameters.", rich_help_panel="Training")
+        float | None, typer.Option(help="Penalty on the squared scale parameters.", rich_help_panel="Training")
     ] = None,
-    ema: Annotated[float | None, Choice(help="Decay of the averaged weights.", rich_help_panel="Training")] = None,
+    ema: Annotated[
+        float | None, typer.Option(help="Decay of the averaged weights.", rich_help_panel="Training")
+    ] = None,
     precision: Annotated[
-        Literal["32", "bf16"] | None, Choice(help="Inside the networks.", rich_help_panel="Training")
+        Literal["32", "bf16"] | None, typer.Option(help="Inside the networks.", rich_help_panel="Training")
     ] = None,
-    validate_every: Annotated[int | None, Choice(help="Steps.", rich_help_panel="Training")] = None,
-    checkpoint_every: Annotated[int | None, Choice(help="Steps.", rich_help_panel="Training")] = None,
-    log_every: Annotated[int | None, Choice(help="Steps.", rich_help_panel="Training")] = None,
-    seed: Annotated[int | None, Choice(help="Of weights, order and noise.", rich_help_panel="Training")] = None,
+    validate_every: Annotated[
+        int | None, typer.Option(help="Steps between validations.", rich_help_panel="Training")
+    ] = None,
+    checkpoint_every: Annotated[
+        int | None, typer.Option(help="Steps between checkpoints.", rich_help_panel="Training")
+    ] = None,
+    log_every: Annotated[
+        int | None, typer.Option(help="Steps between rows of the logs.", rich_help_panel="Training")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Of weights, order and noise.", rich_help_panel="Training")] = None,
 ) -> None:
     """Train a flow, all stages together or some of them apart; Ctrl-C saves, --resume goes on.
 
@@ -93,7 +108,8 @@ def train_command(
     """
     overrides = {key: value for key, value in locals().items() if value is not None and key in RunConfig.model_fields}
     if resume is not None:
-        if preset is not None or out is not None or overrides:
+        # The data may have moved: that it is the same is checked.
+        if preset is not None or out is not None or set(overrides) - {"data"}:
             raise RunError("--resume goes on with a run's own settings: give no preset, no --out and no other setting")
         config, folder = RunConfig.load(resume), resume
     elif preset is None:
@@ -103,7 +119,7 @@ def train_command(
         name = config.model if config.model == "realnvp" else f"{config.model}-{config.detail}"
         folder = out if out is not None else Path("runs") / preset / name
     accelerator = pick_device(device).type
-    images = load_images(config, "train", limit=config.limit)
+    images = load_images(config, "train", data=data, limit=config.limit)
     notes.print(
         f"Training {config.model} on {len(images):,} images of {images.name} {list(images.shape)} in {folder}",
         soft_wrap=True,

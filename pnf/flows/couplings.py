@@ -36,10 +36,11 @@ class ActNorm(FlowNorm):
         self.shift = nn.Parameter(torch.zeros(channels))
         self.log_scale = nn.Parameter(torch.zeros(channels))
         self.register_buffer("initialized", torch.zeros((), dtype=torch.bool))
-        self._ready: bool | None = None
+        # The flag lives in a buffer, so that it is saved; its copy here spares a device synchronisation a step.
+        self._ready = False
 
     def forward(self, x: Tensor, log_det: Tensor) -> tuple[Tensor, Tensor]:
-        if self.training and not self._is_ready():
+        if self.training and not self._ready:
             self._initialize(x.detach())
         shift, log_scale = self._aligned(x)
         return (x + shift) * log_scale.exp(), log_det + self._log_det(x)
@@ -55,12 +56,6 @@ class ActNorm(FlowNorm):
         shape = (-1, *(1,) * (x.dim() - 2))
         return self.shift.view(shape), self.log_scale.view(shape)
 
-    def _is_ready(self) -> bool:
-        # The flag lives in a buffer, so that it is saved; reading it once spares a device synchronisation a step.
-        if self._ready is None:
-            self._ready = bool(self.initialized)
-        return self._ready
-
     @torch.no_grad()
     def _initialize(self, x: Tensor) -> None:
         if x.numel() == 0:
@@ -74,8 +69,8 @@ class ActNorm(FlowNorm):
         self._ready = True
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        self._ready = None
         super()._load_from_state_dict(*args, **kwargs)
+        self._ready = not self.initialized.is_meta and bool(self.initialized)
 
 
 class BatchNormFlow(FlowNorm):

@@ -81,8 +81,8 @@ class ResidualNetwork(nn.Module):
         hidden: width.
         blocks: residual blocks.
         kernel: size of the "3x3" convolutions, ``(1, 3)`` for signals of height 1.
-        checkerboard: whether x comes from under a checkerboard: half of its pixels are zero, so it is scaled by 2, and
-            the mask is shown to the network.
+        checkerboard: whether x comes from under a checkerboard: half of its pixels are zero, so with batch
+            normalisation it is scaled by 2, and the mask is shown to the network.
         batch_norm: with batch normalisation, or with weight normalisation alone.
     """
 

@@ -55,7 +55,9 @@ class Pretrained(nn.Module):
         if model != cls.__name__:
             raise ValueError(f"from_pretrained: {folder / CONFIG_NAME} is of a {model}, wanted a {cls.__name__}")
         try:
-            flow = cls(**config)
+            # No weights are made: a stranger's sizes cost nothing until the file proves to have them.
+            with torch.device("meta"):
+                flow = cls(**config)
         except TypeError as error:
             raise ValueError(f"from_pretrained: {folder / CONFIG_NAME} has wrong arguments: {error}") from error
         try:
@@ -82,6 +84,11 @@ def replace_file(path: Path, content: bytes) -> None:
             os.fsync(file.fileno())
         Path(temporary).chmod(0o644)
         Path(temporary).replace(path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise

@@ -7,14 +7,14 @@ import math
 from abc import abstractmethod
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any, Self, cast
+from typing import Any, ClassVar, Self, cast
 
 import torch
 from torch import Tensor, nn
 
 from pnf.flows.op_table import OpTable
 from pnf.flows.pretrained import Pretrained
-from pnf.flows.realnvp import RealNVP, set_network_dtype
+from pnf.flows.realnvp import RealNVP, num_scales, set_network_dtype
 from pnf.flows.shapes import (
     as_channels,
     bits_per_dim,
@@ -23,6 +23,7 @@ from pnf.flows.shapes import (
     check_integer,
     check_shape,
     draw_noise,
+    zero_log_det,
 )
 
 DETAILS = ("bounded", "identity")
@@ -51,11 +52,12 @@ class ProgressiveFlow(Pretrained):
         axes: the order in which an image grows at each level, ``"xy"`` (width first, as in the paper), ``"yx"``,
             ``"x"`` or ``"y"``. Vectors have one axis, and take no notice of it.
         coupling, hidden, blocks, num_couplings, norm: of the flow of every stage, see :class:`RealNVP`.
+        scales: the most that a convolutional stage may have; by default, and where it is too small for so many, as many
+            as leave the last at least 4 pixels high and wide.
         detail: ``"bounded"`` models ``u = m**gamma atanh(d / m)``, ``m = min(s, 1 - s)``, with gamma learned for each
             channel, so that every sample is a valid image; ``"identity"`` models Δ itself, as the paper does.
         alpha: the base flow models ``logit(alpha + (1 - 2 alpha) s)``. Default: 1e-6 for bounded details, 0.05 for
-            identity, as published.
-        ops: the op table; bound by :mod:`pnf.reference`.
+            identity, as published. With bounded details, what of its density lies outside [0, 1] is clamped.
 
     Attributes:
         stages: the base, then f1x, f1y, f2x, f2y, ...
@@ -65,6 +67,9 @@ class ProgressiveFlow(Pretrained):
     Raises:
         ValueError: a shape that cannot be halved so often, or a setting that no flow can have.
     """
+
+    ops: ClassVar[OpTable]
+    flow_class: ClassVar[type[RealNVP]]
 
     def __init__(
         self,
@@ -78,8 +83,8 @@ class ProgressiveFlow(Pretrained):
         blocks: int | None = None,
         num_couplings: int | None = None,
         norm: str = "act",
+        scales: int | None = None,
         alpha: float | None = None,
-        ops: OpTable,
     ) -> None:
         super().__init__()
         self.shape = check_shape("ProgressiveFlow", "shape", shape)
@@ -88,7 +93,8 @@ class ProgressiveFlow(Pretrained):
         levels = check_integer("ProgressiveFlow", "levels", levels, 0)
         if levels > 62:
             raise ValueError(f"ProgressiveFlow: levels must be at most 62, got {levels}")
-        self.levels, self.axes, self.detail, self.ops = levels, axes, detail, ops
+        self.levels, self.axes, self.detail = levels, axes, detail
+        self.scales = None if scales is None else check_integer("ProgressiveFlow", "scales", scales, 1)
         self.alpha = alpha if alpha is not None else (1e-6 if detail == "bounded" else 0.05)
         self._dims = [-1 if axis == "x" else -2 for axis in axes] if len(self.shape) == 3 else [-1]
         for dim in self._dims:
@@ -108,9 +114,15 @@ class ProgressiveFlow(Pretrained):
             "num_couplings": num_couplings,
             "norm": norm,
         }
-        stages: list[Stage] = [BaseStage(self.stage_shapes[0], self.alpha, settings, ops)]
-        for k, shape_in in enumerate(self.stage_shapes[:-1]):
-            stages.append(DetailStage(shape_in, self._dims[k % len(self._dims)], detail, settings, ops))
+        stages: list[Stage] = []
+        for k, shape_in in enumerate(self.stage_shapes[:1] + self.stage_shapes[:-1]):
+            own = {**settings, "scales": None if scales is None else min(scales, num_scales(shape_in))}
+            if k == 0:
+                flow = self.flow_class(shape_in, alpha=self.alpha, **own)
+                stages.append(BaseStage(flow, clamp=detail == "bounded"))
+            else:
+                flow = self.flow_class(shape_in, condition_shape=shape_in, **own)
+                stages.append(DetailStage(flow, self._dims[(k - 1) % len(self._dims)], detail))
         self.stages = nn.ModuleList(stages)
         self.coupling, self.norm = coupling, norm
         self.hidden, self.blocks = stages[0].flow.hidden, stages[0].flow.blocks
@@ -118,8 +130,8 @@ class ProgressiveFlow(Pretrained):
 
     def config(self) -> dict[str, object]:
         """The constructor's arguments, all but the op table."""
-        keys = ("shape", "levels", "axes", "coupling", "detail", "hidden", "blocks", "num_couplings", "norm", "alpha")
-        return {key: getattr(self, key) for key in keys}
+        keys = ("shape", "levels", "axes", "coupling", "detail", "hidden", "blocks", "num_couplings", "norm")
+        return {key: getattr(self, key) for key in (*keys, "scales", "alpha")}
 
     @property
     def _stages(self) -> "list[Stage]":
@@ -142,7 +154,7 @@ class ProgressiveFlow(Pretrained):
     ) -> tuple[Tensor, Tensor]:
         """``z [B, D]``, the noise of all stages, coarse first, and ``log_det [B] = log |det dz/dx|``, in nats."""
         self._check(x)
-        zs, log_det = [], x.new_zeros(x.shape[0])
+        zs, log_det = [], zero_log_det(x)
         for stage in reversed(self._stages):
             x, z, stage_log_det = stage(x)
             zs.append(z)
@@ -155,7 +167,7 @@ class ProgressiveFlow(Pretrained):
     ) -> tuple[Tensor, Tensor]:
         """``x [B, *shape]`` and ``log_det [B] = log |det dx/dz|``, in nats."""
         check_batch(self, "z", z, (self.dims,))
-        x, log_det = None, z.new_zeros(z.shape[0])
+        x, log_det = None, zero_log_det(z)
         for stage, noise in zip(self._stages, z.split(self.stage_dims, 1), strict=True):
             x, stage_log_det = stage.inverse(x, noise)
             log_det = log_det + stage_log_det
@@ -194,11 +206,12 @@ class ProgressiveFlow(Pretrained):
         It depends on the parameters of that stage only, so stages can be trained apart, in any order.
 
         Raises:
-            IndexError: there is no such stage.
+            ValueError: there is no such stage.
         """
         self._check(x)
-        if not 0 <= stage < len(self.stages):
-            raise IndexError(f"ProgressiveFlow: stage must be from 0 to {len(self.stages) - 1}, got {stage}")
+        stage = check_integer("ProgressiveFlow", "stage", stage, 0)
+        if stage >= len(self.stages):
+            raise ValueError(f"ProgressiveFlow: stage must be from 0 to {len(self.stages) - 1}, got {stage}")
         log_prob = self._stages[stage].log_prob(self._down(x, len(self.stages) - 1 - stage))
         return -log_prob.mean() / self.stage_dims[stage]
 
@@ -226,7 +239,8 @@ class ProgressiveFlow(Pretrained):
     ) -> Tensor:
         """S applied ``steps`` times, one axis a step, in the order of the stages."""
         k = self._stage_of(x)
-        if not 0 <= steps <= k:
+        steps = check_integer("ProgressiveFlow", "steps", steps, 0)
+        if steps > k:
             raise ValueError(f"ProgressiveFlow: steps must be from 0 to {k} for {list(x.shape)}, got {steps}")
         return self._down(x, steps)
 
@@ -253,8 +267,8 @@ class ProgressiveFlow(Pretrained):
         k = self._stage_of(x)
         self._check_values(x, k)
         left = len(self.stages) - 1 - k
-        steps = left if steps is None else steps
-        if not 0 <= steps <= left:
+        steps = left if steps is None else check_integer("ProgressiveFlow", "steps", steps, 0)
+        if steps > left:
             raise ValueError(f"ProgressiveFlow: steps must be from 0 to {left} for {list(x.shape)}, got {steps}")
         dims = self.stage_dims[k + 1 : k + 1 + steps]
         if noise is None:
@@ -334,8 +348,9 @@ class ProgressiveFlow(Pretrained):
 class Stage(nn.Module):
     """A stage maps an image to the next coarser one and the noise of what is lost, and back."""
 
-    ops: OpTable
-    flow: RealNVP
+    def __init__(self, flow: RealNVP) -> None:
+        super().__init__()
+        self.flow, self.ops = flow, flow.ops
 
     @abstractmethod
     def inverse(self, s: Tensor | None, z: Tensor) -> tuple[Tensor, Tensor]:
@@ -353,34 +368,32 @@ class Stage(nn.Module):
 class BaseStage(Stage):
     """The flow f0 of the coarsest image, through the logit."""
 
-    def __init__(self, shape: tuple[int, ...], alpha: float, settings: dict[str, Any], ops: OpTable) -> None:
-        super().__init__()
-        self.ops = ops
-        self.flow = RealNVP(shape, alpha=alpha, ops=ops, **settings)
+    def __init__(self, flow: RealNVP, clamp: bool) -> None:
+        super().__init__(flow)
+        self.clamp = clamp
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """``x, z, log_det``: the image, its noise and ``log |det dz/dx|``."""
         return x, *self.flow(x)
 
     def inverse(self, s: Tensor | None, z: Tensor) -> tuple[Tensor, Tensor]:
-        """The image of the noise z, in [0, 1], and ``log |det dx/dz|``; there is no coarser image."""
+        """The image of the noise z and ``log |det dx/dz|``; there is no coarser image."""
         assert s is None
         x, log_det = self.flow.inverse(z)
-        return x.clamp(0, 1), log_det
+        return x.clamp(0, 1) if self.clamp else x, log_det
 
 
 class DetailStage(Stage):
     """A conditional flow of the detail along one axis, given the mean."""
 
-    def __init__(self, shape: tuple[int, ...], dim: int, detail: str, settings: dict[str, Any], ops: OpTable) -> None:
-        super().__init__()
-        self.dim, self.detail, self.ops = dim, detail, ops
-        self.channels = as_channels(shape)
+    def __init__(self, flow: RealNVP, dim: int, detail: str) -> None:
+        super().__init__(flow)
+        self.dim, self.detail = dim, detail
+        self.channels = as_channels(flow.shape)
         if detail == "bounded":
             start = math.log(GAMMA_START / (1 - GAMMA_START)) / GAMMA_RATE
             self.gamma_logit = nn.Parameter(torch.full((self.channels[0],), start))
-        self.pairs = math.prod(shape)
-        self.flow = RealNVP(shape, condition_shape=shape, ops=ops, **settings)
+        self.pairs = math.prod(flow.shape)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """``s, z, log_det``: the mean, the noise of the detail, and ``log |det d(s, z)/dx|``."""

@@ -7,7 +7,7 @@ the flows f1x, f1y, ... of "PNF: Progressive normalizing flows", section 3.
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Self, cast
+from typing import ClassVar, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,7 @@ from pnf.flows.shapes import (
     check_integer,
     check_shape,
     draw_noise,
+    zero_log_det,
 )
 
 NORMS = ("act", "batch", "none")
@@ -47,13 +48,15 @@ class RealNVP(Pretrained):
             3); dense: couplings in all (default 6).
         scales: of a convolutional flow; by default as many as leave the last at least 4 pixels high and wide.
         norm: after each coupling: ``"act"`` (ActNorm, the default; also in front of the first), ``"batch"`` (batch
-            normalisation, in the networks too, as published) or ``"none"``.
+            normalisation, in the networks too, as published) or ``"none"``. Batch normalisation trains convolutional
+            flows faster, but in training mode the likelihood of an example then depends on its batch.
         alpha: if given, x is an image in [0, 1] and the flow models ``logit(alpha + (1 - 2 alpha) x)``.
-        ops: the op table; bound by :mod:`pnf.reference`.
 
     Raises:
         ValueError: a shape or size that no flow can have.
     """
+
+    ops: ClassVar[OpTable]
 
     def __init__(
         self,
@@ -67,7 +70,6 @@ class RealNVP(Pretrained):
         scales: int | None = None,
         norm: str = "act",
         alpha: float | None = None,
-        ops: OpTable,
     ) -> None:
         super().__init__()
         name = "RealNVP"
@@ -85,7 +87,7 @@ class RealNVP(Pretrained):
             )
         if scales is not None and coupling == "dense":
             raise ValueError(f'{name}: scales must be None with coupling="dense", got {scales}')
-        self.coupling, self.norm, self.alpha, self.ops = coupling, norm, alpha, ops
+        self.coupling, self.norm, self.alpha = coupling, norm, alpha
         self.hidden = hidden if hidden is not None else (32 if coupling == "conv" else 256)
         self.blocks = blocks if blocks is not None else (4 if coupling == "conv" else 2)
         self.num_couplings = num_couplings if num_couplings is not None else (3 if coupling == "conv" else 6)
@@ -120,7 +122,7 @@ class RealNVP(Pretrained):
         """``z [B, D]`` and ``log_det [B] = log |det dz/dx|``, in nats."""
         check_batch(self, "x", x, self.shape, unit=self.alpha is not None)
         condition = self._check_condition(condition, x)
-        log_det = x.new_zeros(x.shape[0])
+        log_det = zero_log_det(x)
         if self.alpha is not None:
             x, log_det = self.ops.logit(x, self.alpha)
         return self.flow(x.reshape(x.shape[0], *as_channels(self.shape)), log_det, condition)
@@ -134,7 +136,7 @@ class RealNVP(Pretrained):
         check_batch(self, "z", z, (self.dims,))
         condition = self._check_condition(condition, z)
         with _running_statistics(self.flow):
-            x, log_det = self.flow.inverse(z, z.new_zeros(z.shape[0]), condition)
+            x, log_det = self.flow.inverse(z, zero_log_det(z), condition)
         x = x.reshape(z.shape[0], *self.shape)
         if self.alpha is not None:
             x, logit_log_det = self.ops.logit_inverse(x, self.alpha)
@@ -191,14 +193,14 @@ class RealNVP(Pretrained):
 @contextmanager
 def _running_statistics(flow: nn.Module) -> Iterator[None]:
     """Batch normalisation has one inverse, that of its running statistics, which must stay as they are."""
-    training = flow.training
-    if training:
-        flow.eval()
+    training = [module for module in flow.modules() if module.training]
+    for module in training:
+        module.training = False
     try:
         yield
     finally:
-        if training:
-            flow.train()
+        for module in training:
+            module.training = True
 
 
 def set_network_dtype(module: nn.Module, dtype: torch.dtype | None) -> None:
@@ -300,7 +302,7 @@ class _ConvFlow(nn.Module):
         self.ops = owner.ops
         self.size = tuple(size) if len(size) == 2 else (1, *size)
         self.signal = len(size) == 1
-        self.scales = _num_scales(self.size) if scales is None else scales
+        self.scales = num_scales(self.size) if scales is None else scales
         self.scales = check_integer("RealNVP", "scales", self.scales, 1)
         multiple = 2 ** (self.scales - 1)
         if self.size[0] % multiple or self.size[1] % multiple:
@@ -366,9 +368,9 @@ class _ConvFlow(nn.Module):
         return self.channels << k, self.size[0] >> k, self.size[1] >> k
 
 
-def _num_scales(size: Sequence[int]) -> int:
-    """As many scales as leave the last at least 4 pixels high and wide."""
-    h, w = size
+def num_scales(shape: Sequence[int]) -> int:
+    """As many scales of a convolutional flow as leave the last at least 4 pixels high and wide."""
+    h, w = shape[-2:] if len(shape) != 1 else (1, shape[0])
     scales = 1
     while h % 2 == 0 and w % 2 == 0 and min(h, w) >= 8:
         h, w, scales = h // 2, w // 2, scales + 1

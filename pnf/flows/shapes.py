@@ -40,7 +40,7 @@ def check_batch(flow: nn.Module, name: str, x: Tensor, shape: Sequence[int], *, 
     """Raise unless x is a batch of that shape and of the parameters' dtype and, if ``unit``, has values in [0, 1].
 
     Values are looked at on the CPU only, where the look does not wait for a device, and not inside ``torch.vmap``.
-    They may pass the bounds by what the rounding of a mean explains.
+    They may pass the bounds by what the rounding of a mean explains. Elsewhere values outside are clamped.
     """
     owner, dtype = type(flow).__name__, next(flow.parameters()).dtype
     if not isinstance(x, Tensor) or not x.is_floating_point():
@@ -72,11 +72,19 @@ def bits_per_dim(log_prob: Tensor, dims: int) -> Tensor:
     return 8 - log_prob / (dims * math.log(2))
 
 
+def zero_log_det(x: Tensor) -> Tensor:  # [B]
+    """The log-determinant to start from, in float32 or wider."""
+    return x.new_zeros(x.shape[0], dtype=torch.promote_types(x.dtype, torch.float32))
+
+
 def draw_noise(
     flow: nn.Module, n: int, dims: int, temperature: float, generator: torch.Generator | None
 ) -> Tensor:  # [n, dims]
     """``temperature * eps``, ``eps ~ N(0, I)``, drawn on the generator's device: a seed means the same everywhere."""
-    n = check_integer(type(flow).__name__, "n", n, 0)
+    owner = type(flow).__name__
+    n = check_integer(owner, "n", n, 0)
+    if not 0 <= temperature < math.inf:
+        raise ValueError(f"{owner}: temperature must be at least 0 and finite, got {temperature}")
     like = next(flow.parameters())
     device = like.device if generator is None else generator.device
     eps = torch.randn(n, dims, generator=generator, device=device, dtype=like.dtype)

@@ -1,7 +1,5 @@
 """The specification: every op in plain differentiable PyTorch, and the flows bound to them."""
 
-from typing import Any
-
 from pnf import flows
 from pnf.reference.affine_coupling import affine_coupling as affine_coupling
 from pnf.reference.affine_coupling import affine_coupling_inverse as affine_coupling_inverse
@@ -41,13 +39,10 @@ OPS = flows.OpTable(
 
 class RealNVP(flows.RealNVP):
     __doc__ = flows.RealNVP.__doc__
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, ops=OPS, **kwargs)
+    ops = OPS
 
 
 class ProgressiveFlow(flows.ProgressiveFlow):
     __doc__ = flows.ProgressiveFlow.__doc__
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, ops=OPS, **kwargs)
+    ops = OPS
+    flow_class = RealNVP

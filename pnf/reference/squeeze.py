@@ -3,6 +3,7 @@
 Source: Dinh, Sohl-Dickstein and Bengio, "Density estimation using Real NVP" (2016), section 3.6.
 """
 
+import torch
 from torch import Tensor
 
 ORDERS = ("plain", "factor")
@@ -39,7 +40,8 @@ def squeeze(
     if order == "plain":
         return x.permute(0, 1, 3, 5, 2, 4).reshape(b, 4 * c, h // 2, w // 2)
     x = x.permute(0, 3, 5, 1, 2, 4).reshape(b, 4, c, h // 2, w // 2)
-    return x[:, (0, 3, 1, 2)].reshape(b, 4 * c, h // 2, w // 2)
+    x00, x01, x10, x11 = x.unbind(1)
+    return torch.cat((x00, x11, x01, x10), 1)
 
 
 def squeeze_inverse(
@@ -66,7 +68,8 @@ def squeeze_inverse(
     c = k // 4
     if order == "plain":
         return y.reshape(b, c, 2, 2, h, w).permute(0, 1, 4, 2, 5, 3).reshape(b, c, 2 * h, 2 * w)
-    y = y.reshape(b, 4, c, h, w)[:, (0, 2, 3, 1)]
+    y00, y11, y01, y10 = y.chunk(4, 1)
+    y = torch.stack((y00, y01, y10, y11), 1)
     return y.reshape(b, 2, 2, c, h, w).permute(0, 3, 4, 1, 5, 2).reshape(b, c, 2 * h, 2 * w)
 
 

@@ -11,4 +11,5 @@ from pnf.training.evaluation import find_runs as find_runs
 from pnf.training.evaluation import load_run as load_run
 from pnf.training.models import Flow as Flow
 from pnf.training.trainer import Interrupted as Interrupted
+from pnf.training.trainer import exact_arithmetic as exact_arithmetic
 from pnf.training.trainer import train as train

@@ -33,6 +33,8 @@ class RunConfig(BaseModel):
     blocks: int = Field(4, ge=1, le=256)
     num_couplings: int = Field(3, ge=1, le=256)
     norm: Literal["act", "batch", "none"] = "act"
+    scales: int | None = Field(None, ge=1, le=12)
+    alpha: float | None = Field(None, ge=0, lt=0.5)
     steps: int = Field(10000, ge=1)
     batch_size: int = Field(64, ge=1)
     accumulate: int = Field(1, ge=1)
@@ -81,8 +83,6 @@ def describe(error: ValidationError) -> str:
     return "; ".join(f"{'.'.join(map(str, e['loc'])) or 'settings'}: {e['msg']}" for e in error.errors())
 
 
-_MNIST_CONV = {"data": "MNIST", "coupling": "conv", "hidden": 32, "blocks": 4}
-
 PRESETS: dict[str, dict[str, object]] = {
     "demo": {
         "data": "fashion-mini",
@@ -107,12 +107,21 @@ PRESETS: dict[str, dict[str, object]] = {
         "batch_size": 128,
         "steps": 8000,
     },
-    "mnist-conv": {**_MNIST_CONV, "steps": 20000},
+    "mnist-conv": {
+        "data": "MNIST",
+        "coupling": "conv",
+        "hidden": 32,
+        "blocks": 4,
+        "norm": "batch",
+        "steps": 20000,
+    },
     "cifar10": {
         "data": "cifar-10-batches-py",
         "coupling": "conv",
         "hidden": 64,
         "blocks": 8,
+        "scales": 2,
+        "norm": "batch",
         "flip": True,
         "steps": 100000,
     },
@@ -122,6 +131,7 @@ PRESETS: dict[str, dict[str, object]] = {
         "coupling": "conv",
         "hidden": 32,
         "blocks": 2,
+        "norm": "batch",
         "flip": True,
         "steps": 100000,
     },

@@ -15,8 +15,10 @@ from pnf.flows.pretrained import WEIGHTS_NAME
 from pnf.training.batches import TEST_NOISE, seeded
 from pnf.training.config import CONFIG_NAME, RunConfig, RunError, one_line
 from pnf.training.models import Flow
-from pnf.training.trainer import MODEL
+from pnf.training.trainer import MODEL, exact_arithmetic
 from pnf.training.units import stage_dims, stage_inputs, stage_modules, stage_names
+
+_CHUNK = 1000
 
 
 @dataclass(frozen=True)
@@ -72,12 +74,15 @@ def evaluate(
     if len(images) < 2:
         raise RunError(f"a standard error needs at least 2 images, got {len(images)}")
     device = next(flow.parameters()).device
-    x = dequantize(images.pixels, seeded(seed, TEST_NOISE))
+    exact_arithmetic()
+    generator = seeded(seed, TEST_NOISE)
     started, parts = time.perf_counter(), []
-    for part in track(x.split(batch_size)):
-        inputs = stage_inputs(flow, part.to(device))
-        log_probs = [stage.log_prob(i) for stage, i in zip(stage_modules(flow), inputs, strict=True)]  # type: ignore[operator]
-        parts.append(torch.stack(log_probs, 1).double().cpu())
+    # The noise is drawn for as many images at a time whatever the batch, so that the result does not depend on it.
+    for pixels in track(images.pixels.split(_CHUNK)):
+        for part in dequantize(pixels, generator).split(batch_size):
+            inputs = stage_inputs(flow, part.to(device))
+            log_probs = [stage.log_prob(i) for stage, i in zip(stage_modules(flow), inputs, strict=True)]  # type: ignore[operator]
+            parts.append(torch.stack(log_probs, 1).double().cpu())
     seconds = time.perf_counter() - started
     by_stage = torch.cat(parts)
     total, unit = by_stage.sum(1), flow.dims * math.log(2)

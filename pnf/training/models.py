@@ -1,6 +1,6 @@
 """The flow that a run trains, from its settings."""
 
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 
@@ -21,18 +21,23 @@ def build_flow(config: RunConfig, channels: int) -> Flow:
         RunError: settings that no flow can have.
     """
     shape = (channels, config.size, config.size)
-    settings = {
+    settings: dict[str, Any] = {
         "coupling": config.coupling,
         "hidden": config.hidden,
         "blocks": config.blocks,
         "num_couplings": config.num_couplings,
         "norm": config.norm,
+        "scales": config.scales,
     }
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             if config.model == "realnvp":
-                return reference.RealNVP(shape, alpha=BASELINE_ALPHA, **settings)
-            return reference.ProgressiveFlow(shape, config.levels, axes=config.axes, detail=config.detail, **settings)
-    except ValueError as error:
+                return reference.RealNVP(
+                    shape, alpha=BASELINE_ALPHA if config.alpha is None else config.alpha, **settings
+                )
+            return reference.ProgressiveFlow(
+                shape, config.levels, axes=config.axes, detail=config.detail, alpha=config.alpha, **settings
+            )
+    except (TypeError, ValueError) as error:
         raise RunError(f"wrong settings: {error}") from None

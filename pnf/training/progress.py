@@ -44,6 +44,13 @@ class StepBar:
         """The run stands after ``step`` steps."""
         self._progress.update(self._task, completed=step)
 
+    def report(self, step: int, nats_per_dim: float) -> None:
+        """Show the log-likelihood of held-out images; a line of its own where no bar can be drawn."""
+        console = self._progress.console
+        if not self._progress.disable and not console.is_terminal:
+            bits = 8 - nats_per_dim / math.log(2)
+            console.print(f"step {step:,}: held-out {nats_per_dim:.3f} nats/dim, {bits:.3f} bits/dim", soft_wrap=True)
+
     def show(self, nats_per_dim: float, images_per_second: float) -> None:
         """Show the log-likelihood, in nats for each dimension, and the speed."""
         bits = 8 - nats_per_dim / math.log(2)

@@ -7,6 +7,7 @@ is a function of its step.
 """
 
 import json
+import math
 import signal
 import threading
 import time
@@ -15,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import torch
 from lightning.fabric import Fabric
@@ -30,9 +32,9 @@ from pnf.training.checkpoints import AtomicCheckpointIO
 from pnf.training.config import CONFIG_NAME, RunConfig, RunError
 from pnf.training.models import Flow, build_flow
 from pnf.training.progress import StepBar
-from pnf.training.units import Unit, stage_dims, stage_inputs, stage_modules, stage_names
+from pnf.training.units import Unit, schedule, stage_dims, stage_inputs, stage_modules, stage_names
 
-MODEL, LOGS, CHECKPOINTS, SUMMARY_NAME = "model", "logs", "checkpoints", "summary.json"
+MODEL, LOGS, CHECKPOINTS = "model", "logs", "checkpoints"
 
 
 class Interrupted(RunError):  # noqa: N818 - it is no error
@@ -82,8 +84,9 @@ def train(
     _claim(folder, config, images, chosen, resume)
     pixels, held_out = hold_out(images.pixels, config.validation, config.seed)
 
-    # Every row goes to the file at once: curves can be drawn while the run goes on, and a kill loses none.
-    csv_logger = CSVLogger(folder, name=LOGS, flush_logs_every_n_steps=1)
+    exact_arithmetic()
+    # Every row goes to the file at once: curves can be drawn while the run goes on.
+    csv_logger = CSVLogger(folder, name=LOGS, version=_new_version(folder), flush_logs_every_n_steps=1)
     loggers = [csv_logger, TensorBoardLogger(folder, name="tensorboard", version="")]
     fabric = Fabric(accelerator=accelerator, devices=1, plugins=[AtomicCheckpointIO()], loggers=loggers)
     fabric.launch()
@@ -104,7 +107,15 @@ def train(
     batches = Batches(pixels, config.batch_size * config.accumulate, config.seed, flip=config.flip)
     validation = dequantize(held_out, seeded(config.seed, VALIDATION_NOISE))
     _Loop(config, flow, names, units, batches, validation, fabric, folder, console).run()
-    return _export(config, images, folder, fabric)
+    return _export(config, images, folder)
+
+
+def exact_arithmetic() -> None:
+    """Full float32 and repeatable convolutions on a GPU: a likelihood must not depend on the card's shortcuts."""
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.deterministic = True
+    torch.backends.cudnn.benchmark = False
 
 
 class _Loop:
@@ -141,7 +152,7 @@ class _Loop:
                 if done % self.config.log_every == 0 or done == self.config.steps:
                     self._log(done, bar)
                 if done % self.config.validate_every == 0 and len(self.validation):
-                    self._validate(done, active)
+                    self._validate(done, active, bar)
                 if done % self.config.checkpoint_every == 0 or done == self.config.steps or received:
                     self._save(active)
                 bar.move(done)
@@ -167,7 +178,7 @@ class _Loop:
             if not self.counts[unit.name]:
                 continue
             nats = -self.sums[unit.name].item() / self.counts[unit.name]
-            if not torch.isfinite(torch.tensor(nats)):
+            if not math.isfinite(nats):
                 raise RunError(
                     f"the loss of stage {unit.name} is {nats} near step {step}; the last checkpoint is sound: "
                     "train again with a lower --lr or --clip"
@@ -179,22 +190,29 @@ class _Loop:
         speed = self.images / (time.perf_counter() - self.started)
         self.started, self.images = time.perf_counter(), 0
         if dims:
-            metrics |= {"train/nats_per_dim": total / dims, "train/images_per_second": speed}
+            metrics |= {
+                "train/nats_per_dim": total / dims,
+                "train/bits_per_dim": 8 - total / dims / math.log(2),
+                "train/images_per_second": speed,
+                "learning_rate": self.config.lr * schedule(self.config, step - 1),
+            }
             bar.show(total / dims, speed)
             self.fabric.log_dict(metrics, step)
 
     @torch.no_grad()
-    def _validate(self, step: int, active: list[Unit]) -> None:
-        sums = {unit.name: 0.0 for unit in active}
+    def _validate(self, step: int, active: list[Unit], bar: StepBar) -> None:
+        sums = {unit.name: torch.zeros((), device=self.fabric.device) for unit in active}
         for part in self.validation.split(self.config.batch_size):
             inputs = stage_inputs(self.flow, self.fabric.to_device(part))
             images = dict(zip(self.names, inputs, strict=True))
             for unit in active:
-                sums[unit.name] += unit.averaged.log_prob(images[unit.name]).sum().item()  # type: ignore[operator]
-        nats = {name: value / len(self.validation) for name, value in sums.items()}
+                sums[unit.name] += unit.averaged.log_prob(images[unit.name]).sum()  # type: ignore[operator]
+        nats = {name: value.item() / len(self.validation) for name, value in sums.items()}
         metrics = {f"validation/{unit.name}/nats_per_dim": nats[unit.name] / unit.dims for unit in active}
         if active:
-            metrics["validation/nats_per_dim"] = sum(nats.values()) / sum(unit.dims for unit in active)
+            mean = sum(nats.values()) / sum(unit.dims for unit in active)
+            metrics |= {"validation/nats_per_dim": mean, "validation/bits_per_dim": 8 - mean / math.log(2)}
+            bar.report(step, mean)
             self.fabric.log_dict(metrics, step)
         self.started, self.images = time.perf_counter(), 0
 
@@ -223,7 +241,6 @@ def _choose(names: list[str], stages: Sequence[str] | None) -> list[str]:
 def _claim(folder: Path, config: RunConfig, images: Images, chosen: list[str], resume: bool) -> None:
     """Make the folder of a new run, or make sure that the run in it is this one."""
     data = {
-        "name": images.name,
         "images": len(images),
         "shape": list(images.shape),
         "crc32": zlib.crc32(images.pixels.contiguous().numpy().data),
@@ -258,20 +275,28 @@ def _checkpoint(folder: Path, name: str) -> Path:
     return folder / CHECKPOINTS / f"{name}.ckpt"
 
 
-def _export(config: RunConfig, images: Images, folder: Path, fabric: Fabric) -> list[str]:
+def _new_version(folder: Path) -> int:
+    """A folder for the logs that no other process takes, even if both start at once."""
+    version = 0
+    while True:
+        try:
+            (folder / LOGS / f"version_{version}").mkdir(parents=True)
+        except FileExistsError:
+            version += 1
+        else:
+            return version
+
+
+def _export(config: RunConfig, images: Images, folder: Path) -> list[str]:
     """Write the flow with averaged weights, if every stage has been trained; the stages that have not."""
-    flow = build_flow(config, images.shape[0])
-    names, missing = stage_names(flow), []
-    for name, stage, dims in zip(names, stage_modules(flow), stage_dims(flow), strict=True):
+    flow, missing = build_flow(config, images.shape[0]), []
+    for name, stage in zip(stage_names(flow), stage_modules(flow), strict=True):
         path = _checkpoint(folder, name)
-        if not path.exists():
+        checkpoint: dict[str, Any] = AtomicCheckpointIO().load_checkpoint(path) if path.exists() else {"step": 0}
+        if checkpoint["step"] < config.steps:
             missing.append(name)
-            continue
-        unit = Unit(name, stage, dims, config, fabric)
-        unit.load(path)
-        if unit.step < config.steps:
-            missing.append(name)
-        stage.load_state_dict(unit.averaged.state_dict())
+        else:
+            stage.load_state_dict(checkpoint["averaged"])
     if not missing:
         flow.save_pretrained(folder / MODEL)
     return missing

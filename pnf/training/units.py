@@ -1,16 +1,15 @@
 """Units of training: one stage each, with its own optimiser, average of weights, clock and checkpoint."""
 
+import copy
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from lightning.fabric import Fabric
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
 
-from pnf.flows import ProgressiveFlow, RealNVP, scale_parameters
+from pnf.flows import ProgressiveFlow, RealNVP, scale_parameters, set_network_dtype
 from pnf.training.config import RunConfig, RunError, one_line
 
 
@@ -19,12 +18,12 @@ class Objective(nn.Module):
 
     def __init__(self, stage: nn.Module, scale_l2: float) -> None:
         super().__init__()
-        self.stage, self.scale_l2 = stage, scale_l2
+        self.stage, self.scale_l2, self._scales = stage, scale_l2, scale_parameters(stage)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The loss, and the negative log-likelihood alone, detached."""
         nll = -self.stage.log_prob(x).mean()  # type: ignore[operator]
-        penalty = sum((p.square().sum() for p in scale_parameters(self.stage)), nll.new_zeros(()))
+        penalty = torch.cat([p.flatten() for p in self._scales]).square().sum()
         return nll + self.scale_l2 * penalty, nll.detach()
 
 
@@ -37,6 +36,10 @@ class Unit:
         dims: number of dimensions that it models.
         config: the run's settings.
         fabric: the engine.
+
+    Attributes:
+        averaged: a copy of the stage with the moving average of its weights and buffers, all in float32.
+        step: how many steps it has been trained.
     """
 
     def __init__(self, name: str, stage: nn.Module, dims: int, config: RunConfig, fabric: Fabric) -> None:
@@ -45,10 +48,11 @@ class Unit:
         objective = Objective(stage, config.scale_l2)
         # The fused implementation differs in its bits from the others, so it is asked for by name, on every device.
         optimizer = torch.optim.Adam(objective.parameters(), lr=config.lr, fused=True)
-        self.average = AveragedModel(stage, multi_avg_fn=self._move_average, use_buffers=True)
-        self.average.to(fabric.device).eval()
         self.objective, self.optimizer = fabric.setup(objective, optimizer)
         self.objective.train()
+        self.averaged = copy.deepcopy(self.stage).eval()
+        set_network_dtype(self.averaged, None)
+        self._pairs = list(zip(_tensors(self.averaged), _tensors(self.stage), strict=True))
 
     def train_step(self, batches: Sequence[Tensor]) -> Tensor:
         """One step of the optimiser on the mean gradient of the batches; the negative log-likelihood, in nats."""
@@ -62,7 +66,7 @@ class Unit:
             group["lr"] = self.config.lr * schedule(self.config, self.step)
         self.optimizer.step()
         self.optimizer.zero_grad()
-        self.average.update_parameters(self.stage)
+        self._move_average()
         self.step += 1
         return nll
 
@@ -72,14 +76,17 @@ class Unit:
         stage: nn.Module = self.objective.module.stage
         return stage
 
-    @property
-    def averaged(self) -> nn.Module:
-        """The stage with the averaged weights."""
-        return self.average.module
-
     def save(self, path: Path) -> None:
         """Write the checkpoint, as a whole."""
-        self.fabric.save(path, {"name": self.name, "step": self.step, **self._state()})
+        checkpoint = {
+            "name": self.name,
+            "settings": self.config.model_dump_json(),
+            "step": self.step,
+            "objective": self.objective.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "averaged": self.averaged.state_dict(),
+        }
+        self.fabric.save(path, checkpoint)
 
     def load(self, path: Path) -> None:
         """Go on from a checkpoint.
@@ -91,28 +98,28 @@ class Unit:
         try:
             if checkpoint["name"] != self.name:
                 raise RunError(f"{path} is of stage {checkpoint['name']}, wanted {self.name}")
+            if checkpoint["settings"] != self.config.model_dump_json():
+                raise RunError(f"{path} is of a run with other settings")
             self.objective.load_state_dict(checkpoint["objective"])
             self.optimizer.load_state_dict(checkpoint["optimizer"])
-            self.average.load_state_dict(checkpoint["average"])
+            self.averaged.load_state_dict(checkpoint["averaged"])
             self.step = checkpoint["step"]
         except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
             raise RunError(f"{path} does not fit this run: {one_line(error)}") from None
 
-    def _state(self) -> dict[str, Any]:
-        return {
-            "objective": self.objective.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "average": self.average.state_dict(),
-        }
-
     @torch.no_grad()
-    def _move_average(self, averages: Any, values: Any, count: Any) -> None:  # noqa: ARG002
-        if not averages[0].is_floating_point():
-            torch._foreach_copy_(averages, values)
-            return
+    def _move_average(self) -> None:
         # A short memory at first: the average must not carry the random start along.
-        decay = min(self.config.ema, (1 + self.step) / (10 + self.step))
-        torch._foreach_lerp_(averages, values, 1 - decay)
+        decay = min(self.config.ema, (1 + self.step) / (10 + self.step)) if self.step else 0.0
+        floating = [pair for pair in self._pairs if pair[0].is_floating_point()]
+        torch._foreach_lerp_([average for average, _ in floating], [value for _, value in floating], 1 - decay)
+        for average, value in self._pairs:
+            if not average.is_floating_point():
+                average.copy_(value)
+
+
+def _tensors(module: nn.Module) -> list[Tensor]:
+    return [*module.parameters(), *module.buffers()]
 
 
 def schedule(config: RunConfig, step: int) -> float:

@@ -20,7 +20,9 @@ Picture = Callable[..., Path]
 def assert_told(result: Any, message: str, *, code: int = 1) -> None:
     """The command failed, and told why in one line; ``pnf train`` says before it what it is about to do."""
     assert result.code == code
-    lines = [line for line in result.err.splitlines() if line.strip() and not line.startswith(("Training ", "f0 "))]
+    lines = [
+        line for line in result.err.splitlines() if line.strip() and not line.startswith(("Training ", "step ", "f0 "))
+    ]
     assert len(lines) == 1, result.err
     assert lines[0].startswith("pnf: ")
     assert message in lines[0]

@@ -131,7 +131,9 @@ def results(folder: Path) -> dict[str, object]:
     """
     found: dict[str, object] = {str(path.relative_to(folder)): path.read_bytes() for path in folder.glob("model/*")}
     for path in folder.glob("checkpoints/*.ckpt"):
-        found[str(path.relative_to(folder))] = _plain(torch.load(path, weights_only=True))
+        checkpoint = torch.load(path, weights_only=True)
+        del checkpoint["settings"]  # how often to save and to log is no result
+        found[str(path.relative_to(folder))] = _plain(checkpoint)
     return found
 
 

@@ -72,7 +72,7 @@ def test_the_noise_belongs_to_the_seed(flow: Flow, held_out: Images) -> None:
     assert first == again != other
 
 
-def test_track_sees_every_batch(flow: Flow, held_out: Images) -> None:
+def test_track_sees_every_image(flow: Flow, held_out: Images) -> None:
     sizes: list[int] = []
 
     def track(batches: Iterable[Any]) -> Iterable[Any]:
@@ -81,7 +81,7 @@ def test_track_sees_every_batch(flow: Flow, held_out: Images) -> None:
             yield batch
 
     evaluate(flow, held_out, batch_size=25, track=track)
-    assert sizes == [25, 25, 10]
+    assert sum(sizes) == len(held_out)
 
 
 def test_images_of_another_shape(flow: Flow) -> None:

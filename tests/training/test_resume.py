@@ -238,13 +238,14 @@ def test_a_hostile_checkpoint_is_not_executed(
     ("content", "message"),
     [
         ("f1y", "f0.ckpt is of stage f1y, wanted f0"),
-        ({"name": "f0", "step": 4}, "f0.ckpt does not fit this run: 'objective'"),
-        ({"name": "f0", "step": 4, "objective": {"stage.x": torch.zeros(1)}}, "f0.ckpt does not fit this run: "),
-        ({"name": "f0", "step": 4, "objective": [1]}, "f0.ckpt does not fit this run: "),
+        ({"name": "f0", "step": 4}, "f0.ckpt does not fit this run: 'settings'"),
+        ({"name": "f0", "settings": "{}", "step": 4}, "f0.ckpt is of a run with other settings"),
+        ({"objective": {"stage.x": torch.zeros(1)}}, "f0.ckpt does not fit this run: "),
+        ({"objective": [1]}, "f0.ckpt does not fit this run: "),
         ([1, 2], "f0.ckpt does not fit this run: "),
         (torch.zeros(3), "f0.ckpt does not fit this run: "),
     ],
-    ids=["other stage", "too little", "other model", "no state", "list", "tensor"],
+    ids=["other stage", "too little", "other settings", "other model", "no state", "list", "tensor"],
 )
 def test_a_foreign_checkpoint(folder: Path, run: Callable[..., list[str]], content: object, message: str) -> None:
     run()
@@ -252,7 +253,8 @@ def test_a_foreign_checkpoint(folder: Path, run: Callable[..., list[str]], conte
     if isinstance(content, str):
         shutil.copy(path.with_name(f"{content}.ckpt"), path)
     else:
-        torch.save(content, path)
+        whole = torch.load(path, weights_only=True)
+        torch.save(whole | content if isinstance(content, dict) and "name" not in content else content, path)
     with pytest.raises(RunError, match=message) as told:
         run(resume=True)
     assert "\n" not in str(told.value)
@@ -270,9 +272,10 @@ def test_no_space_leaves_the_last_checkpoint(
     real, calls = getattr(os, call), []
 
     def fail(*args: Any) -> Any:
-        # The images and the settings come first, then three checkpoints at step 4, and one at step 8.
+        # The images and the settings come first, then three checkpoints at step 4, and one at step 8. A file is
+        # replaced once, and synchronised twice: itself and its folder.
         calls.append(args)
-        if len(calls) > 6:
+        if len(calls) > (6 if call == "replace" else 12):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "disk")
         return real(*args)
 

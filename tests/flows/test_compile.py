@@ -1,0 +1,32 @@
+"""Whole models are one graph: ``torch.compile(fullgraph=True)`` finds nothing that it has to leave to Python."""
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from pnf.reference import ProgressiveFlow
+
+
+@pytest.mark.parametrize(
+    ("coupling", "detail", "norm"),
+    [
+        ("dense", "bounded", "act"),
+        ("dense", "identity", "batch"),
+        ("conv", "bounded", "batch"),
+        ("conv", "bounded", "act"),
+    ],
+)
+def test_fullgraph(coupling: str, detail: str, norm: str) -> None:
+    torch._dynamo.reset()
+    flow = ProgressiveFlow(
+        (1, 8, 8), 1, axes="x", coupling=coupling, detail=detail, norm=norm, hidden=4, blocks=1, num_couplings=2
+    )
+    x, z = torch.rand(3, 1, 8, 8), torch.randn(3, 64)
+    flow.train()(x)
+    for method, argument in ((flow.log_prob, x), (flow.inverse, z)):
+        flow.eval()
+        assert_close(torch.compile(method, fullgraph=True, backend="aot_eager")(argument), method(argument))
+    flow.train()
+    loss = torch.compile(flow.stage_loss, fullgraph=True, backend="aot_eager")(x, 1)
+    loss.backward()
+    assert all(p.grad is not None for p in flow.stages[1].parameters())
