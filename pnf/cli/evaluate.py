@@ -157,8 +157,8 @@ def _mean(stages: dict[str, dict[int, float]], dims: dict[str, int]) -> dict[int
 def _print_tables(found: dict[str, tuple[RunConfig, Evaluation]]) -> None:
     table = Table(title="Held-out log-likelihood, mean ± standard error over images")
     table.add_column("model")
-    for column in ("nats", "bits/dim", "parameters", "steps", "images", "images/s"):
-        table.add_column(column, justify="right")
+    for column in ("nats", "bits/dim", "params", "steps", "images", "img/s"):
+        table.add_column(column, justify="right", no_wrap=column in ("nats", "bits/dim"))
     # The best is the best of models of the same images.
     same = len({(config.data, config.size, result.images) for config, result in found.values()}) == 1
     best = min(result.bits_per_dim for _, result in found.values()) if same and len(found) > 1 else None
@@ -167,7 +167,7 @@ def _print_tables(found: dict[str, tuple[RunConfig, Evaluation]]) -> None:
             name,
             f"{result.nats:,.1f} ± {result.nats_error:.1f}",
             f"{result.bits_per_dim:.3f} ± {result.bits_per_dim_error:.3f}",
-            f"{result.parameters / 1e6:.2f} M",
+            f"{result.parameters / 1e6:.2f}M",
             f"{config.steps:,}",
             f"{result.images:,}",
             f"{result.images_per_second:,.0f}",

@@ -5,7 +5,7 @@ from types import TracebackType
 from typing import Self
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 
 class StepBar:
@@ -20,10 +20,9 @@ class StepBar:
     def __init__(self, title: str, steps: int, console: Console | None) -> None:
         self._progress = Progress(
             TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
+            BarColumn(bar_width=12),
             MofNCompleteColumn(),
             TextColumn("{task.fields[metrics]}"),
-            TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),
             console=console,
@@ -54,5 +53,5 @@ class StepBar:
     def show(self, nats_per_dim: float, images_per_second: float) -> None:
         """Show the log-likelihood, in nats for each dimension, and the speed."""
         bits = 8 - nats_per_dim / math.log(2)
-        text = f"{nats_per_dim:.3f} nats/dim  {bits:.3f} bits/dim  {images_per_second:,.0f} images/s"
+        text = f"{nats_per_dim:.3f} nats/dim {bits:.3f} bits/dim {images_per_second:,.0f} images/s"
         self._progress.update(self._task, metrics=text)
