@@ -52,7 +52,9 @@ class Unit:
         self.objective.train()
         self.averaged = copy.deepcopy(self.stage).eval()
         set_network_dtype(self.averaged, None)
-        self._pairs = list(zip(_tensors(self.averaged), _tensors(self.stage), strict=True))
+        pairs = list(zip(_tensors(self.averaged), _tensors(self.stage), strict=True))
+        self._floating = [pair for pair in pairs if pair[0].is_floating_point()]
+        self._flags = [pair for pair in pairs if not pair[0].is_floating_point()]
 
     def train_step(self, batches: Sequence[Tensor]) -> Tensor:
         """One step of the optimiser on the mean gradient of the batches; the negative log-likelihood, in nats."""
@@ -111,11 +113,10 @@ class Unit:
     def _move_average(self) -> None:
         # A short memory at first: the average must not carry the random start along.
         decay = min(self.config.ema, (1 + self.step) / (10 + self.step)) if self.step else 0.0
-        floating = [pair for pair in self._pairs if pair[0].is_floating_point()]
-        torch._foreach_lerp_([average for average, _ in floating], [value for _, value in floating], 1 - decay)
-        for average, value in self._pairs:
-            if not average.is_floating_point():
-                average.copy_(value)
+        averages, values = [average for average, _ in self._floating], [value for _, value in self._floating]
+        torch._foreach_lerp_(averages, values, 1 - decay)
+        for average, value in self._flags:
+            average.copy_(value)
 
 
 def _tensors(module: nn.Module) -> list[Tensor]:
