@@ -2,12 +2,23 @@
 
 #include "bindings.h"
 
+#include "cpu/isa.h"
+
 namespace py = pybind11;
 
 PYBIND11_MODULE(_C, m) {
   py::module_ cpu = m.def_submodule("cpu");
   py::module_ cuda = m.def_submodule("cuda");
   pnf::bind_masking(cpu, cuda);
+  pnf::bind_standard_normal(cpu);
+
+  cpu.def("levels", [] {
+    py::list names;
+    for (int i = 0; i < pnf::cpu::level_count(); ++i) names.append(pnf::cpu::level_name(i));
+    return names;
+  });
+  cpu.def("level", pnf::cpu::level);
+  cpu.def("set_level", pnf::cpu::set_level);
 
   py::dict build;
   build["version"] = PNF_VERSION;

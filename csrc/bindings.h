@@ -5,6 +5,8 @@
 
 #include <cstdint>
 
+#include "dtype.h"
+
 namespace pnf {
 
 namespace py = pybind11;
@@ -13,7 +15,34 @@ using Address = std::uintptr_t;
 
 inline void* at(Address address) { return reinterpret_cast<void*>(address); }
 
+// A function of the module that runs without Python's lock.
+template <typename Function>
+void def(py::module_& m, const char* name, const Function& function) {
+  m.def(name, function, py::call_guard<py::gil_scoped_release>());
+}
+
 // One for each file in bindings/; `cuda` stays empty in a build without CUDA.
 void bind_masking(py::module_& cpu, py::module_& cuda);
+void bind_standard_normal(py::module_& cpu);
 
 }  // namespace pnf
+
+// A dtype comes as its number in pnf::DType.
+namespace pybind11::detail {
+
+template <>
+struct type_caster<pnf::DType> {
+  PYBIND11_TYPE_CASTER(pnf::DType, const_name("int"));
+
+  bool load(handle from, bool) {
+    const long code = PyLong_AsLong(from.ptr());
+    if (code < 0 || code > static_cast<long>(pnf::DType::kFloat16)) {
+      PyErr_Clear();
+      return false;
+    }
+    value = static_cast<pnf::DType>(code);
+    return true;
+  }
+};
+
+}  // namespace pybind11::detail

@@ -7,48 +7,36 @@
 namespace pnf {
 namespace {
 
-using Release = py::call_guard<py::gil_scoped_release>;
-
 // The functions of both devices differ in their last argument only: a number of threads, or a stream.
-template <typename Where, auto apply, auto pack, auto unpack, auto input, auto input_backward>
+template <typename Where, auto& apply, auto& pack, auto& unpack, auto& input, auto& input_backward>
 void bind(py::module_& m) {
-  m.def(
-      "mask_apply",
+  def(m, "mask_apply",
       [](Address out, Address x, int64_t outer, int64_t height, int64_t width, int64_t inner, int size, int parity,
-         Where where) { apply(at(out), at(x), Board{outer, height, width, inner}, size, parity, where); },
-      Release());
-  m.def(
-      "mask_pack",
+         Where where) { apply(at(out), at(x), Board{outer, height, width, inner}, size, parity, where); });
+  def(m, "mask_pack",
       [](Address kept, Address rest, Address x, int64_t outer, int64_t height, int64_t width, int64_t inner, int size,
          int parity, Where where) {
         pack(at(kept), at(rest), at(x), Board{outer, height, width, inner}, size, parity, where);
-      },
-      Release());
-  m.def(
-      "mask_unpack",
+      });
+  def(m, "mask_unpack",
       [](Address out, Address kept, Address rest, int64_t outer, int64_t height, int64_t width, int64_t inner,
          int size, int parity, Where where) {
         unpack(at(out), at(kept), at(rest), Board{outer, height, width, inner}, size, parity, where);
-      },
-      Release());
-  m.def(
-      "mask_input",
+      });
+  def(m, "mask_input",
       [](Address out, Address x, Address condition, int64_t rows, int64_t x_length, int64_t kept_length,
          int64_t condition_length, int64_t outer, int64_t height, int64_t width, int64_t inner, int size, int parity,
          Where where) {
         input(at(out), at(x), at(condition), Beside{rows, x_length, kept_length, condition_length},
               Board{outer, height, width, inner}, size, parity, where);
-      },
-      Release());
-  m.def(
-      "mask_input_backward",
+      });
+  def(m, "mask_input_backward",
       [](Address x, Address condition, Address grad, int64_t rows, int64_t x_length, int64_t kept_length,
          int64_t condition_length, int64_t outer, int64_t height, int64_t width, int64_t inner, int size, int parity,
          Where where) {
         input_backward(at(x), at(condition), at(grad), Beside{rows, x_length, kept_length, condition_length},
                        Board{outer, height, width, inner}, size, parity, where);
-      },
-      Release());
+      });
 }
 
 }  // namespace

@@ -7,7 +7,7 @@
 
 #include "cpu/parallel.h"
 
-namespace pnf::cpu {
+namespace pnf::cpu::PNF_ISA {
 namespace {
 
 constexpr int64_t kGrainBytes = 1 << 16;
@@ -339,4 +339,4 @@ void mask_input_backward(void* x, void* condition, const void* grad, const Besid
   });
 }
 
-}  // namespace pnf::cpu
+}  // namespace pnf::cpu::PNF_ISA

@@ -1,20 +1,22 @@
 #pragma once
 
 #include "../masking.h"
+#include "cpu/isa.h"
 
 // `size` is the bytes of an entry: 1, 2, 4, 8 or 16. Pointers are to contiguous memory, aligned to `size`.
 namespace pnf::cpu {
 
-void mask_apply(void* out, const void* x, const Board& board, int size, int parity, int threads);
+PNF_KERNEL(mask_apply, (void* out, const void* x, const Board& board, int size, int parity, int threads))
 
-void mask_pack(void* kept, void* rest, const void* x, const Board& board, int size, int parity, int threads);
+PNF_KERNEL(mask_pack, (void* kept, void* rest, const void* x, const Board& board, int size, int parity, int threads))
 
-void mask_unpack(void* out, const void* kept, const void* rest, const Board& board, int size, int parity, int threads);
+PNF_KERNEL(mask_unpack,
+           (void* out, const void* kept, const void* rest, const Board& board, int size, int parity, int threads))
 
-void mask_input(void* out, const void* x, const void* condition, const Beside& beside, const Board& board, int size,
-                int parity, int threads);
+PNF_KERNEL(mask_input, (void* out, const void* x, const void* condition, const Beside& beside, const Board& board,
+                        int size, int parity, int threads))
 
-void mask_input_backward(void* x, void* condition, const void* grad, const Beside& beside, const Board& board, int size,
-                         int parity, int threads);
+PNF_KERNEL(mask_input_backward, (void* x, void* condition, const void* grad, const Beside& beside, const Board& board,
+                                 int size, int parity, int threads))
 
 }  // namespace pnf::cpu

@@ -6,66 +6,40 @@ channels last keeps them there; a tensor that is neither that nor contiguous is 
 
 import math
 from collections.abc import Callable, Sequence
-from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pnf.ops._library import Kernel, cpu_module, cuda_module, launch_cpu, launch_cuda, register
+from pnf.ops._layout import dense, dense_as, empty
+from pnf.ops._library import Kernel, Launch, cpp, cuda, documented_by, kernels, register
 from pnf.reference import masking as reference
 
 __all__ = ["mask_apply", "mask_input", "mask_pack", "mask_unpack"]
 
 
+@documented_by(reference.mask_apply)
 def mask_apply(
     x: Tensor,  # [B, C, *spatial]
     mask: str,
     parity: int,
 ) -> Tensor:
-    """Keep the entries of one half and set the others to zero: ``where(kept, x, 0)``.
-
-    Args:
-        x: ``[B, C, *spatial]``, any dtype.
-        mask: ``"checkerboard"`` or ``"channel"``.
-        parity: 0 or 1, the half that is kept.
-
-    Returns:
-        A tensor of the shape and memory format of ``x``. Entries that are not kept are 0, even where ``x`` is NaN.
-
-    Raises:
-        TypeError: ``x`` is no tensor.
-        ValueError: an unknown mask or parity, too few dims, or an odd number of channels under a channel mask.
-    """
     reference.check_mask("mask_apply", x, mask, parity)
     return _apply(x, mask, parity)
 
 
+@documented_by(reference.mask_pack)
 def mask_pack(
     x: Tensor,  # [B, C, *spatial]
     mask: str,
     parity: int,
 ) -> tuple[Tensor, Tensor]:
-    """Split x into the half that is kept and the rest, each without gaps.
-
-    Args:
-        x: ``[B, C, *spatial]``, any dtype.
-        mask: ``"checkerboard"`` or ``"channel"``.
-        parity: 0 or 1, the half that is kept.
-
-    Returns:
-        ``kept, rest``: ``[B, C, n]`` and ``[B, C, N - n]`` under a checkerboard over ``N`` sites,
-        ``[B, C / 2, *spatial]`` each under a channel mask. Channels that come last in the memory of x do so here too.
-
-    Raises:
-        TypeError: ``x`` is no tensor.
-        ValueError: an unknown mask or parity, too few dims, or an odd number of channels under a channel mask.
-    """
     reference.check_mask("mask_pack", x, mask, parity)
     kept, rest = _pack(x, mask, parity)
     return kept, rest
 
 
+@documented_by(reference.mask_unpack)
 def mask_unpack(
     kept: Tensor,  # [B, C, n] or [B, C / 2, *spatial]
     rest: Tensor,  # [B, C, N - n] or [B, C / 2, *spatial]
@@ -73,69 +47,20 @@ def mask_unpack(
     parity: int,
     size: Sequence[int],
 ) -> Tensor:
-    """Put two packed halves back in place: ``mask_unpack(*mask_pack(x, mask, parity), mask, parity, size) == x``.
-
-    Args:
-        kept, rest: what :func:`mask_pack` returned.
-        mask: ``"checkerboard"`` or ``"channel"``.
-        parity: 0 or 1, the half that ``kept`` is.
-        size: the spatial size of x, ``x.shape[2:]``.
-
-    Returns:
-        ``[B, C, *size]``, in the memory format of ``kept``.
-
-    Raises:
-        TypeError: ``kept`` or ``rest`` is no tensor, or their dtypes differ.
-        ValueError: an unknown mask or parity, or shapes that do not belong together.
-    """
     reference.check_halves("mask_unpack", kept, rest, mask, parity, size)
     return _unpack(kept, rest, mask, parity, size)
 
 
+@documented_by(reference.mask_input)
 def mask_input(
     x: Tensor,  # [B, C, *spatial]
     condition: Tensor,  # [B, K, *spatial]
     mask: str,
     parity: int,
 ) -> Tensor:
-    """The input of a conditioner network: what is kept of x beside a condition.
-
-    Args:
-        x: ``[B, C, *spatial]``.
-        condition: ``[B, K, *spatial]``, of the same dtype; K may be 0.
-        mask: ``"checkerboard"`` or ``"channel"``.
-        parity: 0 or 1, the half that is kept.
-
-    Returns:
-        ``[B, C + K, *spatial]`` under a checkerboard (masked x, then the condition), ``[B, C / 2 + K, *spatial]``
-        under a channel mask (the kept channels, then the condition); in the memory format of ``x``.
-
-    Raises:
-        TypeError: an argument is no tensor, or the dtypes differ.
-        ValueError: an unknown mask or parity, too few dims, or sizes of x and the condition that differ.
-    """
     reference.check_mask("mask_input", x, mask, parity)
     reference.check_condition("mask_input", x, condition)
     return _input(x, condition, mask, parity)
-
-
-def _dense(x: Tensor) -> tuple[Tensor, bool]:
-    """X without gaps in its memory, and whether its channels come last there."""
-    if x.is_contiguous():
-        return x, False
-    if x.movedim(1, -1).is_contiguous():
-        return x, True
-    return x.contiguous(), False
-
-
-def _dense_as(x: Tensor, last: bool) -> Tensor:
-    return x.movedim(1, -1).contiguous().movedim(-1, 1) if last else x.contiguous()
-
-
-def _empty(x: Tensor, shape: Sequence[int], last: bool) -> Tensor:
-    if last:
-        return x.new_empty((shape[0], *shape[2:], shape[1])).movedim(-1, 1)
-    return x.new_empty(shape)
 
 
 def _packed_shapes(x: Tensor, mask: str, parity: int) -> tuple[list[int], list[int]]:
@@ -172,100 +97,85 @@ def _beside(shape: Sequence[int], condition: int, mask: str, last: bool) -> tupl
     return rows, channels * length, _kept_channels(channels, mask) * length, condition * length
 
 
-Launch = Callable[..., None]
-
-
-def _compiled_apply(launch: Launch, module: ModuleType) -> Callable[..., Tensor]:
-    kernel = module.mask_apply
-
+def _compiled_apply(launch: Launch) -> Callable[..., Tensor]:
     def run(x: Tensor, mask: str, parity: int) -> Tensor:
-        x, last = _dense(x)
-        out = _empty(x, x.shape, last)
-        launch(kernel, x, out.data_ptr(), x.data_ptr(), *_board(x.shape, mask, last), x.element_size(), parity)
+        x, last = dense(x)
+        out = empty(x, x.shape, last)
+        launch((out, x), *_board(x.shape, mask, last), x.element_size(), parity)
         return out
 
     return run
 
 
-def _compiled_pack(launch: Launch, module: ModuleType) -> Callable[..., tuple[Tensor, Tensor]]:
-    kernel = module.mask_pack
-
+def _compiled_pack(launch: Launch) -> Callable[..., tuple[Tensor, Tensor]]:
     def run(x: Tensor, mask: str, parity: int) -> tuple[Tensor, Tensor]:
-        x, last = _dense(x)
-        kept, rest = (_empty(x, shape, last) for shape in _packed_shapes(x, mask, parity))
+        x, last = dense(x)
+        kept, rest = (empty(x, shape, last) for shape in _packed_shapes(x, mask, parity))
         board = _board(x.shape, mask, last)
-        launch(kernel, x, kept.data_ptr(), rest.data_ptr(), x.data_ptr(), *board, x.element_size(), parity)
+        launch((kept, rest, x), *board, x.element_size(), parity)
         return kept, rest
 
     return run
 
 
-def _compiled_unpack(launch: Launch, module: ModuleType) -> Callable[..., Tensor]:
-    kernel = module.mask_unpack
-
+def _compiled_unpack(launch: Launch) -> Callable[..., Tensor]:
     def run(kept: Tensor, rest: Tensor, mask: str, parity: int, size: Sequence[int]) -> Tensor:
-        kept, last = _dense(kept)
-        rest = _dense_as(rest, last)
-        out = _empty(kept, _unpacked_shape(kept, mask, size), last)
+        kept, last = dense(kept)
+        rest = dense_as(rest, last)
+        out = empty(kept, _unpacked_shape(kept, mask, size), last)
         board = _board(out.shape, mask, last)
-        launch(kernel, kept, out.data_ptr(), kept.data_ptr(), rest.data_ptr(), *board, kept.element_size(), parity)
+        launch((out, kept, rest), *board, kept.element_size(), parity)
         return out
 
     return run
 
 
-def _compiled_input(launch: Launch, module: ModuleType) -> Callable[..., Tensor]:
-    kernel = module.mask_input
-
+def _compiled_input(launch: Launch) -> Callable[..., Tensor]:
     def run(x: Tensor, condition: Tensor, mask: str, parity: int) -> Tensor:
-        x, last = _dense(x)
-        condition = _dense_as(condition, last)
+        x, last = dense(x)
+        condition = dense_as(condition, last)
         channels = _kept_channels(x.shape[1], mask) + condition.shape[1]
-        out = _empty(x, [x.shape[0], channels, *x.shape[2:]], last)
+        out = empty(x, [x.shape[0], channels, *x.shape[2:]], last)
         beside, board = _beside(x.shape, condition.shape[1], mask, last), _board(x.shape, mask, last)
-        pointers = out.data_ptr(), x.data_ptr(), condition.data_ptr()
-        launch(kernel, x, *pointers, *beside, *board, x.element_size(), parity)
+        launch((out, x, condition), *beside, *board, x.element_size(), parity)
         return out
 
     return run
 
 
-def _compiled_input_backward(launch: Launch, module: ModuleType) -> Callable[..., tuple[Tensor, Tensor]]:
-    kernel = module.mask_input_backward
-
+def _compiled_input_backward(launch: Launch) -> Callable[..., tuple[Tensor, Tensor]]:
     def run(grad: Tensor, channels: int, mask: str, parity: int) -> tuple[Tensor, Tensor]:
-        grad, last = _dense(grad)
+        grad, last = dense(grad)
         batch, columns, *size = grad.shape
-        x = _empty(grad, [batch, channels, *size], last)
-        condition = _empty(grad, [batch, columns - _kept_channels(channels, mask), *size], last)
+        x = empty(grad, [batch, channels, *size], last)
+        condition = empty(grad, [batch, columns - _kept_channels(channels, mask), *size], last)
         beside, board = _beside(x.shape, condition.shape[1], mask, last), _board(x.shape, mask, last)
-        pointers = x.data_ptr(), condition.data_ptr(), grad.data_ptr()
-        launch(kernel, grad, *pointers, *beside, *board, grad.element_size(), parity)
+        launch((x, condition, grad), *beside, *board, grad.element_size(), parity)
         return x, condition
 
     return run
 
 
 def _reference_apply(x: Tensor, mask: str, parity: int) -> Tensor:
-    return _dense_as(reference.mask_apply(x, mask, parity), _dense(x)[1])
+    return dense_as(reference.mask_apply(x, mask, parity), dense(x)[1])
 
 
 def _reference_pack(x: Tensor, mask: str, parity: int) -> tuple[Tensor, Tensor]:
-    last = _dense(x)[1]
+    last = dense(x)[1]
     kept, rest = reference.mask_pack(x, mask, parity)
-    return _dense_as(kept, last), _dense_as(rest, last)
+    return dense_as(kept, last), dense_as(rest, last)
 
 
 def _reference_unpack(kept: Tensor, rest: Tensor, mask: str, parity: int, size: Sequence[int]) -> Tensor:
-    return _dense_as(reference.mask_unpack(kept, rest, mask, parity, size), _dense(kept)[1])
+    return dense_as(reference.mask_unpack(kept, rest, mask, parity, size), dense(kept)[1])
 
 
 def _reference_input(x: Tensor, condition: Tensor, mask: str, parity: int) -> Tensor:
-    return _dense_as(reference.mask_input(x, condition, mask, parity), _dense(x)[1])
+    return dense_as(reference.mask_input(x, condition, mask, parity), dense(x)[1])
 
 
 def _reference_input_backward(grad: Tensor, channels: int, mask: str, parity: int) -> tuple[Tensor, Tensor]:
-    last = _dense(grad)[1]
+    last = dense(grad)[1]
     kept = _kept_channels(channels, mask)
     x, condition = grad[:, :kept], grad[:, kept:]
     if mask == "channel":
@@ -273,17 +183,17 @@ def _reference_input_backward(grad: Tensor, channels: int, mask: str, parity: in
         x = torch.cat((zero, x) if parity else (x, zero), 1)
     else:
         x = reference.mask_apply(x, mask, parity)
-    return _dense_as(x, last), _dense_as(condition.clone(), last)
+    return dense_as(x, last), dense_as(condition.clone(), last)
 
 
 def _fake_apply(x: Tensor, mask: str, parity: int) -> Tensor:  # noqa: ARG001
-    return _empty(x, x.shape, _dense(x)[1])
+    return empty(x, x.shape, dense(x)[1])
 
 
 def _fake_pack(x: Tensor, mask: str, parity: int) -> tuple[Tensor, Tensor]:
-    last = _dense(x)[1]
+    last = dense(x)[1]
     kept, rest = _packed_shapes(x, mask, parity)
-    return _empty(x, kept, last), _empty(x, rest, last)
+    return empty(x, kept, last), empty(x, rest, last)
 
 
 def _fake_unpack(
@@ -293,19 +203,19 @@ def _fake_unpack(
     parity: int,  # noqa: ARG001
     size: Sequence[int],
 ) -> Tensor:
-    return _empty(kept, _unpacked_shape(kept, mask, size), _dense(kept)[1])
+    return empty(kept, _unpacked_shape(kept, mask, size), dense(kept)[1])
 
 
 def _fake_input(x: Tensor, condition: Tensor, mask: str, parity: int) -> Tensor:  # noqa: ARG001
     channels = _kept_channels(x.shape[1], mask) + condition.shape[1]
-    return _empty(x, [x.shape[0], channels, *x.shape[2:]], _dense(x)[1])
+    return empty(x, [x.shape[0], channels, *x.shape[2:]], dense(x)[1])
 
 
 def _fake_input_backward(grad: Tensor, channels: int, mask: str, parity: int) -> tuple[Tensor, Tensor]:  # noqa: ARG001
-    last = _dense(grad)[1]
+    last = dense(grad)[1]
     batch, columns, *size = grad.shape
     condition = columns - _kept_channels(channels, mask)
-    return _empty(grad, [batch, channels, *size], last), _empty(grad, [batch, condition, *size], last)
+    return empty(grad, [batch, channels, *size], last), empty(grad, [batch, condition, *size], last)
 
 
 def _save_apply(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG001
@@ -352,13 +262,8 @@ def _differentiate_input_backward(ctx: Any, x: Tensor, condition: Tensor) -> tup
     return _input(x, condition, ctx.mask, ctx.parity), None, None, None
 
 
-def _kernels(compiled: Callable[[Launch, ModuleType], Callable[..., Any]]) -> dict[str, Kernel]:
-    kernels = {}
-    if (module := cpu_module()) is not None:
-        kernels["cpu"] = Kernel("cpp", compiled(launch_cpu, module))
-    if (module := cuda_module()) is not None:
-        kernels["cuda"] = Kernel("cuda", compiled(launch_cuda, module))
-    return kernels
+def _kernels(name: str, implement: Callable[[Launch], Callable[..., Any]]) -> list[Kernel]:
+    return kernels(implement, cpp=cpp(name), cuda=cuda(name))
 
 
 _apply = register(
@@ -368,7 +273,7 @@ _apply = register(
     fake=_fake_apply,
     backward=_apply_backward,
     setup_context=_save_apply,
-    **_kernels(_compiled_apply),
+    kernels=_kernels("mask_apply", _compiled_apply),
 )
 _pack = register(
     "masking",
@@ -377,7 +282,7 @@ _pack = register(
     fake=_fake_pack,
     backward=_pack_backward,
     setup_context=_save_pack,
-    **_kernels(_compiled_pack),
+    kernels=_kernels("mask_pack", _compiled_pack),
 )
 _unpack = register(
     "masking",
@@ -386,7 +291,7 @@ _unpack = register(
     fake=_fake_unpack,
     backward=_unpack_backward,
     setup_context=_save_unpack,
-    **_kernels(_compiled_unpack),
+    kernels=_kernels("mask_unpack", _compiled_unpack),
 )
 _input = register(
     "masking",
@@ -395,7 +300,7 @@ _input = register(
     fake=_fake_input,
     backward=_differentiate_input,
     setup_context=_save_input,
-    **_kernels(_compiled_input),
+    kernels=_kernels("mask_input", _compiled_input),
 )
 _input_backward = register(
     "masking",
@@ -404,5 +309,5 @@ _input_backward = register(
     fake=_fake_input_backward,
     backward=_differentiate_input_backward,
     setup_context=_save_input_backward,
-    **_kernels(_compiled_input_backward),
+    kernels=_kernels("mask_input_backward", _compiled_input_backward),
 )

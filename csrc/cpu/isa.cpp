@@ -1,0 +1,47 @@
+#include "cpu/isa.h"
+
+#include <atomic>
+#include <stdexcept>
+#include <string>
+
+namespace pnf::cpu {
+namespace {
+
+#ifdef PNF_X86_64
+constexpr const char* kNames[] = {"x86-64-v2", "x86-64-v3", "x86-64-v4"};
+
+int detect() {
+  __builtin_cpu_init();
+  const bool v3 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi") &&
+                  __builtin_cpu_supports("bmi2");
+  const bool v4 = v3 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                  __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
+                  __builtin_cpu_supports("avx512vl");
+  return v4 ? 3 : v3 ? 2 : 1;
+}
+#else
+constexpr const char* kNames[] = {"generic"};
+
+int detect() { return 1; }
+#endif
+
+const int kCount = detect();
+std::atomic<int> chosen{kCount - 1};
+
+}  // namespace
+
+int level() { return chosen.load(std::memory_order_relaxed); }
+
+int level_count() { return kCount; }
+
+const char* level_name(int level) { return kNames[level]; }
+
+void set_level(int level) {
+  if (level < 0 || level >= kCount) {
+    throw std::invalid_argument("set_level: level must be from 0 to " + std::to_string(kCount - 1) + ", got " +
+                                std::to_string(level));
+  }
+  chosen = level;
+}
+
+}  // namespace pnf::cpu

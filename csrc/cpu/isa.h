@@ -1,0 +1,44 @@
+// Run-time choice of an instruction set: every kernel of cpu/ is compiled once for each x86-64 level from one source.
+//
+// A header declares a kernel with PNF_KERNEL, which makes one function in the namespace of each level and a callable
+// of the plain name that runs the best one for this machine. A source defines it in namespace pnf::cpu::PNF_ISA, which
+// the build sets. On other architectures there is one level.
+#pragma once
+
+#include <utility>
+
+namespace pnf::cpu {
+
+// The level in use: 0 is the first of levels().
+int level();
+
+// Names of the levels that were compiled in and that this machine can run, slowest first.
+int level_count();
+const char* level_name(int level);
+
+// Use another level, for tests; throws std::invalid_argument unless it is in [0, level_count()).
+void set_level(int level);
+
+template <typename Function>
+struct Kernel {
+  Function* variants[3];
+
+  template <typename... Args>
+  void operator()(Args&&... args) const {
+    variants[level()](std::forward<Args>(args)...);
+  }
+};
+
+#ifdef PNF_X86_64
+#define PNF_KERNEL(name, ...)                   \
+  namespace x86_64_v2 { void name __VA_ARGS__; } \
+  namespace x86_64_v3 { void name __VA_ARGS__; } \
+  namespace x86_64_v4 { void name __VA_ARGS__; } \
+  inline constexpr Kernel<void __VA_ARGS__> name{{x86_64_v2::name, x86_64_v3::name, x86_64_v4::name}};
+#else
+#define PNF_KERNEL(name, ...)                  \
+  namespace generic { void name __VA_ARGS__; } \
+  inline constexpr Kernel<void __VA_ARGS__> name{{generic::name, generic::name, generic::name}};
+#endif
+
+}  // namespace pnf::cpu

@@ -1,0 +1,263 @@
+// Vectors of 64 bytes of float or double, whatever the instruction set: the compiler splits them where it must.
+//
+// They are GCC and Clang vector types, so + - * / < ? : work on whole vectors, and a comparison gives a vector of masks.
+// The functions below keep to what the C library promises for NaN, infinities, denormals and signed zeros, within about
+// 1.5 units in the last place for float; those of double call the C library for each entry.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+
+#include "dtype.h"
+
+namespace pnf::cpu::PNF_ISA {
+
+template <typename C>
+struct VectorOf;
+
+template <>
+struct VectorOf<float> {
+  using Type = float __attribute__((vector_size(64)));
+  using Int = int32_t __attribute__((vector_size(64)));
+};
+
+template <>
+struct VectorOf<double> {
+  using Type = double __attribute__((vector_size(64)));
+  using Int = int64_t __attribute__((vector_size(64)));
+};
+
+template <typename C>
+using Vec = typename VectorOf<C>::Type;
+
+// As wide an integer, for bits and for masks.
+template <typename C>
+using IntVec = typename VectorOf<C>::Int;
+
+template <typename C>
+inline constexpr int kLanes = 64 / sizeof(C);
+
+template <typename To, typename From>
+inline To bit_cast(From from) {
+  static_assert(sizeof(To) == sizeof(From));
+  To to;
+  std::memcpy(&to, &from, sizeof(To));
+  return to;
+}
+
+template <typename C>
+inline Vec<C> splat(C value) {
+  return value - Vec<C>{};  // not +, which would lose the sign of -0
+}
+
+// Loads kLanes<Wide<T>> entries.
+inline Vec<float> load(const float* p) {
+  Vec<float> v;
+  std::memcpy(&v, p, sizeof(v));
+  return v;
+}
+
+inline Vec<double> load(const double* p) {
+  Vec<double> v;
+  std::memcpy(&v, p, sizeof(v));
+  return v;
+}
+
+using Bits16 = uint16_t __attribute__((vector_size(32)));
+using Bits32 = uint32_t __attribute__((vector_size(64)));
+
+inline Bits32 load_bits(const void* p) {
+  Bits16 v;
+  std::memcpy(&v, p, sizeof(v));
+  return __builtin_convertvector(v, Bits32);
+}
+
+inline void store_bits(void* p, Bits32 bits) {
+  const Bits16 v = __builtin_convertvector(bits, Bits16);
+  std::memcpy(p, &v, sizeof(v));
+}
+
+inline Vec<float> load(const BFloat16* p) { return bit_cast<Vec<float>>(load_bits(p) << 16); }
+
+inline Vec<float> load(const Float16* p) {
+  const Bits32 h = load_bits(p), sign = (h & 0x8000) << 16, rest = (h & 0x7fff) << 13;
+  // 2^112 moves the exponent to its place, denormals included.
+  const Vec<float> finite = bit_cast<Vec<float>>(rest) * 0x1p112f;
+  const Bits32 special = bit_cast<Bits32>((h & 0x7c00) == 0x7c00) & 0x7f800000;
+  return bit_cast<Vec<float>>(bit_cast<Bits32>(finite) | special | sign);
+}
+
+inline void store(float* p, Vec<float> v) { std::memcpy(p, &v, sizeof(v)); }
+inline void store(double* p, Vec<double> v) { std::memcpy(p, &v, sizeof(v)); }
+
+inline void store(BFloat16* p, Vec<float> v) {
+  const Bits32 bits = bit_cast<Bits32>(v);
+  const Bits32 rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;  // to nearest, ties to even
+  store_bits(p, bit_cast<Bits32>(v != v) ? (bits >> 16) | 0x40 : rounded);
+}
+
+inline void store(Float16* p, Vec<float> v) {
+  const Bits32 bits = bit_cast<Bits32>(v), sign = (bits >> 16) & 0x8000, magnitude = bits & 0x7fffffff;
+  const Bits32 rounded = (magnitude + 0xfff + ((magnitude >> 13) & 1)) >> 13;
+  const Bits32 normal = rounded - (112 << 10);
+  // Adding 1/2 leaves a denormal's rounded bits at the end of the fraction: one unit of it is 2^-24.
+  const Bits32 denormal = bit_cast<Bits32>(bit_cast<Vec<float>>(magnitude) + 0.5f) - 0x3f000000;
+  Bits32 half = magnitude < 0x38800000 ? denormal : normal;
+  half = magnitude >= 0x477ff000 ? Bits32{} + 0x7c00 : half;
+  half = magnitude > 0x7f800000 ? (magnitude >> 13 & 0x3ff) | 0x7e00 : half;
+  store_bits(p, half | sign);
+}
+
+// The first n entries, and `fill` for the others.
+template <typename T>
+inline Vec<Wide<T>> load_part(const T* p, int64_t n, Wide<T> fill = 0) {
+  T padded[kLanes<Wide<T>>] = {};
+  std::memcpy(padded, p, static_cast<size_t>(n) * sizeof(T));
+  Vec<Wide<T>> v = load(padded);
+  for (int64_t i = n; i < kLanes<Wide<T>>; ++i) v[i] = fill;
+  return v;
+}
+
+template <typename T>
+inline void store_part(T* p, Vec<Wide<T>> v, int64_t n) {
+  T padded[kLanes<Wide<T>>];
+  store(padded, v);
+  std::memcpy(p, padded, static_cast<size_t>(n) * sizeof(T));
+}
+
+// Scalars, for what no vector fits.
+template <typename T>
+inline Wide<T> widen(T x) {
+  if constexpr (std::is_arithmetic_v<T>) {
+    return x;
+  } else {
+    return load_part(&x, 1)[0];
+  }
+}
+
+template <typename T>
+inline T narrow(Wide<T> x) {
+  T out;
+  store_part(&out, splat(x), 1);
+  return out;
+}
+
+template <typename C>
+inline C sum(Vec<C> v) {
+  C lanes[kLanes<C>];
+  std::memcpy(lanes, &v, sizeof(v));
+  for (int n = kLanes<C> / 2; n > 0; n /= 2) {
+    for (int i = 0; i < n; ++i) lanes[i] += lanes[i + n];
+  }
+  return lanes[0];
+}
+
+// Comparisons with NaN are false, so that NaN goes through as the C library's fmax would not let it.
+template <typename V>
+inline V at_least(V x, V low) {
+  return x < low ? low : x;
+}
+
+template <typename V>
+inline V at_most(V x, V high) {
+  return x > high ? high : x;
+}
+
+template <typename C>
+inline Vec<C> abs(Vec<C> x) {
+  using I = IntVec<C>;
+  return bit_cast<Vec<C>>(bit_cast<I>(x) & std::numeric_limits<std::remove_reference_t<decltype(I{}[0])>>::max());
+}
+
+inline Vec<float> copy_sign(Vec<float> magnitude, Vec<float> sign) {
+  const Bits32 top = bit_cast<Bits32>(sign) & 0x80000000;
+  return bit_cast<Vec<float>>((bit_cast<Bits32>(magnitude) & 0x7fffffff) | top);
+}
+
+inline Vec<float> exp(Vec<float> x) {
+  const Vec<float> clamped = at_most(at_least(x, splat(-104.0f)), splat(89.0f));
+  // Adding 1.5 * 2^23 rounds to an integer and leaves it in the low bits.
+  const Vec<float> shifted = clamped * 1.44269504088896341f + 12582912.0f;
+  const Vec<float> n = shifted - 12582912.0f;
+  const IntVec<float> k = bit_cast<IntVec<float>>(shifted) - 0x4b400000;
+  const Vec<float> r = clamped - n * 0.693359375f + n * 2.12194440e-4f;
+  Vec<float> p = r * 1.9875691500e-4f + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * (r * r) + r + 1.0f;
+  // In two steps, since 2^k may be out of range where exp(x) is not.
+  const IntVec<float> half = k >> 1;
+  return p * bit_cast<Vec<float>>((half + 127) << 23) * bit_cast<Vec<float>>((k - half + 127) << 23);
+}
+
+inline Vec<float> log(Vec<float> x) {
+  const IntVec<float> tiny = x < std::numeric_limits<float>::min();
+  const Vec<float> scaled = tiny ? x * 0x1p23f : x;
+  // The fraction is taken to [sqrt(1/2), sqrt(2)).
+  const IntVec<float> bits = bit_cast<IntVec<float>>(scaled) - 0x3f3504f3;
+  const IntVec<float> exponent = (bits >> 23) - (tiny & 23);
+  const Vec<float> f = bit_cast<Vec<float>>((bits & 0x7fffff) + 0x3f3504f3) - 1.0f;
+  const Vec<float> e = __builtin_convertvector(exponent, Vec<float>);
+  Vec<float> p = f * 7.0376836292e-2f - 1.1514610310e-1f;
+  p = p * f + 1.1676998740e-1f;
+  p = p * f - 1.2420140846e-1f;
+  p = p * f + 1.4249322787e-1f;
+  p = p * f - 1.6668057665e-1f;
+  p = p * f + 2.0000714765e-1f;
+  p = p * f - 2.4999993993e-1f;
+  p = p * f + 3.3333331174e-1f;
+  const Vec<float> square = f * f;
+  Vec<float> y = p * f * square - e * 2.12194440e-4f - square * 0.5f + f + e * 0.693359375f;
+  y = x == 0.0f ? splat(-std::numeric_limits<float>::infinity()) : y;
+  y = x < 0.0f ? splat(std::numeric_limits<float>::quiet_NaN()) : y;
+  const IntVec<float> same = (x == std::numeric_limits<float>::infinity()) | (x != x);
+  return same ? x : y;
+}
+
+inline Vec<float> tanh(Vec<float> x) {
+  const Vec<float> magnitude = abs<float>(x), square = x * x;
+  Vec<float> p = square * -5.70498872745e-3f + 2.06390887954e-2f;
+  p = p * square - 5.37397155531e-2f;
+  p = p * square + 1.33314422036e-1f;
+  p = p * square - 3.33332819422e-1f;
+  const Vec<float> small = p * square * magnitude + magnitude;
+  const Vec<float> large = 1.0f - 2.0f / (exp(magnitude + magnitude) + 1.0f);
+  return copy_sign(magnitude < 0.625f ? small : large, x);
+}
+
+template <double function(double)>
+inline Vec<double> each(Vec<double> x) {
+  for (int i = 0; i < kLanes<double>; ++i) x[i] = function(x[i]);
+  return x;
+}
+
+inline Vec<double> exp(Vec<double> x) { return each<std::exp>(x); }
+inline Vec<double> log(Vec<double> x) { return each<std::log>(x); }
+inline Vec<double> tanh(Vec<double> x) { return each<std::tanh>(x); }
+
+inline Vec<double> log1p(Vec<double> x) { return each<std::log1p>(x); }
+
+// For x >= 0: what the rounding of 1 + x lost is put back.
+inline Vec<float> log1p(Vec<float> x) {
+  const Vec<float> u = 1.0f + x;
+  const Vec<float> y = log(u) + (x - (u - 1.0f)) / u;
+  return x == std::numeric_limits<float>::infinity() ? x : y;
+}
+
+template <typename V>
+inline V sigmoid(V x) {
+  return 1 / (1 + exp(-x));
+}
+
+// log(1 + exp(x))
+template <typename V>
+inline V softplus(V x) {
+  const V magnitude = x < 0 ? -x : x;
+  return at_least(x, V{}) + log1p(exp(-magnitude));
+}
+
+}  // namespace pnf::cpu::PNF_ISA

@@ -1,0 +1,59 @@
+// Sums over the rows of [rows, length] that are the same bit for bit whatever the number of threads.
+#pragma once
+
+#include <algorithm>
+#include <vector>
+
+#include "cpu/parallel.h"
+#include "cpu/simd.h"
+
+namespace pnf::cpu::PNF_ISA {
+
+// Entries of a row that are summed by one call: few enough that the lanes of a vector stay exact, and enough to be
+// worth a thread.
+inline constexpr int64_t kChunk = 4096;
+
+// Calls body(row, first, last) for entries [first, last) of each row, in parallel; an empty row has one empty chunk.
+template <typename Body>
+void for_chunks(int64_t rows, int64_t length, int threads, const Body& body) {
+  const int64_t chunks = std::max<int64_t>((length + kChunk - 1) / kChunk, 1);
+  const int64_t grain = 2 * kChunk / std::clamp<int64_t>(length, 1, kChunk);
+  parallel_for(rows * chunks, grain, threads, [&](int64_t begin, int64_t end) {
+    int64_t row = begin / chunks, chunk = begin % chunks;
+    for (int64_t i = begin; i < end; ++i) {
+      body(row, chunk * kChunk, std::min((chunk + 1) * kChunk, length));
+      if (++chunk == chunks) chunk = 0, ++row;
+    }
+  });
+}
+
+// Calls finish(row, total), total in double, for each row: the sum of part(row, first, last) over its chunks, in order.
+template <typename Part, typename Finish>
+void sum_rows(int64_t rows, int64_t length, int threads, const Part& part, const Finish& finish) {
+  const int64_t chunks = std::max<int64_t>((length + kChunk - 1) / kChunk, 1);
+  if (chunks == 1) {
+    for_chunks(rows, length, threads, [&](int64_t row, int64_t first, int64_t last) {
+      finish(row, static_cast<double>(part(row, first, last)));
+    });
+    return;
+  }
+  std::vector<double> parts(static_cast<size_t>(rows * chunks));
+  for_chunks(rows, length, threads, [&](int64_t row, int64_t first, int64_t last) {
+    parts[static_cast<size_t>(row * chunks + first / kChunk)] = static_cast<double>(part(row, first, last));
+  });
+  for (int64_t row = 0; row < rows; ++row) {
+    double total = 0;
+    for (int64_t i = 0; i < chunks; ++i) total += parts[static_cast<size_t>(row * chunks + i)];
+    finish(row, total);
+  }
+}
+
+// Calls whole(i) for each whole vector of entries [first, last), and rest(i, n) for the n entries that are left over.
+template <typename C, typename Whole, typename Rest>
+inline void for_vectors(int64_t first, int64_t last, const Whole& whole, const Rest& rest) {
+  int64_t i = first;
+  for (; i + kLanes<C> <= last; i += kLanes<C>) whole(i);
+  if (i < last) rest(i, last - i);
+}
+
+}  // namespace pnf::cpu::PNF_ISA

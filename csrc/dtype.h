@@ -1,0 +1,38 @@
+// Types of the entries of a tensor, as the Python edge numbers them.
+#pragma once
+
+#include <cstdint>
+#include <stdexcept>
+#include <string>
+#include <type_traits>
+
+namespace pnf {
+
+enum class DType : int { kFloat64 = 0, kFloat32 = 1, kBFloat16 = 2, kFloat16 = 3 };
+
+// Storage only; arithmetic is done in Wide<T>.
+struct BFloat16 {
+  uint16_t bits;
+};
+
+struct Float16 {
+  uint16_t bits;
+};
+
+// float32, or float64 for float64.
+template <typename T>
+using Wide = std::conditional_t<std::is_same_v<T, double>, double, float>;
+
+// Calls body(T{}) with the type of the entries.
+template <typename Body>
+void with_dtype(DType dtype, const Body& body) {
+  switch (dtype) {
+    case DType::kFloat64: return body(double{});
+    case DType::kFloat32: return body(float{});
+    case DType::kBFloat16: return body(BFloat16{});
+    case DType::kFloat16: return body(Float16{});
+  }
+  throw std::invalid_argument("pnf: unknown dtype " + std::to_string(static_cast<int>(dtype)));
+}
+
+}  // namespace pnf

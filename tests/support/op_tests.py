@@ -1,0 +1,237 @@
+"""What every compiled op is held to: a family of ops lists its cases, and :class:`OpTests` does the rest.
+
+An implementation may err at most twice as much as the reference does at the same dtype, both measured against the
+reference in float64, and by one unit in the last place of the largest result where the reference is exact by luck.
+"""
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, ClassVar, NamedTuple
+
+import pytest
+import torch
+from torch import Tensor
+
+import pnf.ops  # noqa: F401 - registers every family
+from pnf.ops._library import KERNELS, extension
+
+DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
+
+
+def channels_last(x: Tensor) -> Tensor:
+    return x.movedim(1, -1).contiguous().movedim(-1, 1) if x.dim() > 2 else x
+
+
+def strided(x: Tensor) -> Tensor:
+    return torch.stack((x, x), -1)[..., 1]
+
+
+def reverse(x: Tensor) -> Tensor:
+    return x.permute(*reversed(range(x.dim()))).contiguous().permute(*reversed(range(x.dim())))
+
+
+def offset(x: Tensor) -> Tensor:
+    """Contiguous, but at an address that no vector access is aligned to."""
+    return torch.cat((x.new_zeros(1), x.flatten()))[1:].view(x.shape)
+
+
+LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "contiguous": torch.Tensor.contiguous,
+    "channels_last": channels_last,
+    "strided": strided,
+    "reversed": reverse,
+    "offset": offset,
+}
+
+
+class Case(NamedTuple):
+    """Arguments of an op.
+
+    Attributes:
+        op: its name in ``torch.ops.pnf``.
+        arguments: makes them, in float64 and contiguous on the CPU; a list of tensors counts as one argument.
+        differentiable: whether the arguments are far enough from kinks for finite differences.
+    """
+
+    op: str
+    arguments: Callable[[], Sequence[Any]]
+    differentiable: bool = True
+
+
+class Implementation(NamedTuple):
+    """A kind ("reference", "cpp", "triton", "cuda", or "op" for what the dispatcher takes), a device, a C++ level."""
+
+    kind: str
+    device: str
+    level: int | None = None
+
+    def __str__(self) -> str:
+        level = "" if self.level is None else f" {extension().cpu.levels()[self.level]}"
+        return f"{self.kind}{level} {self.device}"
+
+    def run(self, op: str, args: Sequence[Any]) -> list[Tensor]:
+        function = getattr(torch.ops.pnf, op).default if self.kind == "op" else KERNELS[op][self.kind]
+        with use_level(self.level), torch.no_grad():
+            return as_list(function(*args))
+
+
+@contextmanager
+def use_level(level: int | None) -> Iterator[None]:
+    if level is None:
+        yield
+        return
+    before = extension().cpu.level()
+    extension().cpu.set_level(level)
+    try:
+        yield
+    finally:
+        extension().cpu.set_level(before)
+
+
+@contextmanager
+def use_threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def implementations(op: str) -> list[Implementation]:
+    """Those of an op that run here; without a GPU, Triton's are interpreted."""
+    found = [Implementation("op", device) for device in DEVICES]
+    found.append(Implementation("reference", "cpu"))
+    if "cpp" in KERNELS[op]:
+        found += [Implementation("cpp", "cpu", level) for level in range(len(extension().cpu.levels()))]
+    if "triton" in KERNELS[op]:
+        found.append(Implementation("triton", DEVICES[-1]))
+    return found
+
+
+def as_list(out: Tensor | Sequence[Tensor]) -> list[Tensor]:
+    return [out] if isinstance(out, Tensor) else list(out)
+
+
+def convert(args: Sequence[Any], function: Callable[[Tensor], Tensor]) -> list[Any]:
+    """The arguments with every floating tensor changed, in lists too."""
+    return [function(a) if isinstance(a, Tensor) else convert(a, function) if isinstance(a, list) else a for a in args]
+
+
+def assert_accurate(got: Sequence[Tensor], low: Sequence[Tensor], exact: Sequence[Tensor], layout: str) -> None:
+    """``got`` errs at most twice as much as ``low``, the reference at the same dtype, both against ``exact``."""
+    for a, b, c in zip(got, low, exact, strict=True):
+        assert a.dtype == b.dtype
+        assert a.shape == b.shape
+        if c.numel() == 0:
+            continue
+        a, b = a.cpu().double(), b.double()
+        assert not a.isnan().any() or c.isnan().any(), f"{layout}: NaN, unwritten memory or an undefined operation"
+        allowed = 2 * (b - c).abs().max() + torch.finfo(low[0].dtype).eps * c.abs().max()
+        error = (a - c).abs().max()
+        assert error <= allowed, f"{layout}: {error:g} > {allowed:g}"
+
+
+class OpTests:
+    """The tests of a family; ``cases`` names its cases, and a test that takes ``case`` runs for each of them."""
+
+    cases: ClassVar[dict[str, Case]]
+
+    def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
+        names = [name for name in ("case", "implementation", "dtype") if name in metafunc.fixturenames]
+        rows, ids = [], []
+        for case_name, case in type(self).cases.items() if "case" in names else ():
+            values: dict[str, list[Any]] = {
+                "case": [case],
+                "implementation": implementations(case.op),
+                "dtype": DTYPES,
+            }
+            for row in itertools.product(*(values[name] for name in names)):
+                rows.append(row)
+                ids.append("-".join([case_name, *(str(value).removeprefix("torch.") for value in row[1:])]))
+        if rows:
+            metafunc.parametrize(names, rows, ids=ids)
+
+    @pytest.fixture(autouse=True)
+    def _poisoned_memory(self) -> Iterator[None]:
+        torch.manual_seed(0)
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        with use_threads(1):
+            yield
+        torch.use_deterministic_algorithms(False)
+
+    def test_accuracy_and_strides_in_every_layout(
+        self, case: Case, implementation: Implementation, dtype: torch.dtype
+    ) -> None:
+        source = convert(case.arguments(), lambda x: x.to(dtype))
+        fallback = KERNELS[case.op]["reference"]
+        exact, low = as_list(fallback(*convert(source, torch.Tensor.double))), as_list(fallback(*source))
+        for name, layout in LAYOUTS.items():
+            args = convert(source, lambda x, layout=layout: layout(x).to(implementation.device))
+            got, want = implementation.run(case.op, args), as_list(fallback(*args))
+            assert_accurate(got, low, exact, name)
+            assert [a.stride() for a in got] == [a.stride() for a in want], name
+
+    def test_repeats_bit_for_bit(self, case: Case) -> None:
+        args = convert(case.arguments(), torch.Tensor.float)
+        results = []
+        for threads in (1, 2, 5, 2):
+            with use_threads(threads):
+                results.append(Implementation("op", "cpu").run(case.op, args))
+        for others in results[1:]:
+            for a, b in zip(results[0], others, strict=True):
+                assert a.equal(b) or (a.isnan() == b.isnan()).all()
+
+    def test_arguments_are_left_alone(self, case: Case, implementation: Implementation) -> None:
+        args = convert(case.arguments(), lambda x: x.float().to(implementation.device))
+        before = convert(args, torch.Tensor.clone)
+        implementation.run(case.op, args)
+        for a, b in zip(flatten(args), flatten(before), strict=True):
+            torch.testing.assert_close(a, b, rtol=0, atol=0, equal_nan=True)
+
+    @pytest.mark.parametrize("memory", ["contiguous", "channels_last", "strided"])
+    @pytest.mark.parametrize("device", DEVICES)
+    def test_opcheck(self, case: Case, memory: str, device: str) -> None:
+        args = convert(case.arguments(), lambda x: LAYOUTS[memory](x.float()).to(device).detach().requires_grad_())
+        torch.library.opcheck(getattr(torch.ops.pnf, case.op).default, args)
+
+    @pytest.mark.parametrize("memory", ["contiguous", "channels_last"])
+    @pytest.mark.parametrize("device", DEVICES)
+    def test_first_and_second_derivatives(self, case: Case, memory: str, device: str) -> None:
+        if not case.differentiable:
+            return
+        args = convert(case.arguments(), lambda x: LAYOUTS[memory](x).to(device).detach().requires_grad_())
+        op = getattr(torch.ops.pnf, case.op).default
+
+        def function(*tensors: Tensor) -> tuple[Tensor, ...]:
+            left = iter(tensors)
+            return tuple(as_list(op(*convert(args, lambda _: next(left)))))
+
+        assert torch.autograd.gradcheck(function, flatten(args), fast_mode=True)
+        assert torch.autograd.gradgradcheck(function, flatten(args), fast_mode=True)
+
+    @pytest.mark.parametrize("dynamic", [False, True])
+    @pytest.mark.parametrize("device", DEVICES)
+    def test_compiles_to_one_graph(self, case: Case, dynamic: bool, device: str) -> None:
+        torch.compiler.reset()
+        op = getattr(torch.ops.pnf, case.op).default
+
+        def loss(*args: Any) -> Tensor:
+            return sum(out.float().sin().sum() for out in as_list(op(*args)))
+
+        compiled = torch.compile(loss, fullgraph=True, dynamic=dynamic, backend="aot_eager")
+        args = convert(case.arguments(), lambda x: x.float().to(device).requires_grad_())
+        want, got = loss(*args), compiled(*args)
+        torch.testing.assert_close(got, want)
+        tensors = flatten(args)
+        for a, b in zip(torch.autograd.grad(got, tensors), torch.autograd.grad(want, tensors), strict=True):
+            torch.testing.assert_close(a, b, equal_nan=True)
+
+
+def flatten(args: Sequence[Any]) -> list[Tensor]:
+    found: list[Tensor] = []
+    for a in args:
+        found += [a] if isinstance(a, Tensor) else flatten(a) if isinstance(a, list) else []
+    return found
