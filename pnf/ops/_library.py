@@ -20,8 +20,8 @@ from torch import Tensor
 
 LIBRARY = torch.library.Library("pnf", "DEF")
 
-# family -> device -> implementation, as pnf.backends() tells it
-IMPLEMENTATIONS: dict[str, dict[str, str]] = {}
+# family -> device -> the kind of kernel that was written for it, and whether it can run
+IMPLEMENTATIONS: dict[str, dict[str, tuple[str, bool]]] = {}
 
 # op -> kind of implementation -> a function of the op's arguments
 KERNELS: dict[str, dict[str, Callable[..., Any]]] = {}
@@ -36,10 +36,13 @@ Launch = Callable[..., None]
 
 
 class Kernel(NamedTuple):
-    """A compiled implementation of an op: its kind, "cpp", "cuda" or "triton", and a function of the op's arguments."""
+    """A compiled implementation of an op: its kind, "cpp", "cuda" or "triton", and a function of the op's arguments.
+
+    The function is None where it cannot run: the extension or Triton is missing.
+    """
 
     kind: str
-    run: Callable[..., Any]
+    run: Callable[..., Any] | None
 
 
 @functools.cache
@@ -105,8 +108,8 @@ def triton(family: str, name: str) -> Launch | None:
 
 
 def kernels(implement: Callable[[Launch], Callable[..., Any]], **launches: Launch | None) -> list[Kernel]:
-    """The implementations of an op that can run here: ``implement(launch)`` for each launch, named by its kind."""
-    return [Kernel(kind, implement(launch)) for kind, launch in launches.items() if launch is not None]
+    """The implementations of an op: ``implement(launch)`` for each launch, named by its kind."""
+    return [Kernel(kind, None if launch is None else implement(launch)) for kind, launch in launches.items()]
 
 
 DEVICES = {"cpp": "cpu", "cuda": "cuda", "triton": "cuda"}
@@ -132,7 +135,7 @@ def register(
         backward: ``backward(ctx, *grads)``, a gradient or None for each argument; it calls differentiable ops. Lists
             of tensors in the schema are flattened, in the gradients too.
         setup_context: ``setup_context(ctx, inputs, output)``, saves what the backward needs.
-        kernels: the compiled implementations that can run here.
+        kernels: the compiled implementations.
 
     Returns:
         The op, to be called with positional arguments.
@@ -143,11 +146,13 @@ def register(
     LIBRARY.impl(name, reference, "CompositeExplicitAutograd")
     op: Callable[..., Any] = getattr(torch.ops.pnf, name).default
     LIBRARY.impl(name, _autograd(op, None, backward, setup_context), "Autograd", with_keyset=True)
-    KERNELS[name] = {"reference": reference} | {kernel.kind: kernel.run for kernel in kernels}
-    kinds = IMPLEMENTATIONS.setdefault(family, {"cpu": "reference", "cuda": "reference"})
+    KERNELS[name] = {"reference": reference}
     for kernel in kernels:
         device = DEVICES[kernel.kind]
-        kinds[device] = kernel.kind
+        IMPLEMENTATIONS.setdefault(family, {})[device] = kernel.kind, kernel.run is not None
+        if kernel.run is None:
+            continue
+        KERNELS[name][kernel.kind] = kernel.run
         LIBRARY.impl(name, kernel.run, device.upper())
         differentiable = _autograd(op, kernel.run, backward, setup_context)
         LIBRARY.impl(name, differentiable, f"Autograd{device.upper()}", with_keyset=True)
