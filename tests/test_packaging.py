@@ -131,4 +131,4 @@ def test_without_triton_gpus_run_on_the_reference() -> None:
         "print(found['cuda'].implementation, found['cuda'].reason)\n"
         "print(found['cpu'].implementation, found['cpu'].reason)"
     )
-    assert run(code).splitlines() == ["reference Triton is not installed: pip install 'pnf[gpu]'", "cpp "]
+    assert run(code).splitlines() == ["reference Triton is not installed: pip install 'pnf[gpu]'", "cpp"]
