@@ -4,8 +4,9 @@ The dispatcher is the whole choice of an implementation: the reference is regist
 kernel for a device replaces it there. So there is no ``if x.is_cuda`` anywhere, and an op works without its kernels.
 
 Automatic differentiation is registered for each device as well, with an autograd function (of a single level, as the
-dispatcher has gone through those of torch.func by then) that calls that device's kernel itself. ``torch.library.register_autograd`` would ask the dispatcher once more for it, which took 10 of
-37 microseconds of a small op, forward and backward.
+dispatcher has gone through those of torch.func by then) that calls that device's kernel itself.
+``torch.library.register_autograd`` would ask the dispatcher once more for it, which took 10 of 37 microseconds of a
+small op, forward and backward.
 """
 
 import functools
@@ -17,7 +18,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
-from torch._functorch.autograd_function import enable_single_level_autograd_function
+from torch._functorch.utils import enable_single_level_autograd_function
 from torch.autograd.function import _SingleLevelFunction
 
 LIBRARY = torch.library.Library("pnf", "DEF")
@@ -228,15 +229,15 @@ def _autograd(
 
     def apply(function: Any, keyset: Any, *args: Any) -> Any:
         if not keyset.has(level):
-            return function(keyset, *args)
+            return function.apply(keyset, *args)
         with enable_single_level_autograd_function():
-            return function(keyset, *args)
+            return function.apply(keyset, *args)
 
     requires_grad, grad_enabled = torch._C._any_requires_grad, torch.is_grad_enabled
 
     def differentiable(keyset: Any, *args: Any) -> Any:
         if grad_enabled() and requires_grad(*args):
-            return apply(Differentiable.apply, keyset, *args)
+            return apply(Differentiable, keyset, *args)
         return below(keyset, args)
 
     lists = [i for i, argument in enumerate(op._schema.arguments) if "Tensor]" in str(argument.type)]
@@ -266,7 +267,7 @@ def _autograd(
         flat: list[Any] = []
         for i, arg in enumerate(args):
             flat += arg if i in lists else [arg]
-        output = apply(FlatDifferentiable.apply, keyset, [len(args[i]) for i in lists], *flat)
+        output = apply(FlatDifferentiable, keyset, [len(args[i]) for i in lists], *flat)
         return list(output) if returns_list else output
 
     return flat_differentiable
