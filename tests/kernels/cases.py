@@ -9,7 +9,7 @@ from torch import Tensor
 
 Shape = Sequence[int]
 
-ORDINARY = (64, 12, 32, 32)
+ORDINARY = (16, 12, 32, 32)
 
 # More than 2^31 entries, as many examples and as one example.
 HUGE = [(2**31 // (12 * 32 * 32) + 3, 12, 32, 32), (1, 12, 2**14, 2**14 + 2)]
@@ -44,13 +44,16 @@ class Case(NamedTuple):
         arguments: makes them from a shape ``[B, C, H, W]``.
         mode: what sets the case apart from the others of the op.
         channels_last: whether the op's kernels see that layout.
-        narrow: the kernel's tensors that it cannot access in 128 bits at a time, and why.
+        moved: bytes that its kernels move over the least, its arguments and its results once each; more than 1 where
+            something must be read twice.
+        narrow: the kernels' tensors that they cannot access in 128 bits at a time, and why.
     """
 
     op: str
     arguments: Callable[[Meta, Shape], Sequence[Any]]
     mode: str = ""
     channels_last: bool = True
+    moved: float = 1.0
     narrow: dict[str, str] = {}
 
 

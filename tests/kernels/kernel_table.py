@@ -23,7 +23,7 @@ Made by `python tests/kernels/kernel_table.py > docs/kernels.md` with Triton {tr
 - bits: of one access of a thread to the large tensors, in the order of the kernel's arguments
 - moved: bytes that all kernels of a call move, over the least possible: its arguments and its results once each
 
-The tensors have shape [64, 12, 32, 32].
+The tensors have shape [16, 12, 32, 32].
 """
 
 

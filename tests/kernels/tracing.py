@@ -14,7 +14,9 @@ import inspect
 import itertools
 import json
 import math
+import os
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
@@ -171,6 +173,7 @@ def trace_case(case: Case, meta: Meta, shape: tuple[int, ...]) -> dict[str, Any]
         "layout": "channels_last" if meta.channels_last else "contiguous",
         "huge": "x".join(map(str, shape)) if huge else "",
         "moved": trace.moved / least if least else 0,
+        "expected": case.moved,
         "errors": sorted(trace.errors),
     }
 
@@ -182,15 +185,15 @@ def tensors(arguments: Sequence[Any]) -> list[Tensor]:
     return found
 
 
-def main() -> None:
-    found = [
+def trace_op(index: int) -> list[dict[str, Any]]:
+    case = CASES[index]
+    return [
         trace_case(case, Meta(torch.bfloat16, channels_last), shape)
-        for case in CASES
         for channels_last in ((False, True) if case.channels_last else (False,))
         for shape in (ORDINARY, *HUGE)
     ]
-    print(json.dumps(found))
 
 
 if __name__ == "__main__":
-    main()
+    with ProcessPoolExecutor(os.cpu_count()) as pool:
+        print(json.dumps([*itertools.chain(*pool.map(trace_op, range(len(CASES))))]))
