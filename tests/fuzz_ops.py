@@ -175,6 +175,25 @@ def masking(make: Maker) -> Call:
     return Call(f"mask_{op}", [x, mask, parity], moves=True)
 
 
+@family
+def logit(make: Maker) -> Call:
+    op, alpha = make.draw(st.sampled_from(["logit", "logit_inverse"])), make.draw(st.sampled_from([0.0, 0.05, 0.4]))
+    shape = make.shape()
+    x = make.uniform(*shape) if op == "logit" else make.normal(*shape)
+    if make.draw(st.booleans()):
+        return Call(op, [x, alpha])
+    return Call(f"{op}_backward", [make.normal(*shape), make.wide_normal(shape[0]), x, alpha])
+
+
+@family
+def squeeze(make: Maker) -> Call:
+    order = make.draw(st.sampled_from(["plain", "factor"]))
+    b, c, h, w = make.shape((4, 4))
+    if make.draw(st.booleans()):
+        return Call("squeeze", [make.normal(b, c, 2 * h, 2 * w), order], moves=True)
+    return Call("squeeze_inverse", [make.normal(b, 4 * c, h, w), order], moves=True)
+
+
 class Filled(NamedTuple):
     """A call whose tensors can be filled anew.
 
