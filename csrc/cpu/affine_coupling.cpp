@@ -9,34 +9,75 @@
 namespace pnf::cpu::PNF_ISA {
 namespace {
 
+// exp(x) = 2^k (1 + p), where p is as exact as exp(r) - 1 is for a small r.
 template <typename C>
-struct Tanh {
-  Vec<C> value, slope;  // tanh(u) and 1 - tanh(u)^2
+struct Reduced {
+  Vec<C> p;
+  IntVec<C> k;
 };
 
-// From exp(-2 |u|) - 1, which neither a small nor a large u makes cancel.
-inline Tanh<float> tanh_slope(Vec<float> u) {
-  const Vec<float> x = at_least(abs<float>(u) * -2.0f, splat(-100.0f));
-  // The same reduction and polynomial as exp in simd.h.
+inline Reduced<float> reduce(Vec<float> x) {
+  // Adding 1.5 * 2^23 rounds to an integer and leaves it in the low bits.
   const Vec<float> shifted = x * 1.44269504088896341f + 12582912.0f;
   const Vec<float> n = shifted - 12582912.0f;
-  const IntVec<float> exponent = bit_cast<IntVec<float>>(shifted) - (0x4b400000 - 127);
-  const Vec<float> power = bit_cast<Vec<float>>(at_least(exponent, IntVec<float>{}) << 23);
   const Vec<float> r = x - n * 0.693359375f + n * 2.12194440e-4f;
   Vec<float> p = r * 1.9875691500e-4f + 1.3981999507e-3f;
   p = p * r + 8.3334519073e-3f;
   p = p * r + 4.1665795894e-2f;
   p = p * r + 1.6666665459e-1f;
   p = p * r + 5.0000001201e-1f;
-  p = p * (r * r) + r;
-  const Vec<float> e = power * p + power, e_minus_1 = power * p + (power - 1.0f);
-  const Vec<float> inverse = 1.0f / (2.0f + e_minus_1);
-  return {copy_sign(e_minus_1 * inverse, u), 4.0f * e * (inverse * inverse)};
+  return {p * (r * r) + r, bit_cast<IntVec<float>>(shifted) - 0x4b400000};
 }
 
-inline Tanh<double> tanh_slope(Vec<double> u) {
-  const Vec<double> e = exp(abs<double>(u) * -2.0), inverse = 1.0 / (1.0 + e);
-  return {tanh(u), 4.0 * e * (inverse * inverse)};
+inline Reduced<double> reduce(Vec<double> x) {
+  const Vec<double> shifted = x * 1.44269504088896340736 + 0x1.8p52;
+  const Vec<double> n = shifted - 0x1.8p52;
+  const Vec<double> r = x - n * 6.93147180369123816490e-01 - n * 1.90821492927058770002e-10;
+  // The series of exp: its next term is below 1e-17 of the sum for |r| <= log(2) / 2.
+  Vec<double> p = r * (1 / 6227020800.0) + 1 / 479001600.0;
+  p = p * r + 1 / 39916800.0;
+  p = p * r + 1 / 3628800.0;
+  p = p * r + 1 / 362880.0;
+  p = p * r + 1 / 40320.0;
+  p = p * r + 1 / 5040.0;
+  p = p * r + 1 / 720.0;
+  p = p * r + 1 / 120.0;
+  p = p * r + 1 / 24.0;
+  p = p * r + 1 / 6.0;
+  p = p * r + 0.5;
+  return {p * (r * r) + r, bit_cast<IntVec<double>>(shifted) - 0x4338000000000000};
+}
+
+template <typename C>
+inline constexpr int kMantissa = std::numeric_limits<C>::digits - 1;
+
+template <typename C>
+inline constexpr int kBias = std::numeric_limits<C>::max_exponent - 1;
+
+inline Vec<float> exponential(Vec<float> x) { return exp(x); }
+
+inline Vec<double> exponential(Vec<double> x) {
+  const Reduced<double> e = reduce(at_most(at_least(x, splat(-746.0)), splat(710.0)));
+  // In two steps, since 2^k may be out of range where exp(x) is not.
+  const IntVec<double> half = e.k >> 1;
+  return (1.0 + e.p) * bit_cast<Vec<double>>((half + kBias<double>) << kMantissa<double>) *
+         bit_cast<Vec<double>>((e.k - half + kBias<double>) << kMantissa<double>);
+}
+
+template <typename C>
+struct Tanh {
+  Vec<C> value, slope;  // tanh(u) and 1 - tanh(u)^2
+};
+
+// From exp(-2 |u|) - 1, which neither a small nor a large u makes cancel.
+template <typename C>
+inline Tanh<C> tanh_slope(Vec<C> u) {
+  const Vec<C> magnitude = abs<C>(u);
+  const Reduced<C> e = reduce(at_least(magnitude * -2, splat(C{-1000})));
+  const Vec<C> power = bit_cast<Vec<C>>(at_least(e.k + kBias<C>, IntVec<C>{}) << kMantissa<C>);
+  const Vec<C> minus_1 = power * e.p + (power - 1), inverse = 1 / (2 + minus_1);
+  const Vec<C> value = (0 - minus_1) * inverse;
+  return {u < 0 ? -value : value, 4 * (power * e.p + power) * (inverse * inverse)};
 }
 
 template <typename C>
@@ -124,75 +165,106 @@ struct Mixed {
   void collect(int64_t i, Vec<C> v, int, int) const { store(collected + i, v); }
 };
 
-// Fewer entries than a vector has.
+// Entries of a tensor, moved to where whole vectors can be loaded if there are fewer than one has.
 template <typename T>
-struct Padded {
-  T entries[kLanes<Wide<T>>] = {};
-
-  Padded() = default;
-  Padded(const T* from, int64_t n) {
-    if (from) std::memcpy(entries, from, bytes(n));
+class Loadable {
+ public:
+  Loadable(const T* from, int64_t n) : from_(from) {
+    if (n >= kLanes<Wide<T>> || !from) return;
+    std::memset(padded_, 0, sizeof(padded_));
+    std::memcpy(padded_, from, std::min(static_cast<size_t>(n) * sizeof(T), sizeof(padded_)));
+    from_ = padded_;
   }
-  void copy_to(T* to, int64_t n) const { std::memcpy(to, entries, bytes(n)); }
+  Loadable(const Loadable&) = delete;
+  Loadable& operator=(const Loadable&) = delete;
+
+  Vec<Wide<T>> operator()(int64_t i) const { return load(from_ + i); }
 
  private:
-  static size_t bytes(int64_t n) { return std::min(static_cast<size_t>(n) * sizeof(T), sizeof(Padded)); }
+  const T* from_;
+  T padded_[kLanes<Wide<T>>];
 };
 
-template <bool inverse, typename T, typename R, typename Place>
-void transform(T* y, const T* x, const R* shift, const R* u, int64_t n, Place& entries) {
-  using C = Wide<T>;
+// The same for stores.
+template <typename T>
+class Storable {
+ public:
+  Storable(T* to, int64_t n) : to_(n < kLanes<Wide<T>> ? padded_ : to), out_(to), n_(n) {}
+  ~Storable() {
+    if (to_ != out_) std::memcpy(out_, padded_, std::min(static_cast<size_t>(n_) * sizeof(T), sizeof(padded_)));
+  }
+  Storable(const Storable&) = delete;
+  Storable& operator=(const Storable&) = delete;
+
+  void operator()(int64_t i, Vec<Wide<T>> v) const { store(to_ + i, v); }
+
+ private:
+  T* to_;
+  T* out_;
+  int64_t n_;
+  T padded_[kLanes<Wide<T>>];
+};
+
+// Calls body(i, first, last) for vectors of n entries, to collect from their lanes [first, last). Where n ends within
+// a vector, the last one overlaps the one before it.
+template <typename C, typename Place, typename Body>
+inline void for_lanes(int64_t n, Place& place, const Body& body) {
   constexpr int kWidth = kLanes<C>;
+  const int last = static_cast<int>(std::min<int64_t>(n, kWidth));
+  int first = 0;
+  for (int64_t i = 0; i < n; i += kWidth) {
+    if (i && i + kWidth > n) {
+      first = static_cast<int>(i + kWidth - n);
+      place.back(first);
+      i -= first;
+    }
+    body(i, first, last);
+  }
+}
+
+template <bool inverse, typename T, typename R, typename Place>
+void transform(T* to, const T* from, const R* shifts, const R* us, int64_t n, Place& entries) {
+  using C = Wide<T>;
+  const Loadable<T> x(from, n);
+  const Loadable<R> shift(shifts, n), u(us, n);
+  const Storable<T> y(to, n);
   Place place = entries;
-  const auto step = [&place](T* to, const T* from, const R* by, const R* v, int64_t i, int first, int last) {
-    Vec<C> s = place.scale(i) * tanh_slope(load(v)).value;
-    const Vec<C> before = load(from);
-    Vec<C> after = inverse ? (before - load(by)) * exp(-s) : before * exp(s) + load(by);
+  for_lanes<C>(n, place, [&](int64_t i, int first, int last) {
+    const Vec<C> before = x(i);
+    Vec<C> s = place.scale(i) * tanh_slope<C>(u(i)).value;
+    Vec<C> after = inverse ? (before - shift(i)) * exponential(-s) : before * exponential(s) + shift(i);
     if constexpr (Place::kBoard) {
       const IntVec<C> kept = place.kept(i);
       after = kept ? before : after;
       s = kept ? Vec<C>{} : s;
     }
-    store(to, after);
+    y(i, after);
     place.collect(i, s, first, last);
-  };
-  int64_t i = 0;
-  for (; i + kWidth <= n; i += kWidth) step(y + i, x + i, shift + i, u + i, i, 0, kWidth);
-  if (i < n && n >= kWidth) {
-    // The last vector overlaps the one before it.
-    const int again = static_cast<int>(i + kWidth - n);
-    place.back(again);
-    i -= again;
-    step(y + i, x + i, shift + i, u + i, i, again, kWidth);
-  } else if (i < n) {
-    const Padded<T> from(x, n);
-    const Padded<R> by(shift, n), v(u, n);
-    Padded<T> to;
-    step(to.entries, from.entries, by.entries, v.entries, 0, 0, static_cast<int>(n));
-    to.copy_to(y, n);
-  }
+  });
   entries = place;
 }
 
 template <bool inverse, typename T, typename R, typename Place>
-void transform_backward(T* grad_x, R* grad_shift, R* grad_u, const T* grad_y, const T* x, const R* shift, const R* u,
+void transform_backward(T* to_x, R* to_shift, R* to_u, const T* grads, const T* xs, const R* shifts, const R* us,
                         int64_t n, Place& entries) {
   using C = Wide<T>;
-  constexpr int kWidth = kLanes<C>;
+  const Loadable<T> grad_y(grads, n), x(xs, n);
+  const Loadable<R> shift(shifts, n), u(us, n);
+  const Storable<T> grad_x(to_x, n);
+  const Storable<R> grad_shift(to_shift, n), grad_u(to_u, n);
   Place place = entries;
-  const auto step = [&place](T* to_x, R* to_shift, R* to_u, const T* from_y, const T* from_x, const R* by, const R* v,
-                             int64_t i, int first, int last) {
-    const Tanh<C> tanh_u = tanh_slope(load(v));
-    const Vec<C> scale = place.scale(i), s = scale * tanh_u.value, grad = load(from_y);
+  for_lanes<C>(n, place, [&](int64_t i, int first, int last) {
+    const Tanh<C> tanh_u = tanh_slope<C>(u(i));
+    const Vec<C> scale = place.scale(i), s = scale * tanh_u.value, grad = grad_y(i);
     Vec<C> g_x, g_shift, g_s;
     if constexpr (inverse) {
-      g_x = grad * exp(-s);
+      g_x = grad * exponential(-s);
       g_shift = -g_x;
-      g_s = g_shift * (load(from_x) - load(by)) - place.grad_log_det(i);
+      g_s = g_shift * (x(i) - shift(i)) - place.grad_log_det(i);
     } else {
-      g_x = grad * exp(s);
+      g_x = grad * exponential(s);
       g_shift = grad;
-      g_s = g_x * load(from_x) + place.grad_log_det(i);
+      g_s = g_x * x(i) + place.grad_log_det(i);
     }
     Vec<C> g_u = g_s * scale * tanh_u.slope, g_scale = g_s * tanh_u.value;
     if constexpr (Place::kBoard) {
@@ -202,32 +274,11 @@ void transform_backward(T* grad_x, R* grad_shift, R* grad_u, const T* grad_y, co
       g_u = kept ? Vec<C>{} : g_u;
       g_scale = kept ? Vec<C>{} : g_scale;
     }
-    store(to_x, g_x);
-    store(to_shift, g_shift);
-    store(to_u, g_u);
+    grad_x(i, g_x);
+    grad_shift(i, g_shift);
+    grad_u(i, g_u);
     place.collect(i, g_scale, first, last);
-  };
-  const auto at = [&](int64_t i, int first, int last) {
-    step(grad_x + i, grad_shift + i, grad_u + i, grad_y + i, x + i, inverse ? shift + i : nullptr, u + i, i, first,
-         last);
-  };
-  int64_t i = 0;
-  for (; i + kWidth <= n; i += kWidth) at(i, 0, kWidth);
-  if (i < n && n >= kWidth) {
-    const int again = static_cast<int>(i + kWidth - n);
-    place.back(again);
-    at(i - again, again, kWidth);
-  } else if (i < n) {
-    const Padded<T> from_y(grad_y, n), from_x(x, n);
-    const Padded<R> by(inverse ? shift : nullptr, n), v(u, n);
-    Padded<T> to_x;
-    Padded<R> to_shift, to_u;
-    step(to_x.entries, to_shift.entries, to_u.entries, from_y.entries, from_x.entries, by.entries, v.entries, 0, 0,
-         static_cast<int>(n));
-    to_x.copy_to(grad_x, n);
-    to_shift.copy_to(grad_shift, n);
-    to_u.copy_to(grad_u, n);
-  }
+  });
   entries = place;
 }
 
@@ -318,35 +369,35 @@ struct Picked {
   }
 };
 
-// Short runs move as two words that may overlap: no loop and no call.
-template <size_t bytes>
-inline void copy_ends(char* to, const char* from, size_t n) {
-  char head[bytes], tail[bytes];
-  std::memcpy(head, from, bytes);
-  std::memcpy(tail, from + n - bytes, bytes);
-  std::memcpy(to, head, bytes);
-  std::memcpy(to + n - bytes, tail, bytes);
-}
-
-template <typename T>
-inline void copy(T* out, const T* x, int64_t count) {
-  char* to = reinterpret_cast<char*>(out);
-  const char* from = reinterpret_cast<const char*>(x);
-  const size_t n = static_cast<size_t>(count) * sizeof(T);
-  if (n > 128) {
-    std::memcpy(to, from, n);
-  } else if (n >= 64) {
-    copy_ends<64>(to, from, n);
-  } else if (n >= 32) {
-    copy_ends<32>(to, from, n);
-  } else if (n >= 16) {
-    copy_ends<16>(to, from, n);
-  } else if (n >= 8) {
-    copy_ends<8>(to, from, n);
-  } else if (n >= 4) {
-    copy_ends<4>(to, from, n);
-  } else if (n) {
-    copy_ends<2>(to, from, n);
+// Calls body(move), where move(to, from) copies n entries. Short runs move as two words that may overlap: no loop, no
+// call, and the choice is made once for all of them.
+template <typename T, typename Body>
+void with_move(int64_t n, const Body& body) {
+  const size_t bytes = static_cast<size_t>(n) * sizeof(T);
+  const auto ends = [&]<size_t word>(std::integral_constant<size_t, word>) {
+    body([bytes](T* to, const T* from) {
+      char head[word], tail[word];
+      const size_t last = bytes - word;
+      std::memcpy(head, from, word);
+      std::memcpy(tail, reinterpret_cast<const char*>(from) + last, word);
+      std::memcpy(to, head, word);
+      std::memcpy(reinterpret_cast<char*>(to) + last, tail, word);
+    });
+  };
+  if (bytes > 128) {
+    body([bytes](T* to, const T* from) { std::memcpy(to, from, bytes); });
+  } else if (bytes >= 64) {
+    ends(std::integral_constant<size_t, 64>{});
+  } else if (bytes >= 32) {
+    ends(std::integral_constant<size_t, 32>{});
+  } else if (bytes >= 16) {
+    ends(std::integral_constant<size_t, 16>{});
+  } else if (bytes >= 8) {
+    ends(std::integral_constant<size_t, 8>{});
+  } else if (bytes >= 4) {
+    ends(std::integral_constant<size_t, 4>{});
+  } else {
+    ends(std::integral_constant<size_t, 2>{});
   }
 }
 
@@ -355,9 +406,9 @@ template <typename T>
 const T* gather(T* buffer, const T* from, int64_t stride, const Picked& picked) {
   from += picked.column;
   if (picked.in_place(stride)) return picked.count ? from + picked.rows[0] * stride : from;
-  for (int64_t i = 0; i < picked.count; ++i) {
-    copy(buffer + i * picked.columns, from + picked.rows[i] * stride, picked.columns);
-  }
+  with_move<T>(picked.columns, [&](auto move) {
+    for (int64_t i = 0; i < picked.count; ++i) move(buffer + i * picked.columns, from + picked.rows[i] * stride);
+  });
   return buffer;
 }
 
@@ -372,23 +423,19 @@ template <typename T>
 void scatter(T* to, const T* from, int64_t stride, const Picked& picked) {
   if (picked.in_place(stride)) return;
   to += picked.column;
-  for (int64_t i = 0; i < picked.count; ++i) {
-    copy(to + picked.rows[i] * stride, from + i * picked.columns, picked.columns);
-  }
+  with_move<T>(picked.columns, [&](auto move) {
+    for (int64_t i = 0; i < picked.count; ++i) move(to + picked.rows[i] * stride, from + i * picked.columns);
+  });
 }
 
 // out = x in what a mask over channels or over whole rows keeps of a tile.
 template <typename T>
 void copy_kept(T* out, const T* x, const Rows& r, const Picked& picked) {
-  for (int64_t i = 0; i < picked.kept_count; ++i) {
-    const int64_t at = picked.kept[i] * r.stride + picked.column;
-    copy(out + at, x + at, picked.columns);
-  }
-  if (!r.channel_mask) return;
-  for (int64_t i = 0; i < picked.count; ++i) {
-    const int64_t at = picked.rows[i] * r.stride + r.kept + picked.column;
-    copy(out + at, x + at, picked.columns);
-  }
+  const int64_t* rows = r.channel_mask ? picked.rows : picked.kept;
+  const int64_t count = r.channel_mask ? picked.count : picked.kept_count, first = r.kept + picked.column;
+  with_move<T>(picked.columns, [&](auto move) {
+    for (int64_t i = 0; i < count; ++i) move(out + rows[i] * r.stride + first, x + rows[i] * r.stride + first);
+  });
 }
 
 // The scale of each entry of a row, and whether it is kept, for as many rows as a tile has.
@@ -434,7 +481,7 @@ void forward_planes(T* y, const T* x, const R* raw, const Wide<T>* scale, const 
   const auto part = [&](int64_t example, int64_t first, int64_t last) {
     const int64_t from = example * r.stride;
     const R* shift = raw + example * 2 * r.length;
-    if (r.channel_mask && last > first) copy(y + from + r.kept + first, x + from + r.kept + first, last - first);
+    if (r.channel_mask) std::copy(x + from + r.kept + first, x + from + r.kept + last, y + from + r.kept + first);
     Vec<C> total{};
     int64_t channel = first / r.plane, begin = first % r.plane;
     for (int64_t i = first; i < last; ++channel, begin = 0) {
@@ -507,7 +554,7 @@ void backward_planes(T* grad_x, R* grad_raw, Wide<T>* grad_scale, const T* grad_
       const int64_t shift = example * 2 * r.length + i, u = shift + r.length;
       if (r.channel_mask) {
         const int64_t kept = example * r.stride + r.kept + i;
-        copy(grad_x + kept, grad_y + kept, n);
+        std::copy_n(grad_y + kept, n, grad_x + kept);
       }
       Plane<C, board> plane{splat(scale[channel]), splat(grad_log_det[example]),
                             board && begin ? Checkerboard<C>(c, begin) : start};
@@ -566,13 +613,19 @@ void backward_tiles(T* grad_x, R* grad_raw, Wide<T>* grad_scale, const T* grad_y
         scatter(grad_x + r.moved, to_x, r.stride, picked);
         scatter(grad_raw, to_shift, 2 * r.length, picked);
         scatter(grad_raw + r.length, to_u, 2 * r.length, picked);
-        // Whole vectors, whose surplus lanes end up past the columns.
-        C sums[kTile + kPad] = {};
-        for (int64_t i = 0; i < picked.count; ++i) {
-          const C* row = collected + i * picked.columns;
-          for (int64_t j = 0; j < picked.columns; j += kPad) store(sums + j, load(sums + j) + load(row + j));
+        for (int64_t j = 0; j < picked.columns; j += kPad) {
+          Vec<C> even{}, odd{};
+          const C* from = collected + j;
+          int64_t row = 0;
+          for (; row + 1 < picked.count; row += 2, from += 2 * picked.columns) {
+            even += load(from);
+            odd += load(from + picked.columns);
+          }
+          if (row < picked.count) even += load(from);
+          C sums[kPad];
+          store(sums, even + odd);
+          for (int64_t k = 0; k < std::min(kPad, picked.columns - j); ++k) totals[j + k] += static_cast<double>(sums[k]);
         }
-        for (int64_t j = 0; j < picked.columns; ++j) totals[j] += static_cast<double>(sums[j]);
       }
     }
   });

@@ -63,6 +63,11 @@ def _dtypes(x: Tensor, raw: Tensor, log_det: Tensor) -> int:
     return DTYPES[x.dtype] | DTYPES[raw.dtype] << 2 | DTYPES[log_det.dtype] << 4
 
 
+def _to(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """``x.to(dtype)``, which takes a microsecond even where nothing is to be done."""
+    return x if x.dtype is dtype else x.to(dtype)
+
+
 def _compiled(launch: Launch) -> Callable[..., tuple[Tensor, Tensor]]:
     def run(
         x: Tensor, raw: Tensor, scale: Tensor, log_det: Tensor, mask: str | None, parity: int
@@ -72,14 +77,14 @@ def _compiled(launch: Launch) -> Callable[..., tuple[Tensor, Tensor]]:
             x, raw = x.to(arithmetic), raw.to(arithmetic)
         x, last = dense(x)
         y = empty(x, x.shape, last)
-        log_det = log_det.to(torch.promote_types(log_det.dtype, arithmetic)).contiguous()
-        out = torch.empty_like(log_det)
+        log_det = _to(log_det, torch.promote_types(log_det.dtype, arithmetic)).contiguous()
+        out = log_det.new_empty(log_det.shape)
         launch(
-            (y, out, x, dense_as(raw, last), scale.to(arithmetic).contiguous(), log_det),
+            (y, out, x, dense_as(raw, last), _to(scale, arithmetic).contiguous(), log_det),
             *_geometry(x, mask, parity, last),
             _dtypes(x, raw, log_det),
         )
-        return y.to(dtype), out
+        return _to(y, dtype), out
 
     return run
 
@@ -92,24 +97,15 @@ def _compiled_backward(launch: Launch) -> Callable[..., tuple[Tensor, Tensor, Te
         if (x_dtype, raw_dtype) not in NATIVE:
             x, raw = x.to(arithmetic), raw.to(arithmetic)
         x, last = dense(x)
-        raw, grad_log_det = dense_as(raw, last), grad_log_det.to(arithmetic).contiguous()
-        grad_x, grad_raw = empty(x, x.shape, last), empty(raw, raw.shape, last)
-        grad_scale = scale.new_empty(scale.shape, dtype=arithmetic)
+        raw, grad_y = dense_as(raw, last), dense_as(_to(grad_y, x.dtype), last)
+        grad_log_det, bound = _to(grad_log_det, arithmetic).contiguous(), _to(scale, arithmetic).contiguous()
+        grad_x, grad_raw, grad_scale = empty(x, x.shape, last), empty(raw, raw.shape, last), bound.new_empty(bound.shape)
         launch(
-            (
-                grad_x,
-                grad_raw,
-                grad_scale,
-                dense_as(grad_y.to(x.dtype), last),
-                grad_log_det,
-                x,
-                raw,
-                scale.to(arithmetic).contiguous(),
-            ),
+            (grad_x, grad_raw, grad_scale, grad_y, grad_log_det, x, raw, bound),
             *_geometry(x, mask, parity, last),
             _dtypes(x, raw, grad_log_det),
         )
-        return grad_x.to(x_dtype), grad_raw.to(raw_dtype), grad_scale.to(scale.dtype)
+        return _to(grad_x, x_dtype), _to(grad_raw, raw_dtype), _to(grad_scale, scale.dtype)
 
     return run
 
@@ -199,7 +195,7 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
 def _differentiate(backward: Callable[..., Any]) -> Callable[..., Any]:
     def differentiate(ctx: Any, grad_y: Tensor, grad_log_det: Tensor) -> tuple[Tensor | None, ...]:
         grads = backward(grad_y, grad_log_det, *ctx.saved_tensors, ctx.mask, ctx.parity)
-        return *grads, grad_log_det.to(ctx.log_det_dtype), None, None
+        return *grads, _to(grad_log_det, ctx.log_det_dtype), None, None
 
     return differentiate
 
