@@ -1,8 +1,10 @@
-"""Affine coupling: forward and inverse by blocks of examples, their backward by blocks of channels.
+"""Affine coupling and its inverse, forward and backward: a program for each tile of an example.
 
 With n transformed entries, the forward reads x, shift and u and writes y: 4 n entries; the backward reads grad_y, x and
 u and writes grad_x and both halves of grad_raw: 6 n, and 7 n for the inverse. Channels that are kept move twice more.
 """
+
+from typing import NamedTuple
 
 import triton
 import triton.language as tl
@@ -10,12 +12,11 @@ from torch import Tensor
 
 from pnf.kernels._common import add_parts, wide
 
-BLOCK = 1024
-COLUMNS = 128  # of a block of rows with the channels last, which leaves it enough rows to add up
-WARPS = 4
+TILE = 1024
+COLUMNS = 128  # of a tile of the backward with the channels last, which leaves it enough rows to add up
 
-CHECKERBOARD = tl.constexpr(1)
-CHANNEL = tl.constexpr(2)
+CHECKERBOARD: tl.constexpr = tl.constexpr(1)
+CHANNEL: tl.constexpr = tl.constexpr(2)
 
 
 @triton.jit
@@ -40,114 +41,42 @@ def _tanh(b_u):
 
 
 @triton.jit
-def _kept(o_site, width, parity):
+def _tile(groups, blocks, ROWS: tl.constexpr, COLUMNS: tl.constexpr, HUGE: tl.constexpr):
+    """The example of a program, the number of its tile there, and the tile's rows and columns."""
+    i_tile = tl.program_id(0) % (groups * blocks)
+    i_example = (tl.program_id(0) // (groups * blocks)).to(tl.int64)
+    o_row = (i_tile // blocks).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
+    i_block = i_tile % blocks
+    if HUGE:
+        i_block = i_block.to(tl.int64)
+    return i_example, i_tile, o_row, i_block * COLUMNS + tl.arange(0, COLUMNS)[None, :]
+
+
+@triton.jit
+def _kept(o_site, sites, width, parity):
     """Whether a site of a checkerboard is kept."""
+    o_site = o_site % sites
     o_row = o_site // width
     return ((o_row + o_site - o_row * width) & 1) == parity
 
 
 @triton.jit
 def _forward(
-    y,  # [batch, channels, sites] or [batch, sites, channels]
-    out,  # [batch], or the parts of its sums [batch, blocks]
+    y,  # [examples, rows, columns], with gaps under a channel mask
+    out,  # [examples], or the parts of its sums; [rows], or the parts of its sums
     x,
-    raw,  # the same with 2 K channels
-    scale,  # [K]
-    log_det,  # [batch]
-    batch,
-    channels,
-    moved,  # the first of the K channels that are transformed
-    kept,  # the first of those that are not, under a channel mask
-    transformed,  # K
-    sites,
-    width,
-    parity,
-    blocks,
-    MASK: tl.constexpr,
-    LAST: tl.constexpr,
-    INVERSE: tl.constexpr,
-    HUGE: tl.constexpr,
-    ROWS: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    length = transformed * sites
-    i_block = tl.program_id(0) % blocks
-    if HUGE:
-        i_block = i_block.to(tl.int64)
-    o_row = (tl.program_id(0) // blocks).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
-    o = i_block * BLOCK + tl.arange(0, BLOCK)[None, :]
-    m = (o_row < batch) & (o < length)
-    if LAST:
-        o_site = o // transformed
-        o_channel = o - o_site * transformed
-        o_shift = o + o_site * transformed
-        o_u = o_shift + transformed
-        o_x = o_site * channels + moved + o_channel if MASK == CHANNEL else o
-        o_kept = o_site * channels + kept + o_channel
-    else:
-        o_channel = o // sites
-        o_site = o - o_channel * sites
-        o_shift = o
-        o_u = o + length
-        o_x = o + moved * sites
-        o_kept = o + kept * sites
-    x += o_row * (channels * sites)
-    y += o_row * (channels * sites)
-    raw += o_row * (2 * length)
-    b_x = wide(tl.load(x + o_x, mask=m, other=0.0))
-    b_shift = wide(tl.load(raw + o_shift, mask=m, other=0.0))
-    b_s = tl.load(scale + o_channel, mask=o < length, other=0.0) * _tanh(wide(tl.load(raw + o_u, mask=m, other=0.0)))[0]
-    b_y = (b_x - b_shift) * tl.exp(-b_s) if INVERSE else b_x * tl.exp(b_s) + b_shift
-    if MASK == CHECKERBOARD:
-        m_kept = _kept(o_site, width, parity)
-        b_y = tl.where(m_kept, b_x, b_y)
-        b_s = tl.where(m_kept, 0.0, b_s)
-    tl.store(y + o_x, b_y, mask=m)
-    if MASK == CHANNEL:
-        tl.store(y + o_kept, tl.load(x + o_kept, mask=m), mask=m)
-    b_sum = tl.sum(b_s, 1, keep_dims=True)
-    if blocks == 1:
-        b_log_det = tl.load(log_det + o_row, mask=o_row < batch)
-        tl.store(out + o_row, b_log_det - b_sum if INVERSE else b_log_det + b_sum, mask=o_row < batch)
-    else:
-        tl.store(out + o_row * blocks + i_block, b_sum, mask=o_row < batch)
-
-
-@triton.jit
-def _add_log_det(
-    out,  # [batch]
-    parts,  # [batch, blocks]
-    log_det,  # [batch]
-    blocks,
-    INVERSE: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    i_row = tl.program_id(0).to(tl.int64)
-    b_sum = tl.zeros((BLOCK,), parts.dtype.element_ty)
-    for i in range(0, blocks, BLOCK):
-        o = i + tl.arange(0, BLOCK)
-        b_sum += tl.load(parts + i_row * blocks + o, mask=o < blocks, other=0.0)
-    b_log_det, b_total = tl.load(log_det + i_row), tl.sum(b_sum, 0)
-    tl.store(out + i_row, b_log_det - b_total if INVERSE else b_log_det + b_total)
-
-
-@triton.jit
-def _backward(
-    grad_x,
-    grad_raw,
-    grad_scale,  # the parts of its sums [K, parts]
-    grad_y,
-    grad_log_det,  # [batch]
-    x,
-    raw,
-    scale,  # [K]
-    rows,  # examples, or pixels where the channels come last
-    row_x,  # from row to row of x
-    moved,  # where in a row the entries that are transformed begin
+    raw,  # [examples, 2 rows, columns] or [examples, rows, 2 columns]
+    scale,  # [rows] or [columns]
+    log_det,  # [examples] or [rows]
+    example_x,
+    row_x,
+    moved,  # where in an example of x the entries that are transformed begin
     kept,
+    example_raw,
     row_raw,
-    half_raw,  # from shift to u
-    columns,  # sites of a channel, or channels where they come last
+    half,  # from shift to u
+    rows,
+    columns,
     sites,
     width,
     parity,
@@ -155,33 +84,107 @@ def _backward(
     blocks,  # of columns
     MASK: tl.constexpr,
     LAST: tl.constexpr,
+    DENSE: tl.constexpr,
     INVERSE: tl.constexpr,
     HUGE: tl.constexpr,
     ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    i_example, i_tile, o_row, o = _tile(groups, blocks, ROWS, COLUMNS, HUGE)
+    m_row = o_row < rows
+    m = m_row & (o < columns)
+    x += i_example * example_x + o_row * row_x
+    y += i_example * example_x + o_row * row_x
+    raw += i_example * example_raw + o_row * row_raw
+    b_scale = tl.load(scale + o, mask=o < columns, other=0.0) if LAST else tl.load(scale + o_row, mask=m_row, other=0.0)
+    b_x = wide(tl.load(x + moved + o, mask=m, other=0.0))
+    b_shift = wide(tl.load(raw + o, mask=m, other=0.0))
+    b_s = b_scale * _tanh(wide(tl.load(raw + half + o, mask=m, other=0.0)))[0]
+    b_y = (b_x - b_shift) * tl.exp(-b_s) if INVERSE else b_x * tl.exp(b_s) + b_shift
+    if MASK == CHECKERBOARD:
+        m_kept = _kept(o_row if LAST else o, sites, width, parity)
+        b_y = tl.where(m_kept, b_x, b_y)
+        b_s = tl.where(m_kept, 0.0, b_s)
+    tl.store(y + moved + o, b_y, mask=m)
+    if MASK == CHANNEL:
+        tl.store(y + kept + o, tl.load(x + kept + o, mask=m), mask=m)
+    if DENSE:
+        _gain(out, log_det, tl.sum(b_s, 1, keep_dims=True), o_row, m_row, i_tile % blocks, blocks, INVERSE)
+    else:
+        _gain(out, log_det, tl.sum(b_s), i_example, i_example >= 0, i_tile, groups * blocks, INVERSE)
+
+
+@triton.jit
+def _gain(out, log_det, b_sum, o_example, m, i_part, parts, INVERSE: tl.constexpr):
+    """``out = log_det + b_sum`` if that is the only part of the sum; else only that part of it."""
+    if parts == 1:
+        b_log_det = tl.load(log_det + o_example, mask=m)
+        tl.store(out + o_example, b_log_det - b_sum if INVERSE else b_log_det + b_sum, mask=m)
+    else:
+        tl.store(out + o_example * parts + i_part, b_sum, mask=m)
+
+
+@triton.jit
+def _add_log_det(
+    out,  # [batch]
+    parts,  # [batch, n]
+    log_det,  # [batch]
+    n,
+    INVERSE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    i_part = tl.program_id(0) % (groups * blocks)
-    i_channel = (tl.program_id(0) // (groups * blocks)).to(tl.int64)
-    i_group, i_block = i_part // blocks, i_part % blocks
-    if HUGE:
-        i_block = i_block.to(tl.int64)
-    o_row = i_group.to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
-    o = i_block * BLOCK + tl.arange(0, BLOCK)[None, :]
-    m = (o_row < rows) & (o < columns)
-    if LAST:
-        b_scale = tl.load(scale + o, mask=o < columns, other=0.0)
-        b_grad = tl.load(grad_log_det + o_row // sites, mask=o_row < rows, other=0.0)
-        o_site = o_row % sites
-    else:
-        b_scale = tl.load(scale + i_channel)
-        b_grad = tl.load(grad_log_det + o_row, mask=o_row < rows, other=0.0)
-        o_site = o
-    o_raw = o_row * row_raw + i_channel * columns
-    o_kept = o_row * row_x + (kept + i_channel * columns)
-    o_x = o_row * row_x + (moved + i_channel * columns)
-    b_g = wide(tl.load(grad_y + o_x + o, mask=m, other=0.0))
-    b_x = wide(tl.load(x + o_x + o, mask=m, other=0.0))
-    b_tanh, b_slope = _tanh(wide(tl.load(raw + (o_raw + half_raw) + o, mask=m, other=0.0)))
+    i_row = tl.program_id(0).to(tl.int64)
+    b_sum = tl.zeros((BLOCK,), parts.dtype.element_ty)
+    for i in range(0, n, BLOCK):
+        o = i + tl.arange(0, BLOCK)
+        b_sum += tl.load(parts + i_row * n + o, mask=o < n, other=0.0)
+    b_log_det, b_total = tl.load(log_det + i_row), tl.sum(b_sum, 0)
+    tl.store(out + i_row, b_log_det - b_total if INVERSE else b_log_det + b_total)
+
+
+@triton.jit
+def _backward(
+    grad_x,  # [examples, rows, columns], with gaps under a channel mask
+    grad_raw,  # [examples, 2 rows, columns] or [examples, rows, 2 columns]
+    grad_scale,  # the parts of its sums [rows, examples * blocks] or [columns, examples * groups]
+    grad_y,
+    grad_log_det,  # [examples] or [rows]
+    x,
+    raw,
+    scale,  # [rows] or [columns]
+    example_x,
+    row_x,
+    moved,  # where in an example of x the entries that are transformed begin
+    kept,
+    example_raw,
+    row_raw,
+    half,  # from shift to u
+    rows,
+    columns,
+    sites,
+    width,
+    parity,
+    groups,  # of rows
+    blocks,  # of columns
+    parts,
+    MASK: tl.constexpr,
+    LAST: tl.constexpr,
+    DENSE: tl.constexpr,
+    INVERSE: tl.constexpr,
+    HUGE: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    i_example, i_tile, o_row, o = _tile(groups, blocks, ROWS, COLUMNS, HUGE)
+    m_row = o_row < rows
+    m = m_row & (o < columns)
+    o_x = i_example * example_x + o_row * row_x
+    o_raw = i_example * example_raw + o_row * row_raw
+    b_scale = tl.load(scale + o, mask=o < columns, other=0.0) if LAST else tl.load(scale + o_row, mask=m_row, other=0.0)
+    b_grad = tl.load(grad_log_det + o_row, mask=m_row, other=0.0) if DENSE else tl.load(grad_log_det + i_example)
+    b_g = wide(tl.load(grad_y + o_x + moved + o, mask=m, other=0.0))
+    b_x = wide(tl.load(x + o_x + moved + o, mask=m, other=0.0))
+    b_tanh, b_slope = _tanh(wide(tl.load(raw + o_raw + half + o, mask=m, other=0.0)))
     b_s = b_scale * b_tanh
     if INVERSE:
         b_gx = b_g * tl.exp(-b_s)
@@ -194,66 +197,112 @@ def _backward(
     b_gu = b_gs * b_scale * b_slope
     b_gscale = tl.where(m, b_gs * b_tanh, 0.0)
     if MASK == CHECKERBOARD:
-        m_kept = _kept(o_site, width, parity)
+        m_kept = _kept(o_row if LAST else o, sites, width, parity)
         b_gx = tl.where(m_kept, b_g, b_gx)
         b_gshift = tl.where(m_kept, 0.0, b_gshift)
         b_gu = tl.where(m_kept, 0.0, b_gu)
         b_gscale = tl.where(m_kept, 0.0, b_gscale)
-    tl.store(grad_x + o_x + o, b_gx, mask=m)
+    tl.store(grad_x + o_x + moved + o, b_gx, mask=m)
     tl.store(grad_raw + o_raw + o, b_gshift, mask=m)
-    tl.store(grad_raw + (o_raw + half_raw) + o, b_gu, mask=m)
+    tl.store(grad_raw + o_raw + half + o, b_gu, mask=m)
     if MASK == CHANNEL:
-        tl.store(grad_x + o_kept + o, tl.load(grad_y + o_kept + o, mask=m), mask=m)
+        tl.store(grad_x + o_x + kept + o, tl.load(grad_y + o_x + kept + o, mask=m), mask=m)
     if LAST:
-        tl.store(grad_scale + o * groups + i_group, tl.sum(b_gscale, 0, keep_dims=True), mask=o < columns)
+        o_part = o.to(tl.int64) * parts + i_example * groups + i_tile // blocks
+        tl.store(grad_scale + o_part, tl.sum(b_gscale, 0, keep_dims=True), mask=o < columns)
     else:
-        tl.store(grad_scale + i_channel * (groups * blocks) + i_part, tl.sum(tl.sum(b_gscale, 1), 0))
+        o_part = o_row * parts + i_example * blocks + i_tile % blocks
+        tl.store(grad_scale + o_part, tl.sum(b_gscale, 1, keep_dims=True), mask=m_row)
+
+
+class Tiling(NamedTuple):
+    """Memory as matrices, one for each example or one for the whole batch, cut into tiles.
+
+    Their rows are channels, with sites as columns; where the channels come last, sites with channels as columns; where
+    there is one site, examples with channels as columns.
+    """
+
+    programs: int
+    examples: int
+    groups: int
+    blocks: int
+    strides: tuple[int, ...]
+    sizes: tuple[int, ...]
+    options: dict[str, int]
+
+    @classmethod
+    def of(
+        cls, batch: int, channels: int, transformed: int, height: int, width: int, mask: int, parity: int, last: bool,
+        widest: int,
+    ) -> "Tiling":  # fmt: skip
+        """The tiling of x and raw, with at most ``widest`` columns of channels in a tile."""
+        sites = height * width
+        dense = sites == 1
+        last = last or dense
+        rows, columns = (batch if dense else sites, transformed) if last else (transformed, sites)
+        examples, line = 1 if dense else batch, 1 if last else sites
+        block = min(triton.next_power_of_2(columns), widest if last else TILE)
+        tile = min(TILE // block, triton.next_power_of_2(rows))
+        groups, blocks = triton.cdiv(rows, tile), triton.cdiv(columns, block)
+        return cls(
+            programs=examples * groups * blocks,
+            examples=examples,
+            groups=groups,
+            blocks=blocks,
+            strides=(
+                0 if dense else channels * sites,
+                channels if last else sites,
+                transformed * line if mask == CHANNEL.value and parity == 0 else 0,
+                transformed * line if mask == CHANNEL.value and parity == 1 else 0,
+                0 if dense else 2 * transformed * sites,
+                2 * transformed if last else sites,
+                transformed * line,
+            ),
+            sizes=(rows, columns, sites, width, parity, groups, blocks),
+            options={
+                "MASK": mask,
+                "LAST": last,
+                "DENSE": dense,
+                "HUGE": columns >= 2**31,
+                "ROWS": tile,
+                "COLUMNS": block,
+                "num_warps": max(tile * block // 256, 1),
+            },
+        )
 
 
 def _run(inverse, y, out, x, raw, scale, log_det, batch, channels, height, width, mask, parity, last) -> None:
-    transformed, sites = scale.numel(), height * width
-    length = transformed * sites
-    block = min(triton.next_power_of_2(max(length, 1)), BLOCK)
-    rows = min(BLOCK // block, triton.next_power_of_2(max(batch, 1)))
-    blocks = max(triton.cdiv(length, block), 1)
-    if batch == 0:
+    transformed = channels // 2 if mask == CHANNEL.value else channels
+    if batch * transformed * height * width == 0:
+        out.copy_(log_det)
         return
-    parts = out if blocks == 1 else scale.new_empty(batch, blocks)
-    _forward[(triton.cdiv(batch, rows) * blocks,)](
-        y, parts, x, raw, scale, log_det, batch, channels,
-        transformed if mask == CHANNEL and parity == 0 else 0, transformed if parity else 0, transformed, sites, width,
-        parity, blocks,
-        MASK=mask, LAST=last, INVERSE=inverse, HUGE=2 * channels * sites >= 2**31, ROWS=rows, BLOCK=block,
-        num_warps=WARPS,
-    )  # fmt: skip
-    if blocks > 1:
-        block = min(triton.next_power_of_2(blocks), BLOCK)
-        _add_log_det[(batch,)](out, parts, log_det, blocks, INVERSE=inverse, BLOCK=block, num_warps=WARPS)
+    tiling = Tiling.of(batch, channels, transformed, height, width, mask, parity, last, widest=TILE)
+    n = tiling.blocks if tiling.options["DENSE"] else tiling.groups * tiling.blocks
+    parts = out if n == 1 else scale.new_empty(batch, n)
+    _forward[(tiling.programs,)](
+        y, parts, x, raw, scale, log_det, *tiling.strides, *tiling.sizes, INVERSE=inverse, **tiling.options
+    )
+    if n > 1:
+        block = min(triton.next_power_of_2(n), TILE)
+        _add_log_det[(batch,)](out, parts, log_det, n, INVERSE=inverse, BLOCK=block, num_warps=max(block // 256, 1))
 
 
 def _run_backward(
     inverse, grad_x, grad_raw, grad_scale, grad_y, grad_log_det, x, raw, scale,
     batch, channels, height, width, mask, parity, last,
 ) -> None:  # fmt: skip
-    transformed, sites = scale.numel(), height * width
-    by_rows = last or sites == 1
-    rows, columns = (batch * sites, transformed) if by_rows else (batch, sites)
-    if batch * transformed * sites == 0:
+    transformed = channels // 2 if mask == CHANNEL.value else channels
+    if batch * transformed * height * width == 0:
         grad_scale.zero_()
         return
-    block = min(triton.next_power_of_2(columns), COLUMNS if by_rows else BLOCK)
-    tile = min(BLOCK // block, triton.next_power_of_2(rows))
-    groups, blocks = triton.cdiv(rows, tile), triton.cdiv(columns, block)
-    count = groups if by_rows else groups * blocks
-    parts = grad_scale if count == 1 else grad_scale.new_empty(transformed, count)
-    plane = 1 if by_rows else sites
-    _backward[(groups * blocks * (1 if by_rows else transformed),)](
-        grad_x, grad_raw, parts, grad_y, grad_log_det, x, raw, scale, rows, channels * plane,
-        plane * transformed if mask == CHANNEL and parity == 0 else 0, plane * transformed if parity else 0,
-        2 * plane * transformed, plane * transformed, columns, sites, width, parity, groups, blocks,
-        MASK=mask, LAST=by_rows, INVERSE=inverse, HUGE=columns >= 2**31, ROWS=tile, BLOCK=block, num_warps=WARPS,
+    tiling = Tiling.of(batch, channels, transformed, height, width, mask, parity, last, widest=COLUMNS)
+    n = tiling.examples * (tiling.groups if tiling.options["LAST"] else tiling.blocks)
+    parts = grad_scale if n == 1 else grad_scale.new_empty(transformed, n)
+    _backward[(tiling.programs,)](
+        grad_x, grad_raw, parts, grad_y, grad_log_det, x, raw, scale, *tiling.strides, *tiling.sizes, n,
+        INVERSE=inverse, **tiling.options,
     )  # fmt: skip
-    if count > 1:
+    if n > 1:
         add_parts(grad_scale, parts)
 
 
