@@ -1,4 +1,4 @@
-// Vectors of 64 bytes of float or double, whatever the instruction set: the compiler splits them where it must.
+// Vectors of float or double, as long as the registers of the instruction set.
 //
 // They are GCC and Clang vector types, so + - * / < ? : work on whole vectors, and a comparison gives a vector of masks.
 // The functions below keep to what the C library promises for NaN, infinities, denormals and signed zeros, within about
@@ -14,19 +14,28 @@
 
 namespace pnf::cpu::PNF_ISA {
 
+// No longer than a register: GCC would split arithmetic, but take comparisons and ? : apart entry by entry.
+#if defined(__AVX512F__)
+#define PNF_VECTOR_BYTES 64
+#elif defined(__AVX2__)
+#define PNF_VECTOR_BYTES 32
+#else
+#define PNF_VECTOR_BYTES 16
+#endif
+
 template <typename C>
 struct VectorOf;
 
 template <>
 struct VectorOf<float> {
-  using Type = float __attribute__((vector_size(64)));
-  using Int = int32_t __attribute__((vector_size(64)));
+  using Type = float __attribute__((vector_size(PNF_VECTOR_BYTES)));
+  using Int = int32_t __attribute__((vector_size(PNF_VECTOR_BYTES)));
 };
 
 template <>
 struct VectorOf<double> {
-  using Type = double __attribute__((vector_size(64)));
-  using Int = int64_t __attribute__((vector_size(64)));
+  using Type = double __attribute__((vector_size(PNF_VECTOR_BYTES)));
+  using Int = int64_t __attribute__((vector_size(PNF_VECTOR_BYTES)));
 };
 
 template <typename C>
@@ -37,7 +46,7 @@ template <typename C>
 using IntVec = typename VectorOf<C>::Int;
 
 template <typename C>
-inline constexpr int kLanes = 64 / sizeof(C);
+inline constexpr int kLanes = PNF_VECTOR_BYTES / sizeof(C);
 
 template <typename To, typename From>
 inline To bit_cast(From from) {
@@ -65,8 +74,8 @@ inline Vec<double> load(const double* p) {
   return v;
 }
 
-using Bits16 = uint16_t __attribute__((vector_size(32)));
-using Bits32 = uint32_t __attribute__((vector_size(64)));
+using Bits16 = uint16_t __attribute__((vector_size(PNF_VECTOR_BYTES / 2)));
+using Bits32 = uint32_t __attribute__((vector_size(PNF_VECTOR_BYTES)));
 
 inline Bits32 load_bits(const void* p) {
   Bits16 v;

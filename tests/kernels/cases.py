@@ -61,6 +61,16 @@ def rows(shape: Shape) -> tuple[int, int]:
     return shape[0], math.prod(shape[1:])
 
 
+def coupling(op: str, mask: str | None) -> Case:
+    def arguments(x: Meta, s: Shape) -> Sequence[Any]:
+        transformed = s[1] // 2 if mask == "channel" else s[1]
+        grads = [x(*s), x.wide(s[0])] if op.endswith("backward") else []
+        tensors = [x(*s), x(s[0], 2 * transformed, *s[2:]), x.wide(transformed)]
+        return [*grads, *tensors, *([] if grads else [x.wide(s[0])]), mask, 0]
+
+    return Case(op, arguments, mode=mask or "")
+
+
 CASES = [
     Case("standard_normal", lambda x, s: [x(*rows(s))], channels_last=False),
     Case("standard_normal_backward", lambda x, s: [x.wide(s[0]), x(*rows(s))], channels_last=False),
@@ -73,4 +83,8 @@ CASES = [
         Case("squeeze_inverse", lambda x, s, order=order: [x(s[0], 4 * s[1], s[2] // 2, s[3] // 2), order], order)
         for order in ("plain", "factor")
     ),
+    *(coupling("affine_coupling", mask) for mask in (None, "checkerboard", "channel")),
+    *(coupling("affine_coupling_backward", mask) for mask in (None, "checkerboard", "channel")),
+    coupling("affine_coupling_inverse", "checkerboard"),
+    coupling("affine_coupling_inverse_backward", "checkerboard"),
 ]

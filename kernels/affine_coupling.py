@@ -1,0 +1,392 @@
+"""Affine coupling and its inverse, forward and backward: a program for each tile of an example.
+
+With n transformed entries, the forward reads x, shift and u and writes y: 4 n entries; the backward reads grad_y, x and
+u and writes grad_x and both halves of grad_raw: 6 n, and 7 n for the inverse. Channels that are kept move twice more.
+"""
+
+from typing import NamedTuple
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from pnf.kernels._common import add_parts, wide
+
+TILE = 1024
+COLUMNS = 128  # of a tile of the backward with the channels last, which leaves it enough rows to add up
+
+CHECKERBOARD: tl.constexpr = tl.constexpr(1)
+CHANNEL: tl.constexpr = tl.constexpr(2)
+
+
+@triton.jit
+def _tanh(b_u):
+    """tanh(u) and 1 - tanh(u)**2, by one exp that cannot overflow; neither cancels."""
+    b_a = tl.abs(b_u)
+    b_e = tl.exp(-2.0 * b_a)
+    b_inverse = 1.0 / (1.0 + b_e)
+    if b_u.dtype == tl.float64:
+        # exp(x) - 1 without the rounding of exp(x) near 1
+        b_m = tl.where(b_e == 1.0, 2.0 * b_a, (1.0 - b_e) * (2.0 * b_a) / tl.where(b_e == 1.0, 1.0, -tl.log(b_e)))
+        b_small = b_m / (2.0 - b_m)
+    else:
+        b_2 = b_a * b_a
+        b_p = b_2 * -5.70498872745e-3 + 2.06390887954e-2
+        b_p = b_p * b_2 - 5.37397155531e-2
+        b_p = b_p * b_2 + 1.33314422036e-1
+        b_p = b_p * b_2 - 3.33332819422e-1
+        b_small = b_p * b_2 * b_a + b_a
+    b_tanh = tl.where(b_a < 0.625, b_small, (1.0 - b_e) * b_inverse)
+    return tl.where(b_u < 0.0, -b_tanh, b_tanh), 4.0 * b_e * b_inverse * b_inverse
+
+
+@triton.jit
+def _tile(groups, blocks, ROWS: tl.constexpr, COLUMNS: tl.constexpr, HUGE: tl.constexpr):
+    """The example of a program, the number of its tile there, and the tile's rows and columns."""
+    i_tile = tl.program_id(0) % (groups * blocks)
+    i_example = (tl.program_id(0) // (groups * blocks)).to(tl.int64)
+    o_row = (i_tile // blocks).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
+    i_block = i_tile % blocks
+    if HUGE:
+        i_block = i_block.to(tl.int64)
+    return i_example, i_tile, o_row, i_block * COLUMNS + tl.arange(0, COLUMNS)[None, :]
+
+
+@triton.jit
+def _kept(o_site, sites, width, parity):
+    """Whether a site of a checkerboard is kept."""
+    o_site = o_site % sites
+    o_row = o_site // width
+    return ((o_row + o_site - o_row * width) & 1) == parity
+
+
+@triton.jit
+def _forward(
+    y,  # [examples, rows, columns], with gaps under a channel mask
+    out,  # [examples], or the parts of its sums; [rows], or the parts of its sums
+    x,
+    raw,  # [examples, 2 rows, columns] or [examples, rows, 2 columns]
+    scale,  # [rows] or [columns]
+    log_det,  # [examples] or [rows]
+    example_x,
+    row_x,
+    moved,  # where in an example of x the entries that are transformed begin
+    kept,
+    example_raw,
+    row_raw,
+    half,  # from shift to u
+    rows,
+    columns,
+    sites,
+    width,
+    parity,
+    groups,  # of rows
+    blocks,  # of columns
+    MASK: tl.constexpr,
+    LAST: tl.constexpr,
+    DENSE: tl.constexpr,
+    INVERSE: tl.constexpr,
+    HUGE: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    i_example, i_tile, o_row, o = _tile(groups, blocks, ROWS, COLUMNS, HUGE)
+    m_row = o_row < rows
+    m = m_row & (o < columns)
+    x += i_example * example_x + o_row * row_x
+    y += i_example * example_x + o_row * row_x
+    raw += i_example * example_raw + o_row * row_raw
+    b_scale = tl.load(scale + o, mask=o < columns, other=0.0) if LAST else tl.load(scale + o_row, mask=m_row, other=0.0)
+    b_x = wide(tl.load(x + moved + o, mask=m, other=0.0))
+    b_shift = wide(tl.load(raw + o, mask=m, other=0.0))
+    b_s = b_scale * _tanh(wide(tl.load(raw + half + o, mask=m, other=0.0)))[0]
+    b_y = (b_x - b_shift) * tl.exp(-b_s) if INVERSE else b_x * tl.exp(b_s) + b_shift
+    if MASK == CHECKERBOARD:
+        m_kept = _kept(o_row if LAST else o, sites, width, parity)
+        b_y = tl.where(m_kept, b_x, b_y)
+        b_s = tl.where(m_kept, 0.0, b_s)
+    tl.store(y + moved + o, b_y, mask=m)
+    if MASK == CHANNEL:
+        tl.store(y + kept + o, tl.load(x + kept + o, mask=m), mask=m)
+    if DENSE:
+        _gain(out, log_det, tl.sum(b_s, 1, keep_dims=True), o_row, m_row, i_tile % blocks, blocks, INVERSE)
+    else:
+        _gain(out, log_det, tl.sum(b_s), i_example, i_example >= 0, i_tile, groups * blocks, INVERSE)
+
+
+@triton.jit
+def _gain(out, log_det, b_sum, o_example, m, i_part, parts, INVERSE: tl.constexpr):
+    """``out = log_det + b_sum`` if that is the only part of the sum; else only that part of it."""
+    if parts == 1:
+        b_log_det = tl.load(log_det + o_example, mask=m)
+        tl.store(out + o_example, b_log_det - b_sum if INVERSE else b_log_det + b_sum, mask=m)
+    else:
+        tl.store(out + o_example * parts + i_part, b_sum, mask=m)
+
+
+@triton.jit
+def _add_log_det(
+    out,  # [batch]
+    parts,  # [batch, n]
+    log_det,  # [batch]
+    n,
+    INVERSE: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    i_row = tl.program_id(0).to(tl.int64)
+    b_sum = tl.zeros((BLOCK,), parts.dtype.element_ty)
+    for i in range(0, n, BLOCK):
+        o = i + tl.arange(0, BLOCK)
+        b_sum += tl.load(parts + i_row * n + o, mask=o < n, other=0.0)
+    b_log_det, b_total = tl.load(log_det + i_row), tl.sum(b_sum, 0)
+    tl.store(out + i_row, b_log_det - b_total if INVERSE else b_log_det + b_total)
+
+
+@triton.jit
+def _backward(
+    grad_x,  # [examples, rows, columns], with gaps under a channel mask
+    grad_raw,  # [examples, 2 rows, columns] or [examples, rows, 2 columns]
+    grad_scale,  # the parts of its sums [rows, examples * blocks] or [columns, examples * groups]
+    grad_y,
+    grad_log_det,  # [examples] or [rows]
+    x,
+    raw,
+    scale,  # [rows] or [columns]
+    example_x,
+    row_x,
+    moved,  # where in an example of x the entries that are transformed begin
+    kept,
+    example_raw,
+    row_raw,
+    half,  # from shift to u
+    rows,
+    columns,
+    sites,
+    width,
+    parity,
+    groups,  # of rows
+    blocks,  # of columns
+    parts,
+    MASK: tl.constexpr,
+    LAST: tl.constexpr,
+    DENSE: tl.constexpr,
+    INVERSE: tl.constexpr,
+    HUGE: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    i_example, i_tile, o_row, o = _tile(groups, blocks, ROWS, COLUMNS, HUGE)
+    m_row = o_row < rows
+    m = m_row & (o < columns)
+    o_x = i_example * example_x + o_row * row_x
+    o_raw = i_example * example_raw + o_row * row_raw
+    b_scale = tl.load(scale + o, mask=o < columns, other=0.0) if LAST else tl.load(scale + o_row, mask=m_row, other=0.0)
+    b_grad = tl.load(grad_log_det + o_row, mask=m_row, other=0.0) if DENSE else tl.load(grad_log_det + i_example)
+    b_g = wide(tl.load(grad_y + o_x + moved + o, mask=m, other=0.0))
+    b_x = wide(tl.load(x + o_x + moved + o, mask=m, other=0.0))
+    b_tanh, b_slope = _tanh(wide(tl.load(raw + o_raw + half + o, mask=m, other=0.0)))
+    b_s = b_scale * b_tanh
+    if INVERSE:
+        b_gx = b_g * tl.exp(-b_s)
+        b_gshift = -b_gx
+        b_gs = b_gshift * (b_x - wide(tl.load(raw + o_raw + o, mask=m, other=0.0))) - b_grad
+    else:
+        b_gx = b_g * tl.exp(b_s)
+        b_gshift = b_g
+        b_gs = b_gx * b_x + b_grad
+    b_gu = b_gs * b_scale * b_slope
+    b_gscale = tl.where(m, b_gs * b_tanh, 0.0)
+    if MASK == CHECKERBOARD:
+        m_kept = _kept(o_row if LAST else o, sites, width, parity)
+        b_gx = tl.where(m_kept, b_g, b_gx)
+        b_gshift = tl.where(m_kept, 0.0, b_gshift)
+        b_gu = tl.where(m_kept, 0.0, b_gu)
+        b_gscale = tl.where(m_kept, 0.0, b_gscale)
+    tl.store(grad_x + o_x + moved + o, b_gx, mask=m)
+    tl.store(grad_raw + o_raw + o, b_gshift, mask=m)
+    tl.store(grad_raw + o_raw + half + o, b_gu, mask=m)
+    if MASK == CHANNEL:
+        tl.store(grad_x + o_x + kept + o, tl.load(grad_y + o_x + kept + o, mask=m), mask=m)
+    if LAST:
+        o_part = o.to(tl.int64) * parts + i_example * groups + i_tile // blocks
+        tl.store(grad_scale + o_part, tl.sum(b_gscale, 0, keep_dims=True), mask=o < columns)
+    else:
+        o_part = o_row * parts + i_example * blocks + i_tile % blocks
+        tl.store(grad_scale + o_part, tl.sum(b_gscale, 1, keep_dims=True), mask=m_row)
+
+
+class Tiling(NamedTuple):
+    """Memory as matrices, one for each example or one for the whole batch, cut into tiles.
+
+    Their rows are channels, with sites as columns; where the channels come last, sites with channels as columns; where
+    there is one site, examples with channels as columns.
+    """
+
+    programs: int
+    examples: int
+    groups: int
+    blocks: int
+    strides: tuple[int, ...]
+    sizes: tuple[int, ...]
+    options: dict[str, int]
+
+    @classmethod
+    def of(
+        cls, batch: int, channels: int, transformed: int, height: int, width: int, mask: int, parity: int, last: bool,
+        widest: int,
+    ) -> "Tiling":  # fmt: skip
+        """The tiling of x and raw, with at most ``widest`` columns of channels in a tile."""
+        sites = height * width
+        dense = sites == 1
+        last = last or dense
+        rows, columns = (batch if dense else sites, transformed) if last else (transformed, sites)
+        examples, line = 1 if dense else batch, 1 if last else sites
+        block = min(triton.next_power_of_2(columns), widest if last else TILE)
+        tile = min(TILE // block, triton.next_power_of_2(rows))
+        groups, blocks = triton.cdiv(rows, tile), triton.cdiv(columns, block)
+        return cls(
+            programs=examples * groups * blocks,
+            examples=examples,
+            groups=groups,
+            blocks=blocks,
+            strides=(
+                0 if dense else channels * sites,
+                channels if last else sites,
+                transformed * line if mask == CHANNEL.value and parity == 0 else 0,
+                transformed * line if mask == CHANNEL.value and parity == 1 else 0,
+                0 if dense else 2 * transformed * sites,
+                2 * transformed if last else sites,
+                transformed * line,
+            ),
+            sizes=(rows, columns, sites, width, parity, groups, blocks),
+            options={
+                "MASK": mask,
+                "LAST": last,
+                "DENSE": dense,
+                "HUGE": columns >= 2**31,
+                "ROWS": tile,
+                "COLUMNS": block,
+                "num_warps": max(tile * block // 256, 1),
+            },
+        )
+
+
+def _run(inverse, y, out, x, raw, scale, log_det, batch, channels, height, width, mask, parity, last) -> None:
+    transformed = channels // 2 if mask == CHANNEL.value else channels
+    if batch * transformed * height * width == 0:
+        out.copy_(log_det)
+        return
+    tiling = Tiling.of(batch, channels, transformed, height, width, mask, parity, last, widest=TILE)
+    n = tiling.blocks if tiling.options["DENSE"] else tiling.groups * tiling.blocks
+    parts = out if n == 1 else scale.new_empty(batch, n)
+    _forward[(tiling.programs,)](
+        y, parts, x, raw, scale, log_det, *tiling.strides, *tiling.sizes, INVERSE=inverse, **tiling.options
+    )
+    if n > 1:
+        block = min(triton.next_power_of_2(n), TILE)
+        _add_log_det[(batch,)](out, parts, log_det, n, INVERSE=inverse, BLOCK=block, num_warps=max(block // 256, 1))
+
+
+def _run_backward(
+    inverse, grad_x, grad_raw, grad_scale, grad_y, grad_log_det, x, raw, scale,
+    batch, channels, height, width, mask, parity, last,
+) -> None:  # fmt: skip
+    transformed = channels // 2 if mask == CHANNEL.value else channels
+    if batch * transformed * height * width == 0:
+        grad_scale.zero_()
+        return
+    tiling = Tiling.of(batch, channels, transformed, height, width, mask, parity, last, widest=COLUMNS)
+    n = tiling.examples * (tiling.groups if tiling.options["LAST"] else tiling.blocks)
+    parts = grad_scale if n == 1 else grad_scale.new_empty(transformed, n)
+    _backward[(tiling.programs,)](
+        grad_x, grad_raw, parts, grad_y, grad_log_det, x, raw, scale, *tiling.strides, *tiling.sizes, n,
+        INVERSE=inverse, **tiling.options,
+    )  # fmt: skip
+    if n > 1:
+        add_parts(grad_scale, parts)
+
+
+def affine_coupling(
+    y: Tensor,  # [batch, channels, height, width], contiguous or with its channels last
+    out: Tensor,  # [batch]
+    x: Tensor,
+    raw: Tensor,  # the same with 2 K channels
+    scale: Tensor,  # [K]
+    log_det: Tensor,  # [batch]
+    batch: int,
+    channels: int,
+    height: int,
+    width: int,
+    mask: int,
+    parity: int,
+    last: bool,
+) -> None:
+    """``y = x exp(s) + shift``, ``out = log_det + sum(s)``, ``s = scale tanh(u)``."""
+    _run(False, y, out, x, raw, scale, log_det, batch, channels, height, width, mask, parity, last)
+
+
+def affine_coupling_inverse(
+    x: Tensor,  # [batch, channels, height, width], contiguous or with its channels last
+    out: Tensor,  # [batch]
+    y: Tensor,
+    raw: Tensor,  # the same with 2 K channels
+    scale: Tensor,  # [K]
+    log_det: Tensor,  # [batch]
+    batch: int,
+    channels: int,
+    height: int,
+    width: int,
+    mask: int,
+    parity: int,
+    last: bool,
+) -> None:
+    """``x = (y - shift) exp(-s)``, ``out = log_det - sum(s)``."""
+    _run(True, x, out, y, raw, scale, log_det, batch, channels, height, width, mask, parity, last)
+
+
+def affine_coupling_backward(
+    grad_x: Tensor,  # [batch, channels, height, width], contiguous or with its channels last
+    grad_raw: Tensor,  # the same with 2 K channels
+    grad_scale: Tensor,  # [K]
+    grad_y: Tensor,
+    grad_log_det: Tensor,  # [batch]
+    x: Tensor,
+    raw: Tensor,
+    scale: Tensor,
+    batch: int,
+    channels: int,
+    height: int,
+    width: int,
+    mask: int,
+    parity: int,
+    last: bool,
+) -> None:
+    """The gradients of :func:`affine_coupling` in x, raw and scale."""
+    _run_backward(
+        False, grad_x, grad_raw, grad_scale, grad_y, grad_log_det, x, raw, scale,
+        batch, channels, height, width, mask, parity, last,
+    )  # fmt: skip
+
+
+def affine_coupling_inverse_backward(
+    grad_y: Tensor,  # [batch, channels, height, width], contiguous or with its channels last
+    grad_raw: Tensor,  # the same with 2 K channels
+    grad_scale: Tensor,  # [K]
+    grad_x: Tensor,
+    grad_log_det: Tensor,  # [batch]
+    y: Tensor,
+    raw: Tensor,
+    scale: Tensor,
+    batch: int,
+    channels: int,
+    height: int,
+    width: int,
+    mask: int,
+    parity: int,
+    last: bool,
+) -> None:
+    """The gradients of :func:`affine_coupling_inverse` in y, raw and scale."""
+    _run_backward(
+        True, grad_y, grad_raw, grad_scale, grad_x, grad_log_det, y, raw, scale,
+        batch, channels, height, width, mask, parity, last,
+    )  # fmt: skip

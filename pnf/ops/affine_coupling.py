@@ -1,0 +1,233 @@
+"""Affine coupling in one pass over memory; the compiled twin of :mod:`pnf.reference.affine_coupling`.
+
+The backward keeps the arguments only and computes tanh and exp again, which is cheaper than to read them.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pnf.ops._layout import dense, dense_as, empty, wide
+from pnf.ops._library import DTYPES, Kernel, Launch, cpp, documented_by, kernels, register, triton, vjp
+from pnf.reference import affine_coupling as reference
+from pnf.reference import affine_coupling_inverse as reference_inverse
+from pnf.reference.affine_coupling import check_affine_coupling
+from pnf.reference.masking import mask_apply
+
+__all__ = ["affine_coupling", "affine_coupling_inverse"]
+
+MASKS = {None: 0, "checkerboard": 1, "channel": 2}
+"""Numbers of the masks in csrc/cpu/affine_coupling.h."""
+
+NATIVE = {(dtype, dtype) for dtype in DTYPES} | {(torch.float32, torch.bfloat16), (torch.float32, torch.float16)}
+"""Dtypes of x and raw that the kernels know; any others are converted to the dtype of arithmetic."""
+
+
+@documented_by(reference)
+def affine_coupling(
+    x: Tensor,  # [B, C, *spatial]
+    raw: Tensor,  # [B, 2 K, *spatial]
+    scale: Tensor,  # [K]
+    log_det: Tensor,  # [B]
+    mask: str | None = None,
+    parity: int = 0,
+) -> tuple[Tensor, Tensor]:
+    check_affine_coupling("affine_coupling", x, raw, scale, log_det, mask, parity)
+    return _forward(x, raw, scale, log_det, mask, parity)
+
+
+@documented_by(reference_inverse)
+def affine_coupling_inverse(
+    y: Tensor,  # [B, C, *spatial]
+    raw: Tensor,  # [B, 2 K, *spatial]
+    scale: Tensor,  # [K]
+    log_det: Tensor,  # [B]
+    mask: str | None = None,
+    parity: int = 0,
+) -> tuple[Tensor, Tensor]:
+    check_affine_coupling("affine_coupling_inverse", y, raw, scale, log_det, mask, parity)
+    return _inverse(y, raw, scale, log_det, mask, parity)
+
+
+def _geometry(x: Tensor, mask: str | None, parity: int, last: bool) -> tuple[int, int, int, int, int, int, bool]:
+    """Batch, channels, height, width, mask, parity, and whether the channels come last, for every kernel."""
+    batch, channels, *size = x.shape
+    height, width = size if len(size) == 2 else (1, math.prod(size))
+    return batch, channels, height, width, MASKS[mask], parity, last
+
+
+def _dtypes(x: Tensor, raw: Tensor, log_det: Tensor) -> int:
+    return DTYPES[x.dtype] | DTYPES[raw.dtype] << 2 | DTYPES[log_det.dtype] << 4
+
+
+def _to(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """``x.to(dtype)``, which takes a microsecond even where nothing is to be done."""
+    return x if x.dtype is dtype else x.to(dtype)
+
+
+def _compiled(launch: Launch) -> Callable[..., tuple[Tensor, Tensor]]:
+    def run(
+        x: Tensor, raw: Tensor, scale: Tensor, log_det: Tensor, mask: str | None, parity: int
+    ) -> tuple[Tensor, Tensor]:
+        dtype, arithmetic = x.dtype, wide(x.dtype)
+        if (dtype, raw.dtype) not in NATIVE:
+            x, raw = x.to(arithmetic), raw.to(arithmetic)
+        x, last = dense(x)
+        y = empty(x, x.shape, last)
+        log_det = _to(log_det, torch.promote_types(log_det.dtype, arithmetic)).contiguous()
+        out = log_det.new_empty(log_det.shape)
+        launch(
+            (y, out, x, dense_as(raw, last), _to(scale, arithmetic).contiguous(), log_det),
+            *_geometry(x, mask, parity, last),
+            _dtypes(x, raw, log_det),
+        )
+        return _to(y, dtype), out
+
+    return run
+
+
+def _compiled_backward(launch: Launch) -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
+    def run(
+        grad_y: Tensor, grad_log_det: Tensor, x: Tensor, raw: Tensor, scale: Tensor, mask: str | None, parity: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        x_dtype, raw_dtype, arithmetic = x.dtype, raw.dtype, wide(x.dtype)
+        if (x_dtype, raw_dtype) not in NATIVE:
+            x, raw = x.to(arithmetic), raw.to(arithmetic)
+        x, last = dense(x)
+        raw, grad_y = dense_as(raw, last), dense_as(_to(grad_y, x.dtype), last)
+        grad_log_det, bound = _to(grad_log_det, arithmetic).contiguous(), _to(scale, arithmetic).contiguous()
+        grad_x, grad_raw, grad_scale = empty(x, x.shape, last), empty(raw, raw.shape, last), bound.new_empty(bound.shape)
+        launch(
+            (grad_x, grad_raw, grad_scale, grad_y, grad_log_det, x, raw, bound),
+            *_geometry(x, mask, parity, last),
+            _dtypes(x, raw, grad_log_det),
+        )
+        return _to(grad_x, x_dtype), _to(grad_raw, raw_dtype), _to(grad_scale, scale.dtype)
+
+    return run
+
+
+def _laid_out(function: Callable[..., tuple[Tensor, Tensor]]) -> Callable[..., tuple[Tensor, Tensor]]:
+    def run(x: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
+        y, log_det = function(x, *others)
+        return dense_as(y, dense(x)[1]), log_det.contiguous()
+
+    return run
+
+
+def _halves(x: Tensor, mask: str | None, parity: int) -> tuple[Tensor, Tensor | None]:
+    """The channels that are transformed and those that are not."""
+    if mask != "channel":
+        return x, None
+    halves = x.chunk(2, 1)
+    return halves[1 - parity], halves[parity]
+
+
+def _reference_backward(inverse: bool) -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
+    def backward(
+        grad_y: Tensor, grad_log_det: Tensor, x: Tensor, raw: Tensor, scale: Tensor, mask: str | None, parity: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        dtype, last = wide(x.dtype), dense(x)[1]
+        ones = (1,) * (x.dim() - 2)
+        shift, u = raw.to(dtype).chunk(2, 1)
+        bound, tanh = scale.to(dtype).view(-1, *ones), u.tanh()
+        (moved, _), (grad, kept) = (_halves(tensor.to(dtype), mask, parity) for tensor in (x, grad_y))
+        if mask == "checkerboard":
+            kept, grad = mask_apply(grad, mask, parity), mask_apply(grad, mask, 1 - parity)
+        sign = -1 if inverse else 1
+        grad_moved = grad * (sign * bound * tanh).exp()
+        grad_shift = -grad_moved if inverse else grad
+        change = moved - shift if inverse else moved
+        grad_s = sign * (grad_moved * change + grad_log_det.to(dtype).view(-1, 1, *ones))
+        if mask == "checkerboard":
+            grad_s = mask_apply(grad_s, mask, 1 - parity)
+        grad_raw = torch.cat((grad_shift, grad_s * bound * (1 - tanh.square())), 1)
+        if mask == "checkerboard":
+            grad_x = grad_moved + kept
+        elif mask == "channel":
+            grad_x = torch.cat((grad_moved, kept) if parity else (kept, grad_moved), 1)
+        else:
+            grad_x = grad_moved
+        grad_scale = (grad_s * tanh).movedim(1, 0).flatten(1).sum(1)
+        return (
+            dense_as(grad_x.to(x.dtype), last),
+            dense_as(grad_raw.to(raw.dtype), last),
+            grad_scale.to(scale.dtype),
+        )
+
+    return backward
+
+
+def _fake(
+    x: Tensor,
+    raw: Tensor,  # noqa: ARG001
+    scale: Tensor,  # noqa: ARG001
+    log_det: Tensor,
+    mask: str | None,  # noqa: ARG001
+    parity: int,  # noqa: ARG001
+) -> tuple[Tensor, Tensor]:
+    out = log_det.new_empty(log_det.shape, dtype=torch.promote_types(log_det.dtype, wide(x.dtype)))
+    return empty(x, x.shape, dense(x)[1]), out
+
+
+def _fake_backward(
+    grad_y: Tensor,  # noqa: ARG001
+    grad_log_det: Tensor,  # noqa: ARG001
+    x: Tensor,
+    raw: Tensor,
+    scale: Tensor,
+    mask: str | None,  # noqa: ARG001
+    parity: int,  # noqa: ARG001
+) -> tuple[Tensor, Tensor, Tensor]:
+    last = dense(x)[1]
+    return empty(x, x.shape, last), empty(raw, raw.shape, last), scale.new_empty(scale.shape)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:  # noqa: ARG001
+    x, raw, scale, log_det, ctx.mask, ctx.parity = inputs
+    ctx.save_for_backward(x, raw, scale)
+    ctx.log_det_dtype = log_det.dtype
+
+
+def _differentiate(backward: Callable[..., Any]) -> Callable[..., Any]:
+    def differentiate(ctx: Any, grad_y: Tensor, grad_log_det: Tensor) -> tuple[Tensor | None, ...]:
+        grads = backward(grad_y, grad_log_det, *ctx.saved_tensors, ctx.mask, ctx.parity)
+        return *grads, _to(grad_log_det, ctx.log_det_dtype), None, None
+
+    return differentiate
+
+
+def _kernels(name: str, implement: Callable[[Launch], Callable[..., Any]]) -> list[Kernel]:
+    return kernels(implement, cpp=cpp(name), triton=triton("affine_coupling", name))
+
+
+def _register(name: str, reference: Callable[..., Any], inverse: bool) -> Callable[..., Any]:
+    backward_name = f"{name}_backward"
+    reference_backward = _reference_backward(inverse)
+    second, save_second = vjp(reference_backward)
+    backward = register(
+        "affine_coupling",
+        f"{backward_name}(Tensor grad_y, Tensor grad_log_det, Tensor x, Tensor raw, Tensor scale, "
+        "str? mask, int parity) -> (Tensor, Tensor, Tensor)",
+        reference=reference_backward,
+        fake=_fake_backward,
+        backward=second,
+        setup_context=save_second,
+        kernels=_kernels(backward_name, _compiled_backward),
+    )
+    return register(
+        "affine_coupling",
+        f"{name}(Tensor x, Tensor raw, Tensor scale, Tensor log_det, str? mask, int parity) -> (Tensor, Tensor)",
+        reference=_laid_out(reference),
+        fake=_fake,
+        backward=_differentiate(backward),
+        setup_context=_save,
+        kernels=_kernels(name, _compiled),
+    )
+
+
+_forward = _register("affine_coupling", reference, inverse=False)
+_inverse = _register("affine_coupling_inverse", reference_inverse, inverse=True)
