@@ -9,7 +9,7 @@
 namespace pnf::cpu::PNF_ISA {
 namespace {
 
-constexpr int64_t kTile = 8192;     // entries of x that are worked on while they are in the first cache
+constexpr int64_t kTile = 2048;     // entries of x that are worked on while they are in the first cache
 constexpr int64_t kColumns = 1024;  // entries of a run, where it is longer, that are worked on together
 constexpr int64_t kGrain = 16384;   // entries of x that are worth a thread
 
@@ -136,6 +136,141 @@ int64_t merge_short_runs(C*, const C*, const C*, int64_t, int64_t, C) {
 
 #endif
 
+// Vectors of the machine's own size, since the compiler moves the lanes of larger ones one by one.
+#if defined(__AVX512F__)
+#define PNF_VECTOR 64
+#elif defined(__AVX__)
+#define PNF_VECTOR 32
+#else
+#define PNF_VECTOR 16
+#endif
+
+template <typename C>
+struct NativeOf;
+
+template <>
+struct NativeOf<float> {
+  using Type = float __attribute__((vector_size(PNF_VECTOR)));
+  using Int = int32_t __attribute__((vector_size(PNF_VECTOR)));
+};
+
+template <>
+struct NativeOf<double> {
+  using Type = double __attribute__((vector_size(PNF_VECTOR)));
+  using Int = int64_t __attribute__((vector_size(PNF_VECTOR)));
+};
+
+template <typename C>
+using Native = typename NativeOf<C>::Type;
+
+template <typename C>
+inline constexpr int kNative = PNF_VECTOR / sizeof(C);
+
+template <typename C>
+Native<C> load_native(const C* p) {
+  Native<C> v;
+  std::memcpy(&v, p, sizeof(v));
+  return v;
+}
+
+template <typename C>
+void store_native(C* p, Native<C> v) {
+  std::memcpy(p, &v, sizeof(v));
+}
+
+// The lanes first, first + step, ... of two vectors, one after the other.
+template <typename C, int first, int step>
+constexpr typename NativeOf<C>::Int lanes() {
+  typename NativeOf<C>::Int found{};
+  for (int i = 0; i < kNative<C>; ++i) found[i] = first + i * step;
+  return found;
+}
+
+// Lane i of the one, then lane i of the other, from `first` on.
+template <typename C, int first>
+constexpr typename NativeOf<C>::Int zipped() {
+  typename NativeOf<C>::Int found{};
+  for (int i = 0; i < kNative<C>; ++i) found[i] = first + i / 2 + i % 2 * kNative<C>;
+  return found;
+}
+
+template <typename C>
+struct Pair {
+  Native<C> first, second;
+};
+
+template <typename C>
+Pair<C> haar(Native<C> a, Native<C> b, C factor) {
+  return {factor * (a + b), factor * (a - b)};
+}
+
+template <typename C>
+Pair<C> unzip(Native<C> a, Native<C> b) {
+  return {__builtin_shuffle(a, b, (lanes<C, 0, 2>())), __builtin_shuffle(a, b, (lanes<C, 1, 2>()))};
+}
+
+template <typename C>
+Pair<C> zip(Native<C> a, Native<C> b) {
+  return {__builtin_shuffle(a, b, (zipped<C, 0>())), __builtin_shuffle(a, b, (zipped<C, kNative<C> / 2>()))};
+}
+
+// Both splits of a level without a second pass: x is [n / row, 2, row], a row whole pairs of vectors. d0 are the details
+// of the split that is taken first.
+template <typename C, bool height_first>
+void split_level(C* s, C* d0, C* d1, const C* x, int64_t n, int64_t row, C factor) {
+  constexpr int k = kNative<C>;
+  for (int64_t start = 0; start < n; start += row) {
+    for (int64_t i = 0; i < row; i += 2 * k) {
+      const C *top = x + 2 * start + i, *bottom = top + row;
+      C* to = height_first ? d0 + start + i : d0 + start + i / 2;
+      const Pair<C> a{load_native(top), load_native(top + k)}, b{load_native(bottom), load_native(bottom + k)};
+      Pair<C> mean;
+      if constexpr (height_first) {
+        const Pair<C> left = haar(a.first, b.first, factor), right = haar(a.second, b.second, factor);
+        store_native(to, left.second);
+        store_native(to + k, right.second);
+        mean = unzip<C>(left.first, right.first);
+      } else {
+        const Pair<C> above = unzip<C>(a.first, a.second), below = unzip<C>(b.first, b.second);
+        const Pair<C> upper = haar(above.first, above.second, factor), lower = haar(below.first, below.second, factor);
+        store_native(to, upper.second);
+        store_native(to + row / 2, lower.second);
+        mean = {upper.first, lower.first};
+      }
+      const Pair<C> out = haar(mean.first, mean.second, factor);
+      store_native(s + (start + i) / 2, out.first);
+      store_native(d1 + (start + i) / 2, out.second);
+    }
+  }
+}
+
+template <typename C, bool height_first>
+void merge_level(C* x, const C* s, const C* d0, const C* d1, int64_t n, int64_t row, C factor) {
+  constexpr int k = kNative<C>;
+  for (int64_t start = 0; start < n; start += row) {
+    for (int64_t i = 0; i < row; i += 2 * k) {
+      C *top = x + 2 * start + i, *bottom = top + row;
+      const C* from = height_first ? d0 + start + i : d0 + start + i / 2;
+      const Pair<C> mean = haar(load_native(s + (start + i) / 2), load_native(d1 + (start + i) / 2), factor);
+      Pair<C> a, b;
+      if constexpr (height_first) {
+        const Pair<C> wide = zip<C>(mean.first, mean.second);
+        const Pair<C> left = haar(wide.first, load_native(from), factor);
+        const Pair<C> right = haar(wide.second, load_native(from + k), factor);
+        a = {left.first, right.first}, b = {left.second, right.second};
+      } else {
+        const Pair<C> upper = haar(mean.first, load_native(from), factor);
+        const Pair<C> lower = haar(mean.second, load_native(from + row / 2), factor);
+        a = zip<C>(upper.first, upper.second), b = zip<C>(lower.first, lower.second);
+      }
+      store_native(top, a.first);
+      store_native(top + k, a.second);
+      store_native(bottom, b.first);
+      store_native(bottom + k, b.second);
+    }
+  }
+}
+
 // x is [n / run, 2, run].
 template <typename C>
 void split_runs(C* s, C* d, const C* x, int64_t n, int64_t run, C factor) {
@@ -176,6 +311,14 @@ struct Steps {
       if (p.order == Order::kWidthHeight) runs[2 * level] = p.inner, runs[2 * level + 1] = row / 2;
     }
   }
+
+  // The width of a level, if step k is its first split and split_level can do both at once; or 0.
+  template <typename C>
+  int64_t level_row(int k) const {
+    if (k % 2 || k + 1 == count || (runs[k] == 1) == (runs[k + 1] == 1)) return 0;
+    const int64_t row = runs[k] == 1 ? 2 * runs[k + 1] : runs[k];
+    return row % (2 * kNative<C>) ? 0 : row;
+  }
 };
 
 template <typename C>
@@ -208,14 +351,28 @@ void analyse(T* const* parts, const T* x, const Steps& steps, Wide<T> factor, in
   for_tiles<T>(steps, threads, [&](int64_t first, int64_t count, const Buffers<C>& buffers) {
     int64_t at = first * steps.block, n = count * steps.block;
     const C* from = source(x + at, buffers.x, n);
-    for (int k = 0; k < steps.count; ++k) {
+    for (int k = 0, turn = 0; k < steps.count; ++k, turn ^= 1) {
       at /= 2, n /= 2;
-      T* const base = k + 1 == steps.count ? parts[0] + at : nullptr;
-      C* s = base ? target(base, buffers.means[k % 2]) : buffers.means[k % 2];
-      C* d = target(parts[k + 1] + at, buffers.detail);
-      split_runs(s, d, from, n, steps.runs[k], factor);
-      settle(parts[k + 1] + at, d, n);
-      if (base) settle(base, s, n);
+      T* const detail = parts[k + 1] + at;
+      C* const d = target(detail, buffers.detail);
+      const int64_t row = steps.level_row<C>(k);
+      if (row) ++k;
+      const bool last = k + 1 == steps.count;
+      C* s = buffers.means[turn];
+      if (!row) {
+        if (last) s = target(parts[0] + at, s);
+        split_runs(s, d, from, n, steps.runs[k], factor);
+      } else {
+        T* const next = parts[k + 1] + at / 2;
+        C* const d1 = target(next, buffers.detail + n);
+        if (last) s = target(parts[0] + at / 2, s);
+        const auto split = steps.runs[k] == 1 ? split_level<C, true> : split_level<C, false>;
+        split(s, d, d1, from, n, row, factor);
+        settle(next, d1, n / 2);
+      }
+      settle(detail, d, n);
+      if (row) at /= 2, n /= 2;
+      if (last) settle(parts[0] + at, s, n);
       from = s;
     }
   });
@@ -226,11 +383,19 @@ void synthesise(T* x, T* const* parts, const Steps& steps, Wide<T> factor, int t
   using C = Wide<T>;
   for_tiles<T>(steps, threads, [&](int64_t first, int64_t count, const Buffers<C>& buffers) {
     int64_t at = first * (steps.block >> steps.count), n = count * (steps.block >> steps.count);
-    const C* s = source(static_cast<const T*>(parts[0] + at), buffers.means[steps.count % 2], n);
-    for (int k = steps.count - 1; k >= 0; --k) {
-      const C* d = source(static_cast<const T*>(parts[k + 1] + at), buffers.detail, n);
-      C* to = k ? buffers.means[k % 2] : target(x + 2 * at, buffers.x);
-      merge_runs(to, s, d, n, steps.runs[k], factor);
+    const C* s = source<T>(parts[0] + at, buffers.means[1], n);
+    for (int k = steps.count - 1, turn = 0; k >= 0; --k, turn ^= 1) {
+      const C* d = source<T>(parts[k + 1] + at, buffers.detail, n);
+      const int64_t row = k ? steps.level_row<C>(k - 1) : 0;
+      if (row) --k, at *= 2, n *= 2;
+      C* to = k ? buffers.means[turn] : target(x + 2 * at, buffers.x);
+      if (!row) {
+        merge_runs(to, s, d, n, steps.runs[k], factor);
+      } else {
+        const C* d0 = source<T>(parts[k + 1] + at, buffers.detail + n, n);
+        const auto merge = steps.runs[k] == 1 ? merge_level<C, false> : merge_level<C, true>;
+        merge(to, s, d0, d, n, row, factor);
+      }
       at *= 2, n *= 2;
       s = to;
     }
@@ -263,7 +428,7 @@ void analyse_columns(T* const* parts, const T* x, const Pyramid& p, Wide<T> fact
       const bool last = k + 1 == p.levels;
       for (int64_t row = 0; row < rows; ++row) {
         const int64_t at = (block * rows + row) * p.inner + column;
-        const T* pair = x + (block * rows + row) * 2 * p.inner + column;
+        const T* const pair = x + (block * rows + row) * 2 * p.inner + column;
         const C* before = buffers.means[(k + 1) % 2] + 2 * row * n;
         const C* x0 = k ? before : source(pair, buffers.x, n);
         const C* x1 = k ? before + n : source(pair + p.inner, buffers.x + n, n);
@@ -282,13 +447,11 @@ template <typename T>
 void synthesise_columns(T* x, T* const* parts, const Pyramid& p, Wide<T> factor, int threads) {
   using C = Wide<T>;
   for_columns<T>(p, threads, [&](int64_t block, int64_t column, int64_t n, const Buffers<C>& buffers) {
-    const T* base = parts[0] + block * p.inner + column;
-    const C* means = source(base, buffers.means[p.levels % 2], n);
+    const C* means = source<T>(parts[0] + block * p.inner + column, buffers.means[p.levels % 2], n);
     for (int k = p.levels - 1; k >= 0; --k) {
       const int64_t rows = int64_t{1} << (p.levels - k - 1);
       for (int64_t row = 0; row < rows; ++row) {
-        const T* detail = parts[k + 1] + (block * rows + row) * p.inner + column;
-        const C* d = source(detail, buffers.detail, n);
+        const C* d = source<T>(parts[k + 1] + (block * rows + row) * p.inner + column, buffers.detail, n);
         T* pair = x + (block * rows + row) * 2 * p.inner + column;
         C* x0 = k ? buffers.means[k % 2] + 2 * row * n : target(pair, buffers.x);
         C* x1 = k ? x0 + n : target(pair + p.inner, buffers.x + n);
