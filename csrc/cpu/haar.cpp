@@ -9,7 +9,7 @@
 namespace pnf::cpu::PNF_ISA {
 namespace {
 
-constexpr int64_t kTile = 2048;     // entries of x that are worked on while they are in the first cache
+constexpr int64_t kTile = 4096;     // entries of x that are worked on while they are in the first cache
 constexpr int64_t kColumns = 1024;  // entries of a run, where it is longer, that are worked on together
 constexpr int64_t kGrain = 16384;   // entries of x that are worth a thread
 
