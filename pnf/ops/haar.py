@@ -150,7 +150,8 @@ def _shape(parts: Sequence[Tensor], axes: str) -> list[int]:
 
 def _padded(parts: Sequence[Tensor]) -> list[Tensor]:
     """The base, and the finest detail first, as many as kernels take; what there is no detail for they do not touch."""
-    return [parts[0], *parts[:0:-1], *parts[:1] * (2 * LEVELS + 1 - len(parts))]
+    base, *details = parts
+    return [base, *details[::-1], *[base] * (2 * LEVELS - len(details))]
 
 
 def _image(x: Tensor, last: bool, axes: str, levels: int) -> tuple[int, int, int, int, int]:
@@ -170,14 +171,12 @@ def _image(x: Tensor, last: bool, axes: str, levels: int) -> tuple[int, int, int
 
 
 def _reference_split(x: Tensor, dim: int, factor: float) -> tuple[Tensor, Tensor]:
-    last = dense(x)[1]
-    s, d = (dense_as(part.to(x.dtype), last) for part in _halves(x.to(wide(x.dtype)), dim, factor))
-    return s, d
+    s, d = _halves(x.to(wide(x.dtype)), dim, factor)
+    return _result(s, x), _result(d, x)
 
 
 def _reference_merge(s: Tensor, d: Tensor, dim: int, factor: float) -> Tensor:
-    x = _whole(s.to(wide(s.dtype)), d.to(wide(s.dtype)), dim, factor)
-    return dense_as(x.to(s.dtype), dense(s)[1])
+    return _result(_whole(s.to(wide(s.dtype)), d.to(wide(s.dtype)), dim, factor), s)
 
 
 def _reference_pyramid(x: Tensor, levels: int, axes: str, factor: float) -> list[Tensor]:
@@ -185,15 +184,19 @@ def _reference_pyramid(x: Tensor, levels: int, axes: str, factor: float) -> list
     for axis in axes[::-1] * levels:
         s, d = _halves(s, _dim(axis), factor)
         details.append(d)
-    last = dense(x)[1]
-    return [dense_as(part.to(x.dtype), last) for part in (s, *details[::-1])]
+    return [_result(part, x) for part in (s, *details[::-1])]
 
 
 def _reference_pyramid_inverse(parts: Sequence[Tensor], axes: str, factor: float) -> Tensor:
-    base, *details = (part.to(wide(part.dtype)) for part in parts)
+    x, *details = (part.to(wide(part.dtype)) for part in parts)
     for i, d in enumerate(details):
-        base = _whole(base, d, _dim(axes[i % len(axes)]), factor)
-    return dense_as(base.to(parts[0].dtype), dense(parts[0])[1])
+        x = _whole(x, d, _dim(axes[i % len(axes)]), factor)
+    return _result(x, parts[0])
+
+
+def _result(out: Tensor, x: Tensor) -> Tensor:
+    """In the dtype and the layout of x."""
+    return empty(x, out.shape, dense(x)[1]).copy_(out)
 
 
 def _halves(x: Tensor, dim: int, factor: float) -> tuple[Tensor, Tensor]:
