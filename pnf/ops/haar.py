@@ -78,7 +78,7 @@ def _compiled_split(launch: Launch) -> Callable[..., tuple[Tensor, Tensor]]:
         x, last = dense(x)
         shape = _resized(x, dim, 1, 2)
         s, d = empty(x, shape, last), empty(x, shape, last)
-        launch((s, d, x), *_runs(s, dim, last), factor, DTYPES[x.dtype])
+        launch((s, d, x), *_runs(x, dim), factor, DTYPES[x.dtype])
         return s, d
 
     return run
@@ -88,7 +88,7 @@ def _compiled_merge(launch: Launch) -> Callable[..., Tensor]:
     def run(s: Tensor, d: Tensor, dim: int, factor: float) -> Tensor:
         s, last = dense(s)
         x = empty(s, _resized(s, dim, 2, 1), last)
-        launch((x, s, dense_as(d, last)), *_runs(s, dim, last), factor, DTYPES[s.dtype])
+        launch((x, s, dense_as(d, last)), *_runs(x, dim), factor, DTYPES[s.dtype])
         return x
 
     return run
@@ -121,13 +121,10 @@ def _resized(x: Tensor, dim: int, times: int, over: int) -> list[int]:
     return shape
 
 
-def _runs(s: Tensor, dim: int, last: bool) -> tuple[int, int]:
+def _runs(x: Tensor, dim: int) -> tuple[int, int]:
     """Pairs, and entries of a run: x is [pairs, 2, run] in memory."""
-    dim %= s.dim()
-    if last and dim == 1:
-        return s.numel(), 1
-    run = math.prod(s.shape[dim + 1 :]) * (s.shape[1] if last and dim > 1 else 1)
-    return s.numel() // run if run else 0, run
+    entries, run = x.numel(), x.stride(dim)
+    return entries // (2 * run) if entries else 0, run
 
 
 def _dim(axis: str) -> int:
@@ -229,7 +226,11 @@ def _fake_pyramid_inverse(parts: Sequence[Tensor], axes: str, factor: float) -> 
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:  # noqa: ARG001
-    ctx.others = [x for x in inputs if not isinstance(x, Tensor | list)]
+    ctx.others = inputs[1:]
+
+
+def _save_merge(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG001
+    ctx.others = inputs[2:]
 
 
 def _save_pyramid_inverse(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:  # noqa: ARG001
@@ -270,7 +271,7 @@ _merge = register(
     reference=_reference_merge,
     fake=_fake_merge,
     backward=_merge_backward,
-    setup_context=_save,
+    setup_context=_save_merge,
     kernels=kernels(_compiled_merge, cpp=cpp("haar_merge"), triton=triton("haar", "haar_merge")),
 )
 _pyramid = register(

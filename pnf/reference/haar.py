@@ -219,7 +219,7 @@ def check_split(op: str, x: Tensor, dim: int) -> None:
 def check_merge(op: str, s: Tensor, d: Tensor, name: str, dim: int) -> None:
     """Raise unless s and its detail are floating and alike, and have that dim."""
     _check_floating(op, "s", s)
-    _check_detail(op, s.dtype, list(s.shape), d, name, dim)
+    _check_detail(op, s.dtype, s.shape, d, name, dim)
 
 
 def check_gamma(op: str, x: Tensor, gamma: Tensor, dim: int) -> None:
@@ -255,18 +255,18 @@ def check_pyramid_inverse(op: str, base: Tensor, details: Sequence[Tensor], axes
     dims, shape = _dims(axes), list(base.shape)
     for i, d in enumerate(details):
         dim = dims[i % len(dims)]
-        _check_detail(op, base.dtype, shape, d, f"details[{i}]", dim)
+        _check_detail(op, base.dtype, tuple(shape), d, f"details[{i}]", dim)
         shape[dim] *= 2
 
 
-def _check_detail(op: str, dtype: torch.dtype, shape: list[int], d: Tensor, name: str, dim: int) -> None:
+def _check_detail(op: str, dtype: torch.dtype, shape: tuple[int, ...], d: Tensor, name: str, dim: int) -> None:
     _check_floating(op, name, d)
     if dtype != d.dtype:
         raise TypeError(f"{op}: {name} must have the dtype of s, {dtype}, got {d.dtype}")
-    if shape != list(d.shape):
-        raise ValueError(f"{op}: {name} must have the shape of s, {shape}, got {list(d.shape)}")
+    if shape != d.shape:
+        raise ValueError(f"{op}: {name} must have the shape of s, {list(shape)}, got {list(d.shape)}")
     if not -len(shape) <= dim < len(shape):
-        raise ValueError(f"{op}: s must have a dim {dim}, got {shape}")
+        raise ValueError(f"{op}: s must have a dim {dim}, got {list(shape)}")
 
 
 def _check_floating(op: str, name: str, x: Tensor) -> None:
