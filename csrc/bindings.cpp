@@ -9,7 +9,9 @@ namespace py = pybind11;
 PYBIND11_MODULE(_C, m) {
   py::module_ cpu = m.def_submodule("cpu");
   py::module_ cuda = m.def_submodule("cuda");
+  pnf::bind_logit(cpu);
   pnf::bind_masking(cpu, cuda);
+  pnf::bind_squeeze(cpu);
   pnf::bind_standard_normal(cpu);
 
   cpu.def("levels", [] {

@@ -1,6 +1,18 @@
 """Differentiable ops with compiled kernels, for people who build flows; same signatures as in pnf.reference."""
 
+from pnf.ops.logit import logit, logit_inverse
 from pnf.ops.masking import mask_apply, mask_input, mask_pack, mask_unpack
+from pnf.ops.squeeze import squeeze, squeeze_inverse
 from pnf.ops.standard_normal import standard_normal
 
-__all__ = ["mask_apply", "mask_input", "mask_pack", "mask_unpack", "standard_normal"]
+__all__ = [
+    "logit",
+    "logit_inverse",
+    "mask_apply",
+    "mask_input",
+    "mask_pack",
+    "mask_unpack",
+    "squeeze",
+    "squeeze_inverse",
+    "standard_normal",
+]

@@ -2,6 +2,7 @@
 
 An implementation may err at most twice as much as the reference does at the same dtype, both measured against the
 reference in float64, and by one unit in the last place of the largest result where the reference is exact by luck.
+In float64 both sides err, and what the reference errs by is told by what it does in float32.
 """
 
 import itertools
@@ -121,15 +122,20 @@ def convert(args: Sequence[Any], function: Callable[[Tensor], Tensor]) -> list[A
 
 
 def assert_accurate(got: Sequence[Tensor], low: Sequence[Tensor], exact: Sequence[Tensor], layout: str) -> None:
-    """``got`` errs at most twice as much as ``low``, the reference at the same dtype, both against ``exact``."""
+    """``got`` errs at most twice as much as ``low``, the reference at the same dtype, both against ``exact``.
+
+    Results in float64 are held to three times what ``low``, the reference in float32, errs by, in units of their own.
+    """
     for a, b, c in zip(got, low, exact, strict=True):
-        assert a.dtype == b.dtype
+        double = got[0].dtype == torch.float64 != low[0].dtype
+        assert a.dtype == (torch.float64 if double else b.dtype)
         assert a.shape == b.shape
         if c.numel() == 0:
             continue
-        a, b = a.cpu().double(), b.double()
+        eps, a, b = torch.finfo(got[0].dtype).eps, a.cpu().double(), b.double()
         assert not a.isnan().any() or c.isnan().any(), f"{layout}: NaN, unwritten memory or an undefined operation"
-        allowed = 2 * (b - c).abs().max() + torch.finfo(low[0].dtype).eps * c.abs().max()
+        times = 3 * eps / torch.finfo(low[0].dtype).eps if double else 2
+        allowed = times * (b - c).abs().max() + eps * c.abs().max()
         error = (a - c).abs().max()
         assert error <= allowed, f"{layout}: {error:g} > {allowed:g}"
 
@@ -165,9 +171,11 @@ class OpTests:
     def test_accuracy_and_strides_in_every_layout(
         self, case: Case, implementation: Implementation, dtype: torch.dtype
     ) -> None:
-        source = convert(case.arguments(), lambda x: x.to(dtype))
+        # Values that float32 has too, so that in float64 its error is one of arithmetic alone.
+        source = convert(case.arguments(), lambda x: x.float().to(dtype))
+        lower = convert(source, torch.Tensor.float) if dtype is torch.float64 else source
         fallback = KERNELS[case.op]["reference"]
-        exact, low = as_list(fallback(*convert(source, torch.Tensor.double))), as_list(fallback(*source))
+        exact, low = as_list(fallback(*convert(source, torch.Tensor.double))), as_list(fallback(*lower))
         for name, layout in LAYOUTS.items():
             args = convert(source, lambda x, layout=layout: layout(x).to(implementation.device))
             got, want = implementation.run(case.op, args), as_list(fallback(*args))
