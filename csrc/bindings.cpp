@@ -15,6 +15,7 @@ PYBIND11_MODULE(_C, m) {
   pnf::bind_masking(cpu, cuda);
   pnf::bind_squeeze(cpu);
   pnf::bind_standard_normal(cpu);
+  pnf::bind_weight_norm(cpu, cuda);
 
   cpu.def("levels", [] {
     py::list names;

@@ -6,6 +6,7 @@ from pnf.ops.logit import logit, logit_inverse
 from pnf.ops.masking import mask_apply, mask_input, mask_pack, mask_unpack
 from pnf.ops.squeeze import squeeze, squeeze_inverse
 from pnf.ops.standard_normal import standard_normal
+from pnf.ops.weight_norm import weight_norm
 
 __all__ = [
     "affine_coupling",
@@ -23,4 +24,5 @@ __all__ = [
     "squeeze",
     "squeeze_inverse",
     "standard_normal",
+    "weight_norm",
 ]

@@ -177,16 +177,17 @@ def vjp(reference: Callable[..., Any]) -> tuple[Callable[..., Any], Callable[...
     """``backward, setup_context`` of an op by differentiating its reference: second derivatives need no kernel."""
 
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:  # noqa: ARG001
-        ctx.save_for_backward(*(x for x in inputs if isinstance(x, Tensor)))
-        ctx.others = [None if isinstance(x, Tensor) else x for x in inputs]
-        ctx.places = [i for i, x in enumerate(inputs) if isinstance(x, Tensor)]
+        flat, ctx.tree = tree_flatten(inputs)
+        ctx.save_for_backward(*(x for x in flat if isinstance(x, Tensor)))
+        ctx.others = [None if isinstance(x, Tensor) else x for x in flat]
+        ctx.places = [i for i, x in enumerate(flat) if isinstance(x, Tensor)]
 
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
         def function(*tensors: Tensor) -> Any:
             inputs = list(ctx.others)
             for i, x in zip(ctx.places, tensors, strict=True):
                 inputs[i] = x
-            return reference(*inputs)
+            return reference(*tree_unflatten(inputs, ctx.tree))
 
         pull: Callable[..., Any] = torch.func.vjp(function, *ctx.saved_tensors)[1]
         found: list[Any] = [None] * len(ctx.others)

@@ -18,6 +18,7 @@ from pnf.reference.masking import mask_unpack as mask_unpack
 from pnf.reference.squeeze import squeeze as squeeze
 from pnf.reference.squeeze import squeeze_inverse as squeeze_inverse
 from pnf.reference.standard_normal import standard_normal as standard_normal
+from pnf.reference.weight_norm import weight_norm as weight_norm
 
 OPS = flows.OpTable(
     haar_split=haar_split,

@@ -1,0 +1,90 @@
+#include "cpu/weight_norm.h"
+
+#include "cpu/sum.h"
+
+namespace pnf::cpu::PNF_ISA {
+namespace {
+
+constexpr int64_t kGrain = 1 << 14;  // entries that are worth a thread
+
+// Calls body(layer, row) for every row of every layer.
+template <typename L, typename Body>
+void for_rows(const std::vector<L>& layers, int threads, const Body& body) {
+  int64_t rows = 0, entries = 0;
+  for (const L& layer : layers) rows += layer.rows, entries += layer.rows * layer.length;
+  if (rows == 0) return;
+  const int64_t grain = std::max<int64_t>(kGrain / std::max<int64_t>(entries / rows, 1), 1);
+  parallel_for(rows, grain, threads, [&](int64_t begin, int64_t end) {
+    int64_t first = 0;
+    for (const L& layer : layers) {
+      for (int64_t i = std::max(begin, first); i < std::min(end, first + layer.rows); ++i) body(layer, i - first);
+      first += layer.rows;
+    }
+  });
+}
+
+// The sum of f(i) over whole vectors and of rest(i, n) over the n entries that are left.
+template <typename C, typename Whole, typename Rest>
+C sum_over(int64_t length, const Whole& f, const Rest& rest) {
+  Vec<C> total{};
+  for_vectors<C>(
+      0, length, [&](int64_t i) { total += f(i); }, [&](int64_t i, int64_t n) { total += rest(i, n); });
+  return sum<C>(total);
+}
+
+template <typename C>
+C inverse_norm(C square) {
+  return 1 / std::sqrt(at_least(square, static_cast<C>(kLeastSquare)));
+}
+
+}  // namespace
+
+void weight_norm(const std::vector<Layer>& layers, DType dtype, int threads) {
+  with_dtype(dtype, [&]<typename T>(T) {
+    using C = Wide<T>;
+    for_rows(layers, threads, [](const Layer& layer, int64_t row) {
+      const T* x = static_cast<const T*>(layer.direction) + row * layer.length;
+      T* out = static_cast<T*>(layer.weight) + row * layer.length;
+      const C square = sum_over<C>(
+          layer.length, [&](int64_t i) { return load(x + i) * load(x + i); },
+          [&](int64_t i, int64_t n) { return load_part(x + i, n) * load_part(x + i, n); });
+      C scale = inverse_norm(square);
+      if (layer.magnitude) scale *= widen(static_cast<const T*>(layer.magnitude)[row]);
+      for_vectors<C>(
+          0, layer.length, [&](int64_t i) { store(out + i, load(x + i) * scale); },
+          [&](int64_t i, int64_t n) { store_part(out + i, load_part(x + i, n) * scale, n); });
+    });
+  });
+}
+
+void weight_norm_backward(const std::vector<LayerBackward>& layers, DType dtype, int threads) {
+  with_dtype(dtype, [&]<typename T>(T) {
+    using C = Wide<T>;
+    for_rows(layers, threads, [](const LayerBackward& layer, int64_t row) {
+      const T* x = static_cast<const T*>(layer.direction) + row * layer.length;
+      const T* grad = static_cast<const T*>(layer.grad) + row * layer.length;
+      T* out = static_cast<T*>(layer.grad_direction) + row * layer.length;
+      const C square = sum_over<C>(
+          layer.length, [&](int64_t i) { return load(x + i) * load(x + i); },
+          [&](int64_t i, int64_t n) { return load_part(x + i, n) * load_part(x + i, n); });
+      const C along = sum_over<C>(
+          layer.length, [&](int64_t i) { return load(x + i) * load(grad + i); },
+          [&](int64_t i, int64_t n) { return load_part(x + i, n) * load_part(grad + i, n); });
+      const C inverse = inverse_norm(square);
+      C scale = inverse;
+      if (layer.magnitude) {
+        scale *= widen(static_cast<const T*>(layer.magnitude)[row]);
+        static_cast<T*>(layer.grad_magnitude)[row] = narrow<T>(along * inverse);
+      }
+      // Below the least norm, the norm is a constant.
+      const C through = square >= static_cast<C>(kLeastSquare) ? along * inverse * inverse : C{0};
+      for_vectors<C>(
+          0, layer.length, [&](int64_t i) { store(out + i, (load(grad + i) - load(x + i) * through) * scale); },
+          [&](int64_t i, int64_t n) {
+            store_part(out + i, (load_part(grad + i, n) - load_part(x + i, n) * through) * scale, n);
+          });
+    });
+  });
+}
+
+}  // namespace pnf::cpu::PNF_ISA
