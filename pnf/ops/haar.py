@@ -4,7 +4,6 @@ The ops take a factor, 1/2 for the analysis and 1 for the synthesis. With it eac
 transpose, so that they differentiate one another to any order.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
