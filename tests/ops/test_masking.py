@@ -1,16 +1,25 @@
 """Every implementation of the masking ops against the reference, bit for bit."""
 
 import math
+from typing import Any, ClassVar
 
 import pytest
 import torch
 from torch import Tensor
 
 from pnf import ops
-from pnf.ops import masking
 from pnf.reference import masking as reference
+from tests.support.op_tests import (
+    DEVICES,
+    LAYOUTS,
+    Case,
+    Implementation,
+    OpTests,
+    as_list,
+    implementations,
+    use_threads,
+)
 
-DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 CASES = [(mask, parity) for mask in reference.MASKS for parity in (0, 1)]
 SHAPES = {
     "checkerboard": [
@@ -24,28 +33,7 @@ SHAPES = {
     ],
 }  # fmt: skip
 SHAPED_CASES = [(mask, parity, shape) for mask, parity in CASES for shape in SHAPES[mask]]
-
-
-def channels_last(x: Tensor) -> Tensor:
-    return x.movedim(1, -1).contiguous().movedim(-1, 1)
-
-
-def strided(x: Tensor) -> Tensor:
-    return torch.stack((x, x), -1)[..., 1]
-
-
-def offset(x: Tensor) -> Tensor:
-    """Contiguous, but at an address that no vector access is aligned to."""
-    return torch.cat((x.new_zeros(1), x.flatten()))[1:].view(x.shape)
-
-
-LAYOUTS = {
-    "contiguous": torch.Tensor.contiguous,
-    "channels_last": channels_last,
-    "strided": strided,
-    "reversed": lambda x: x.permute(*reversed(range(x.dim()))).contiguous().permute(*reversed(range(x.dim()))),
-    "offset": offset,
-}
+IMPLEMENTATIONS = implementations("mask_apply")
 
 
 def make(shape: tuple[int, ...], dtype: torch.dtype = torch.float32, device: str = "cpu") -> Tensor:
@@ -72,42 +60,67 @@ def count_channels(shape: tuple[int, ...], mask: str) -> int:
     return shape[1] // 2 if mask == "channel" else shape[1]
 
 
-@pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS, ids=str)
 @pytest.mark.parametrize(("mask", "parity", "shape"), SHAPED_CASES)
-def test_equals_reference(mask: str, parity: int, shape: tuple[int, ...], layout: str, device: str) -> None:
-    source = make(shape, device=device)
-    x = LAYOUTS[layout](source)
-    assert_same_bits(ops.mask_apply(x, mask, parity), reference.mask_apply(source, mask, parity))
-    halves = ops.mask_pack(x, mask, parity)
-    for got, want in zip(halves, reference.mask_pack(source, mask, parity), strict=True):
-        assert_same_bits(got, want)
-    laid_out = [LAYOUTS[layout](half) for half in halves]
-    assert_same_bits(ops.mask_unpack(*halves, mask, parity, shape[2:]), source)
-    assert_same_bits(ops.mask_unpack(*laid_out, mask, parity, shape[2:]), source)
-    for columns in (0, 1, 3, 4):
-        condition = make((shape[0], columns, *shape[2:]), device=device)
-        want = reference.mask_input(source, condition, mask, parity)
-        assert_same_bits(ops.mask_input(x, LAYOUTS[layout](condition), mask, parity), want)
-        assert_same_bits(ops.mask_input(x, condition, mask, parity), want)
-
-
-@pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize(("mask", "parity", "shape"), SHAPED_CASES)
-def test_input_backward_is_the_adjoint(
-    mask: str, parity: int, shape: tuple[int, ...], layout: str, device: str
+def test_equals_the_reference_bit_for_bit(
+    mask: str, parity: int, shape: tuple[int, ...], implementation: Implementation
 ) -> None:
-    kept = count_channels(shape, mask)
+    source = make(shape, device=implementation.device)
+    want = reference.mask_apply(source, mask, parity)
+    want_halves = reference.mask_pack(source, mask, parity)
+    for layout in LAYOUTS.values():
+        x = layout(source)
+        assert_same_bits(*implementation.run("mask_apply", [x, mask, parity]), want)
+        halves = implementation.run("mask_pack", [x, mask, parity])
+        for got, half in zip(halves, want_halves, strict=True):
+            assert_same_bits(got, half)
+        for packed in (halves, [layout(half) for half in halves]):
+            assert_same_bits(*implementation.run("mask_unpack", [*packed, mask, parity, shape[2:]]), source)
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS, ids=str)
+@pytest.mark.parametrize(("mask", "parity", "shape"), SHAPED_CASES)
+def test_input_equals_the_reference_bit_for_bit(
+    mask: str, parity: int, shape: tuple[int, ...], implementation: Implementation
+) -> None:
+    source, kept = make(shape, device=implementation.device), count_channels(shape, mask)
     for columns in (0, 1, 4):
-        source = make((shape[0], kept + columns, *shape[2:]), device=device)
-        grad = LAYOUTS[layout](source)
-        x = torch.ops.pnf.mask_input_backward(grad, shape[1], mask, parity)
-        want = source[:, :kept]
+        condition = make((shape[0], columns, *shape[2:]), device=implementation.device)
+        grad = make((shape[0], kept + columns, *shape[2:]), device=implementation.device)
+        want = reference.mask_input(source, condition, mask, parity)
+        want_grad = grad[:, :kept]
         if mask == "channel":
-            zero = torch.zeros_like(want)
-            want = torch.cat((zero, want) if parity else (want, zero), 1)
-        assert_same_bits(x, reference.mask_apply(want, mask, parity))
+            zero = torch.zeros_like(want_grad)
+            want_grad = torch.cat((zero, want_grad) if parity else (want_grad, zero), 1)
+        want_grad = reference.mask_apply(want_grad, mask, parity)
+        for layout in LAYOUTS.values():
+            x = layout(source)
+            assert_same_bits(*implementation.run("mask_input", [x, layout(condition), mask, parity]), want)
+            assert_same_bits(*implementation.run("mask_input", [x, condition, mask, parity]), want)
+            got = implementation.run("mask_input_backward", [layout(grad), shape[1], mask, parity])
+            assert_same_bits(*got, want_grad)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("shape", [(2, 4, 6, 5), (2, 6, 9), (64, 12, 16, 17)], ids=str)
+@pytest.mark.parametrize("parity", [0, 1])
+def test_public_functions_are_the_ops_at_any_size(
+    parity: int, shape: tuple[int, ...], layout: str, device: str
+) -> None:
+    source = LAYOUTS[layout](make(shape, device=device))
+    halves = torch.ops.pnf.mask_pack(source, "channel", parity)
+    calls = {
+        "mask_apply": (source, "channel", parity),
+        "mask_pack": (source, "channel", parity),
+        "mask_unpack": (*(LAYOUTS[layout](half) for half in halves), "channel", parity, shape[2:]),
+        "mask_input": (source, source, "channel", parity),
+    }
+    for name, args in calls.items():
+        got, want = getattr(ops, name)(*args), getattr(torch.ops.pnf, name)(*args)
+        for a, b in zip(as_list(got), as_list(want), strict=True):
+            assert_same_bits(a, b)
+            assert a.stride() == b.stride()
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -166,12 +179,10 @@ def test_drops_nan_and_keeps_signed_zeros(mask: str, parity: int, device: str) -
 def test_threads_change_nothing(mask: str, parity: int, layout: str) -> None:
     shape = (7, 6, 65, 130)
     x, condition = LAYOUTS[layout](make(shape)), make(shape)
-    threads = torch.get_num_threads()
     results = []
-    try:
-        for count in (1, 2, 5):
-            torch.set_num_threads(count)
-            halves = ops.mask_pack(x, mask, parity)
+    for count in (1, 2, 5):
+        with use_threads(count):
+            halves = torch.ops.pnf.mask_pack(x, mask, parity)
             together = ops.mask_input(x, condition, mask, parity)
             results.append(
                 [
@@ -182,8 +193,6 @@ def test_threads_change_nothing(mask: str, parity: int, layout: str) -> None:
                     torch.ops.pnf.mask_input_backward(together, shape[1], mask, parity),
                 ]
             )
-    finally:
-        torch.set_num_threads(threads)
     for others in results[1:]:
         for got, want in zip(others, results[0], strict=True):
             assert_same_bits(got, want)
@@ -200,85 +209,27 @@ def test_counts_past_two_to_the_31() -> None:
     assert ops.mask_unpack(kept, rest, "checkerboard", 0, (n,))[0, 0, -4:].tolist() == [0, 1, 2, 3]
 
 
-def op_calls(mask: str, parity: int, layout: str, device: str, dtype: torch.dtype) -> list[tuple[str, tuple]]:
-    """Each op with differentiable arguments of an awkward size."""
-    generator = torch.Generator().manual_seed(0)
-
-    def leaf(*shape: int) -> Tensor:
-        x = torch.randn(shape, dtype=dtype, generator=generator).to(device)
-        return LAYOUTS[layout](x).detach().requires_grad_()
-
-    x, condition = leaf(2, 4, 3, 5), leaf(2, 3, 3, 5)
-    halves = [LAYOUTS[layout](half).detach().requires_grad_() for half in reference.mask_pack(x, mask, parity)]
-    grad = leaf(2, count_channels(x.shape, mask) + 3, 3, 5)
-    return [
-        ("mask_apply", (x, mask, parity)),
-        ("mask_pack", (x, mask, parity)),
-        ("mask_unpack", (*halves, mask, parity, (3, 5))),
-        ("mask_input", (x, condition, mask, parity)),
-        ("mask_input_backward", (grad, 4, mask, parity)),
-    ]
+def halves_of(x: Tensor, mask: str, parity: int) -> list[Any]:
+    return [*reference.mask_pack(x, mask, parity), mask, parity, list(x.shape[2:])]
 
 
-@pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "strided"])
-@pytest.mark.parametrize(("mask", "parity"), CASES)
-def test_opcheck(mask: str, parity: int, layout: str, device: str) -> None:
-    for name, args in op_calls(mask, parity, layout, device, torch.float32):
-        torch.library.opcheck(getattr(torch.ops.pnf, name).default, args)
+def normal(*shape: int) -> Tensor:
+    return torch.randn(shape, dtype=torch.float64)
 
 
-@pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
-@pytest.mark.parametrize(("mask", "parity"), CASES)
-def test_gradients(mask: str, parity: int, layout: str, device: str) -> None:
-    for name, args in op_calls(mask, parity, layout, device, torch.float64):
-        op = getattr(torch.ops.pnf, name)
-        assert torch.autograd.gradcheck(op, args, fast_mode=True)
-        assert torch.autograd.gradgradcheck(op, args, fast_mode=True)
-
-
-@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "strided"])
-@pytest.mark.parametrize(("mask", "parity"), CASES)
-def test_fallback_is_laid_out_like_the_kernels(mask: str, parity: int, layout: str) -> None:
-    for name, args in op_calls(mask, parity, layout, "cpu", torch.float32):
-        fallback = getattr(masking, name.replace("mask_", "_reference_"))
-        with torch.no_grad():
-            got, want = fallback(*args), getattr(torch.ops.pnf, name)(*args)
-        for a, b in zip(*(t if isinstance(t, tuple) else (t,) for t in (got, want)), strict=True):
-            assert_same_bits(a, b)
-            assert a.stride() == b.stride()
-
-
-def loss(x: Tensor, condition: Tensor, mask: str, parity: int) -> Tensor:
-    kept, rest = ops.mask_pack(x, mask, parity)
-    y = ops.mask_unpack(kept.sin(), rest.exp(), mask, parity, x.shape[2:])
-    return (ops.mask_apply(y, mask, 1 - parity).sum() + ops.mask_input(y, condition, mask, parity).square().sum()) / 7
-
-
-@pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("dynamic", [False, True])
-@pytest.mark.parametrize(("mask", "parity"), [("checkerboard", 1), ("channel", 0)])
-def test_compiles_to_one_graph(mask: str, parity: int, dynamic: bool, device: str) -> None:
-    torch.compiler.reset()
-    compiled = torch.compile(loss, fullgraph=True, dynamic=dynamic)
-    for shape in ((2, 4, 6, 8), (3, 6, 5, 7)):
-        for layout in ("contiguous", "channels_last"):
-            eager, traced = (
-                [
-                    LAYOUTS[layout](torch.randn(shape, generator=torch.Generator().manual_seed(seed)))
-                    .to(device)
-                    .requires_grad_()
-                    for seed in (1, 2)
-                ]
-                for _ in range(2)
-            )
-            want, got = loss(*eager, mask, parity), compiled(*traced, mask, parity)
-            torch.testing.assert_close(got, want)
-            want.backward()
-            got.backward()
-            for a, b in zip(traced, eager, strict=True):
-                torch.testing.assert_close(a.grad, b.grad)
+class TestMasking(OpTests):
+    cases: ClassVar = {
+        "apply-checkerboard": Case("mask_apply", lambda: [normal(2, 3, 5, 7), "checkerboard", 1]),
+        "apply-channel": Case("mask_apply", lambda: [normal(2, 4, 3, 5), "channel", 0]),
+        "pack-checkerboard": Case("mask_pack", lambda: [normal(2, 3, 3, 4), "checkerboard", 0]),
+        "pack-channel": Case("mask_pack", lambda: [normal(2, 4, 3, 5), "channel", 1]),
+        "unpack-checkerboard": Case("mask_unpack", lambda: halves_of(normal(2, 3, 5, 7), "checkerboard", 1)),
+        "unpack-channel": Case("mask_unpack", lambda: halves_of(normal(2, 4, 3, 5), "channel", 0)),
+        "input-checkerboard": Case("mask_input", lambda: [normal(2, 3, 3, 4), normal(2, 2, 3, 4), "checkerboard", 1]),
+        "input-channel": Case("mask_input", lambda: [normal(2, 4, 7), normal(2, 3, 7), "channel", 1]),
+        "input_backward-checkerboard": Case("mask_input_backward", lambda: [normal(2, 5, 3, 4), 3, "checkerboard", 0]),
+        "input_backward-channel": Case("mask_input_backward", lambda: [normal(2, 5, 3, 4), 4, "channel", 1]),
+    }
 
 
 @pytest.mark.parametrize("device", DEVICES)
