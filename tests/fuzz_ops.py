@@ -194,6 +194,49 @@ def squeeze(make: Maker) -> Call:
     return Call("squeeze_inverse", [make.normal(b, 4 * c, h, w), order], moves=True)
 
 
+def halved(shape: Sequence[int], dim: int) -> list[int]:
+    return [n // 2 if i == dim else n for i, n in enumerate(shape)]
+
+
+@family
+def haar(make: Maker) -> Call:
+    factor = make.draw(st.sampled_from([0.5, 1.0]))
+    if make.draw(st.booleans()):
+        dim = make.draw(st.integers(0, 3))
+        shape = make.shape((dim + 1, max(dim + 1, 4)), even=[dim])
+        which = dim - make.draw(st.sampled_from([0, len(shape)]))
+        if make.draw(st.booleans()):
+            return Call("haar_split", [make.normal(*shape), which, factor])
+        s, d = (make.normal(*halved(shape, dim)) for _ in range(2))
+        return Call("haar_merge", [s, d, which, factor])
+    axes, levels = make.draw(st.sampled_from(["x", "y", "xy", "yx"])), make.draw(st.integers(1, 3))
+    shape = make.shape((0, 2) if axes == "x" else (1, 2))
+    sizes = [make.draw(st.integers(1, 5)) for _ in range(1 if axes == "x" and make.draw(st.booleans()) else 2)]
+    shape += [n << levels * (axis in axes) for n, axis in zip(sizes[::-1], "xy", strict=False)][::-1]
+    x = make.normal(*shape)
+    if make.draw(st.booleans()):
+        return Call("haar_pyramid", [x, levels, axes, factor])
+    parts = [make.normal(*part.shape) for part in KERNELS["haar_pyramid"]["reference"](x, levels, axes, factor)]
+    return Call("haar_pyramid_inverse", [parts, axes, factor])
+
+
+@family
+def affine_coupling(make: Maker) -> Call:
+    mask = make.draw(st.sampled_from(["checkerboard", "channel", None]))
+    shape = make.shape((3, 4) if mask == "checkerboard" else (2, 5), even=[1])
+    moved = shape[1] // 2 if mask == "channel" else shape[1]
+    x, raw = make.normal(*shape), make.normal(shape[0], 2 * moved, *shape[2:], scale=1.0)
+    scale, log_det = make.wide_normal(moved), make.wide_normal(shape[0])
+    op, parity = (
+        make.draw(st.sampled_from(["affine_coupling", "affine_coupling_inverse"])),
+        make.draw(st.integers(0, 1)),
+    )
+    if make.draw(st.booleans()):
+        return Call(op, [x, raw, scale, log_det, mask, parity])
+    grads = make.normal(*shape), make.wide_normal(shape[0])
+    return Call(f"{op}_backward", [*grads, x, raw, scale, mask, parity])
+
+
 class Filled(NamedTuple):
     """A call whose tensors can be filled anew.
 
