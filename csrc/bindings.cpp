@@ -11,6 +11,7 @@ PYBIND11_MODULE(_C, m) {
   py::module_ cuda = m.def_submodule("cuda");
   pnf::bind_affine_coupling(cpu);
   pnf::bind_logit(cpu);
+  pnf::bind_haar(cpu);
   pnf::bind_masking(cpu, cuda);
   pnf::bind_squeeze(cpu);
   pnf::bind_standard_normal(cpu);

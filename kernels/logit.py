@@ -50,15 +50,16 @@ def _forward(
     blocks,
     ALPHA: tl.constexpr,  # an argument at run time would be rounded to float32
     SLOPE: tl.constexpr,
-    LOG_SLOPE: tl.constexpr,
+    CONSTANT: tl.constexpr,
     INVERSE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     i_row, i_block = tl.program_id(0) // blocks, tl.program_id(0) % blocks
-    o_x = i_block * BLOCK + tl.arange(0, BLOCK)
-    m_x = o_x < length
-    row = i_row.to(tl.int64) * length
-    b_x = wide(tl.load(x + row + o_x, mask=m_x, other=0.0))
+    first = i_block.to(tl.int64) * BLOCK
+    o_x = tl.arange(0, BLOCK)
+    m_x = o_x < length - first
+    at = i_row.to(tl.int64) * length + first
+    b_x = wide(tl.load(x + at + o_x, mask=m_x, other=0.0))
     if INVERSE:
         b_magnitude = tl.abs(b_x)
         b_ratio = tl.exp(-b_magnitude)
@@ -69,10 +70,10 @@ def _forward(
         b_out = tl.log(b_p) - tl.log(b_q)
         b_magnitude = tl.abs(b_out)
         b_ratio = _ratio(b_p, b_q)
-    # The sum is at least log(4), so that the rounding of 1 + ratio does not show.
-    b_log_det = tl.where(m_x, b_magnitude + 2 * tl.log(1 + b_ratio) + LOG_SLOPE, 0.0)
-    total = tl.sum(b_log_det, 0)
-    tl.store(out + row + o_x, b_out, mask=m_x)
+    # Without log(4) a term is small where y is, so that it is not rounded the same way in every entry of the sum.
+    b_log_det = tl.where(m_x, b_magnitude + 2 * tl.log((1 + b_ratio) * 0.5), 0.0)
+    total = tl.sum(b_log_det, 0) + tl.minimum(length - first, BLOCK).to(tl.float64) * CONSTANT
+    tl.store(out + at + o_x, b_out, mask=m_x)
     tl.store(log_det + tl.program_id(0), -total if INVERSE else total)
 
 
@@ -90,11 +91,12 @@ def _backward(
     BLOCK: tl.constexpr,
 ):
     i_row, i_block = tl.program_id(0) // blocks, tl.program_id(0) % blocks
-    o_x = i_block * BLOCK + tl.arange(0, BLOCK)
-    m_x = o_x < length
-    row = i_row.to(tl.int64) * length
-    b_x = wide(tl.load(x + row + o_x, mask=m_x, other=0.0))
-    b_grad = wide(tl.load(grad_out + row + o_x, mask=m_x, other=0.0))
+    first = i_block.to(tl.int64) * BLOCK
+    o_x = tl.arange(0, BLOCK)
+    m_x = o_x < length - first
+    at = i_row.to(tl.int64) * length + first
+    b_x = wide(tl.load(x + at + o_x, mask=m_x, other=0.0))
+    b_grad = wide(tl.load(grad_out + at + o_x, mask=m_x, other=0.0))
     grad = tl.load(grad_log_det + i_row)
     if INVERSE:
         b_ratio = tl.exp(-tl.abs(b_x))
@@ -106,7 +108,7 @@ def _backward(
         # 1 / p + 1 / q, whose product overflows nowhere: where one is large, the other is clamped.
         b_inverse = (tl.where(b_free_p == b_p, b_q, 0.0) + tl.where(b_free_q == b_q, b_p, 0.0)) / (b_p * b_q)
         b_out = (b_grad + grad * _tanh_half(b_p < b_q, _ratio(b_p, b_q))) * (SLOPE * b_inverse)
-    tl.store(grad_in + row + o_x, b_out, mask=m_x)
+    tl.store(grad_in + at + o_x, b_out, mask=m_x)
 
 
 def logit(
@@ -168,7 +170,7 @@ def _launch_forward(
     parts = log_det if blocks == 1 else log_det.new_empty(rows, blocks)
     slope = 1 - 2 * alpha
     _forward[(rows * blocks,)](
-        out, parts, x, length, blocks, alpha, slope, math.log(slope), inverse, BLOCK, num_warps=WARPS
+        out, parts, x, length, blocks, alpha, slope, math.log(4 * slope), inverse, BLOCK, num_warps=WARPS
     )
     if blocks > 1:
         add_parts(log_det, parts)

@@ -31,10 +31,9 @@ void bind(py::module_& m) {
               Board{outer, height, width, inner}, size, parity, where);
       });
   def(m, "mask_input_backward",
-      [](Address x, Address condition, Address grad, int64_t rows, int64_t x_length, int64_t kept_length,
-         int64_t condition_length, int64_t outer, int64_t height, int64_t width, int64_t inner, int size, int parity,
-         Where where) {
-        input_backward(at(x), at(condition), at(grad), Beside{rows, x_length, kept_length, condition_length},
+      [](Address x, Address grad, int64_t rows, int64_t x_length, int64_t kept_length, int64_t condition_length,
+         int64_t outer, int64_t height, int64_t width, int64_t inner, int size, int parity, Where where) {
+        input_backward(at(x), at(grad), Beside{rows, x_length, kept_length, condition_length},
                        Board{outer, height, width, inner}, size, parity, where);
       });
 }

@@ -32,11 +32,11 @@ struct Value {
   Vec<C> out, log_det;
 };
 
-// What a log-determinant holds beside log(1 - 2 alpha), from |y| and ratio = exp(-|y|). It is at least log(4), so that
-// the rounding of 1 + ratio does not show.
+// What a log-determinant holds beside log(4 - 8 alpha), from |y| and ratio = exp(-|y|). Without log(4) it is small where
+// y is, so that it is not rounded the same way in every entry of a sum.
 template <typename C>
 Vec<C> log_det_of(Vec<C> magnitude, Vec<C> ratio) {
-  return magnitude + 2 * log(1 + ratio);
+  return magnitude + 2 * log((1 + ratio) / 2);
 }
 
 // tanh(y / 2), the derivative of a log-determinant, from exp(-|y|).
@@ -46,12 +46,12 @@ Vec<C> tanh_half(IntVec<C> negative, Vec<C> ratio) {
   return negative ? -magnitude : magnitude;
 }
 
-// out[i], and a row's log_det = sign * (sum of f(in[i]).log_det + length log(1 - 2 alpha)), by vectors.
+// out[i], and a row's log_det = sign * (sum of f(in[i]).log_det + length log(4 - 8 alpha)), by vectors.
 template <typename T, typename F>
 void map_and_sum(void* out, void* log_det, const void* in, int64_t rows, int64_t length, double alpha, int sign,
                  int threads, const F& f) {
   using C = Wide<T>;
-  const double constant = static_cast<double>(length) * std::log(1 - 2 * alpha);
+  const double constant = static_cast<double>(length) * std::log(4 - 8 * alpha);
   const auto part = [&](int64_t row, int64_t first, int64_t last) {
     const T* from = static_cast<const T*>(in) + row * length;
     T* to = static_cast<T*>(out) + row * length;

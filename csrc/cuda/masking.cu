@@ -147,18 +147,11 @@ __global__ void input_kernel(T* __restrict__ out, const T* __restrict__ x, const
 }
 
 template <typename T, int V, typename Index>
-__global__ void input_backward_kernel(T* __restrict__ x, T* __restrict__ condition, const T* __restrict__ grad,
-                                      Sites<Index> sites, Rows<Index> rows, Index lines) {
-  const Index length = rows.x + rows.condition;
+__global__ void input_backward_kernel(T* __restrict__ x, const T* __restrict__ grad, Sites<Index> sites,
+                                      Rows<Index> rows, Index lines) {
   for (Index line = thread_index<Index>(); line < lines; line += grid_size<Index>()) {
-    const Index i = line * V, row = i / length, j = i - row * length;
-    const Index from = row * (rows.kept + rows.condition);
-    if (j < rows.x) {
-      store(x + row * rows.x + j, masked<T, V>(grad, sites, row * rows.x + j, from + j - rows.start));
-    } else {
-      store(condition + row * rows.condition + j - rows.x,
-            *reinterpret_cast<const Vector<T, V>*>(grad + from + rows.kept + j - rows.x));
-    }
+    const Index i = line * V, row = i / rows.x, j = i - row * rows.x;
+    store(x + i, masked<T, V>(grad, sites, i, row * (rows.kept + rows.condition) + j - rows.start));
   }
 }
 
@@ -313,15 +306,15 @@ void mask_input(void* out, const void* x, const void* condition, const Beside& e
   check_launch("mask_input");
 }
 
-void mask_input_backward(void* x, void* condition, const void* grad, const Beside& entries, const Board& board,
-                         int size, int parity, std::uintptr_t stream) {
-  if (entries.rows * (entries.x + entries.condition) == 0) return;
-  with_rows(board, entries, size, {x, condition, grad},
+void mask_input_backward(void* x, const void* grad, const Beside& entries, const Board& board, int size, int parity,
+                         std::uintptr_t stream) {
+  if (entries.rows * entries.x == 0) return;
+  with_rows(board, entries, size, {x, grad},
             [&]<typename T, int V, typename Index>(const Board& words, const Beside& beside) {
-              const Index lines = static_cast<Index>(beside.rows * (beside.x + beside.condition) / V);
+              const Index lines = static_cast<Index>(beside.rows * beside.x / V);
               input_backward_kernel<T, V><<<grid(lines), kThreads, 0, as_stream(stream)>>>(
-                  static_cast<T*>(x), static_cast<T*>(condition), static_cast<const T*>(grad),
-                  Sites<Index>(words, parity), Rows<Index>(beside, parity), lines);
+                  static_cast<T*>(x), static_cast<const T*>(grad), Sites<Index>(words, parity),
+                  Rows<Index>(beside, parity), lines);
             });
   check_launch("mask_input_backward");
 }

@@ -1,6 +1,7 @@
 """Differentiable ops with compiled kernels, for people who build flows; same signatures as in pnf.reference."""
 
 from pnf.ops.affine_coupling import affine_coupling, affine_coupling_inverse
+from pnf.ops.haar import haar_merge, haar_pyramid, haar_pyramid_inverse, haar_split
 from pnf.ops.logit import logit, logit_inverse
 from pnf.ops.masking import mask_apply, mask_input, mask_pack, mask_unpack
 from pnf.ops.squeeze import squeeze, squeeze_inverse
@@ -9,6 +10,10 @@ from pnf.ops.standard_normal import standard_normal
 __all__ = [
     "affine_coupling",
     "affine_coupling_inverse",
+    "haar_merge",
+    "haar_pyramid",
+    "haar_pyramid_inverse",
+    "haar_split",
     "logit",
     "logit_inverse",
     "mask_apply",

@@ -206,11 +206,12 @@ def _autograd(
     """The op at the dispatcher's autograd keys: ``run``, or what the dispatcher finds, and the backward."""
     after, below_autograd = torch._C._after_autograd_keyset, torch._C._AutoDispatchBelowAutograd
     # Tracing, functionalisation and the levels of torch.func are still to come where these keys are set.
-    keys = torch._C.DispatchKey
-    python, functionalize, level = keys.Python, keys.Functionalize, keys.FuncTorchDynamicLayerBackMode
+    keys, keysets = torch._C.DispatchKey, torch._C.DispatchKeySet
+    level = keys.FuncTorchDynamicLayerBackMode
+    to_come = (keysets(keys.Python) | keysets(keys.Functionalize) | keysets(level)).raw_repr()
 
     def below(keyset: Any, args: Sequence[Any]) -> Any:
-        if run is None or keyset.has(python) or keyset.has(functionalize) or keyset.has(level):
+        if run is None or keyset.raw_repr() & to_come:
             with below_autograd():
                 return op.redispatch(keyset & after, *args)
         return run(*args)

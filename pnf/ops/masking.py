@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pnf.ops._layout import dense, dense_as, empty
+from pnf.ops._layout import dense, dense_as, empty, empty_like
 from pnf.ops._library import Kernel, Launch, cpp, cuda, documented_by, kernels, register
 from pnf.reference import masking as reference
 
@@ -34,6 +34,8 @@ def mask_pack(
     mask: str,
     parity: int,
 ) -> tuple[Tensor, Tensor]:
+    if _torch_is_faster(x, mask):
+        return _reference_pack(x, mask, parity)
     reference.check_mask("mask_pack", x, mask, parity)
     kept, rest = _pack(x, mask, parity)
     return kept, rest
@@ -47,6 +49,8 @@ def mask_unpack(
     parity: int,
     size: Sequence[int],
 ) -> Tensor:
+    if _torch_is_faster(kept, mask):
+        return _reference_unpack(kept, rest, mask, parity, size)
     reference.check_halves("mask_unpack", kept, rest, mask, parity, size)
     return _unpack(kept, rest, mask, parity, size)
 
@@ -58,9 +62,20 @@ def mask_input(
     mask: str,
     parity: int,
 ) -> Tensor:
+    if _torch_is_faster(x, mask):
+        return _reference_input(x, condition, mask, parity)
     reference.check_mask("mask_input", x, mask, parity)
     reference.check_condition("mask_input", x, condition)
     return _input(x, condition, mask, parity)
+
+
+# Entries. Above, a kernel gains more than an op written in Python costs.
+_SMALL = 1 << 15
+
+
+def _torch_is_faster(x: Tensor, mask: str) -> bool:
+    """Whether to leave channels to the reference, which is a PyTorch call or two: those of a small tensor on a CPU."""
+    return mask == "channel" and isinstance(x, Tensor) and x.is_cpu and x.numel() <= _SMALL
 
 
 def _packed_shapes(x: Tensor, mask: str, parity: int) -> tuple[list[int], list[int]]:
@@ -100,7 +115,7 @@ def _beside(shape: Sequence[int], condition: int, mask: str, last: bool) -> tupl
 def _compiled_apply(launch: Launch) -> Callable[..., Tensor]:
     def run(x: Tensor, mask: str, parity: int) -> Tensor:
         x, last = dense(x)
-        out = empty(x, x.shape, last)
+        out = empty_like(x, last)
         launch((out, x), *_board(x.shape, mask, last), x.element_size(), parity)
         return out
 
@@ -143,15 +158,15 @@ def _compiled_input(launch: Launch) -> Callable[..., Tensor]:
     return run
 
 
-def _compiled_input_backward(launch: Launch) -> Callable[..., tuple[Tensor, Tensor]]:
-    def run(grad: Tensor, channels: int, mask: str, parity: int) -> tuple[Tensor, Tensor]:
+def _compiled_input_backward(launch: Launch) -> Callable[..., Tensor]:
+    def run(grad: Tensor, channels: int, mask: str, parity: int) -> Tensor:
         grad, last = dense(grad)
         batch, columns, *size = grad.shape
         x = empty(grad, [batch, channels, *size], last)
-        condition = empty(grad, [batch, columns - _kept_channels(channels, mask), *size], last)
-        beside, board = _beside(x.shape, condition.shape[1], mask, last), _board(x.shape, mask, last)
-        launch((x, condition, grad), *beside, *board, grad.element_size(), parity)
-        return x, condition
+        condition = columns - _kept_channels(channels, mask)
+        beside, board = _beside(x.shape, condition, mask, last), _board(x.shape, mask, last)
+        launch((x, grad), *beside, *board, grad.element_size(), parity)
+        return x
 
     return run
 
@@ -174,16 +189,15 @@ def _reference_input(x: Tensor, condition: Tensor, mask: str, parity: int) -> Te
     return dense_as(reference.mask_input(x, condition, mask, parity), dense(x)[1])
 
 
-def _reference_input_backward(grad: Tensor, channels: int, mask: str, parity: int) -> tuple[Tensor, Tensor]:
+def _reference_input_backward(grad: Tensor, channels: int, mask: str, parity: int) -> Tensor:
     last = dense(grad)[1]
-    kept = _kept_channels(channels, mask)
-    x, condition = grad[:, :kept], grad[:, kept:]
+    x = grad[:, : _kept_channels(channels, mask)]
     if mask == "channel":
         zero = torch.zeros_like(x)
         x = torch.cat((zero, x) if parity else (x, zero), 1)
     else:
         x = reference.mask_apply(x, mask, parity)
-    return dense_as(x, last), dense_as(condition.clone(), last)
+    return dense_as(x, last)
 
 
 def _fake_apply(x: Tensor, mask: str, parity: int) -> Tensor:  # noqa: ARG001
@@ -211,11 +225,8 @@ def _fake_input(x: Tensor, condition: Tensor, mask: str, parity: int) -> Tensor:
     return empty(x, [x.shape[0], channels, *x.shape[2:]], dense(x)[1])
 
 
-def _fake_input_backward(grad: Tensor, channels: int, mask: str, parity: int) -> tuple[Tensor, Tensor]:  # noqa: ARG001
-    last = dense(grad)[1]
-    batch, columns, *size = grad.shape
-    condition = columns - _kept_channels(channels, mask)
-    return empty(grad, [batch, channels, *size], last), empty(grad, [batch, condition, *size], last)
+def _fake_input_backward(grad: Tensor, channels: int, mask: str, parity: int) -> Tensor:  # noqa: ARG001
+    return empty(grad, [grad.shape[0], channels, *grad.shape[2:]], dense(grad)[1])
 
 
 def _save_apply(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG001
@@ -240,7 +251,11 @@ def _save_unpack(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # 
 
 
 def _unpack_backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
-    kept, rest = _pack(grad, ctx.mask, ctx.parity)
+    if ctx.mask == "channel":
+        first, second = grad.chunk(2, 1)
+        kept, rest = (second, first) if ctx.parity else (first, second)
+    else:
+        kept, rest = _pack(grad, ctx.mask, ctx.parity)
     return kept, rest, None, None, None
 
 
@@ -250,15 +265,17 @@ def _save_input(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # n
 
 
 def _differentiate_input(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
-    x, condition = _input_backward(grad, ctx.channels, ctx.mask, ctx.parity)
-    return x, condition, None, None
+    x = _input_backward(grad, ctx.channels, ctx.mask, ctx.parity)
+    return x, grad[:, _kept_channels(ctx.channels, ctx.mask) :], None, None
 
 
-def _save_input_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:  # noqa: ARG001
-    _, _, ctx.mask, ctx.parity = inputs
+def _save_input_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG001
+    grad, channels, ctx.mask, ctx.parity = inputs
+    ctx.condition = grad.shape[1] - _kept_channels(channels, ctx.mask)
 
 
-def _differentiate_input_backward(ctx: Any, x: Tensor, condition: Tensor) -> tuple[Tensor, None, None, None]:
+def _differentiate_input_backward(ctx: Any, x: Tensor) -> tuple[Tensor, None, None, None]:
+    condition = x.new_zeros(x.shape[0], ctx.condition, *x.shape[2:])
     return _input(x, condition, ctx.mask, ctx.parity), None, None, None
 
 
@@ -304,7 +321,7 @@ _input = register(
 )
 _input_backward = register(
     "masking",
-    "mask_input_backward(Tensor grad, SymInt channels, str mask, int parity) -> (Tensor, Tensor)",
+    "mask_input_backward(Tensor grad, SymInt channels, str mask, int parity) -> Tensor",
     reference=_reference_input_backward,
     fake=_fake_input_backward,
     backward=_differentiate_input_backward,

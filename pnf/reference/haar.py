@@ -116,13 +116,10 @@ def haar_pyramid_inverse(
         TypeError: an argument is no floating tensor, or the dtypes differ.
         ValueError: unknown axes, or a detail whose shape is not that of the image it is added to.
     """
-    check_axes("haar_pyramid_inverse", axes)
-    _check_floating("haar_pyramid_inverse", "base", base)
+    check_pyramid_inverse("haar_pyramid_inverse", base, details, axes)
     dims = _dims(axes)
     for i, d in enumerate(details):
-        dim = dims[i % len(dims)]
-        check_merge("haar_pyramid_inverse", base, d, f"details[{i}]", dim)
-        base = haar_merge(base, d, dim)
+        base = haar_merge(base, d, dims[i % len(dims)])
     return base
 
 
@@ -222,13 +219,7 @@ def check_split(op: str, x: Tensor, dim: int) -> None:
 def check_merge(op: str, s: Tensor, d: Tensor, name: str, dim: int) -> None:
     """Raise unless s and its detail are floating and alike, and have that dim."""
     _check_floating(op, "s", s)
-    _check_floating(op, name, d)
-    if s.dtype != d.dtype:
-        raise TypeError(f"{op}: {name} must have the dtype of s, {s.dtype}, got {d.dtype}")
-    if s.shape != d.shape:
-        raise ValueError(f"{op}: {name} must have the shape of s, {list(s.shape)}, got {list(d.shape)}")
-    if not -s.dim() <= dim < s.dim():
-        raise ValueError(f"{op}: s must have a dim {dim}, got {list(s.shape)}")
+    _check_detail(op, s.dtype, s.shape, d, name, dim)
 
 
 def check_gamma(op: str, x: Tensor, gamma: Tensor, dim: int) -> None:
@@ -255,6 +246,27 @@ def check_pyramid(op: str, x: Tensor, levels: int, axes: str) -> None:
     for dim in _dims(axes):
         if x.dim() < -dim or x.shape[dim] % 2**levels:
             raise ValueError(f"{op}: x must have a multiple of {2**levels} along dim {dim}, got {list(x.shape)}")
+
+
+def check_pyramid_inverse(op: str, base: Tensor, details: Sequence[Tensor], axes: str) -> None:
+    """Raise unless every detail is like the image that it is added to."""
+    check_axes(op, axes)
+    _check_floating(op, "base", base)
+    dims, shape = _dims(axes), list(base.shape)
+    for i, d in enumerate(details):
+        dim = dims[i % len(dims)]
+        _check_detail(op, base.dtype, tuple(shape), d, f"details[{i}]", dim)
+        shape[dim] *= 2
+
+
+def _check_detail(op: str, dtype: torch.dtype, shape: tuple[int, ...], d: Tensor, name: str, dim: int) -> None:
+    _check_floating(op, name, d)
+    if dtype != d.dtype:
+        raise TypeError(f"{op}: {name} must have the dtype of s, {dtype}, got {d.dtype}")
+    if shape != d.shape:
+        raise ValueError(f"{op}: {name} must have the shape of s, {list(shape)}, got {list(d.shape)}")
+    if not -len(shape) <= dim < len(shape):
+        raise ValueError(f"{op}: s must have a dim {dim}, got {list(shape)}")
 
 
 def _check_floating(op: str, name: str, x: Tensor) -> None:

@@ -77,5 +77,6 @@ def check_logit(op: str, x: Tensor, alpha: float) -> None:
 
 
 def _log_det(y: Tensor, alpha: float) -> Tensor:
-    each = softplus(y) + softplus(-y) + math.log(1 - 2 * alpha)
+    # Beyond its threshold softplus is taken to be the identity; the default one, 20, shows in float64.
+    each = softplus(y, threshold=40) + softplus(-y, threshold=40) + math.log(1 - 2 * alpha)
     return each.reshape(y.shape[0], math.prod(y.shape[1:])).sum(1)

@@ -74,6 +74,15 @@ def coupling(op: str, mask: str | None) -> Case:
 CASES = [
     Case("standard_normal", lambda x, s: [x(*rows(s))], channels_last=False),
     Case("standard_normal_backward", lambda x, s: [x.wide(s[0]), x(*rows(s))], channels_last=False),
+    Case("logit", lambda x, s: [x(*rows(s)), 0.05], channels_last=False),
+    Case("logit_backward", lambda x, s: [x(*rows(s)), x.wide(s[0]), x(*rows(s)), 0.05], channels_last=False),
+    Case("logit_inverse", lambda x, s: [x(*rows(s)), 0.05], channels_last=False),
+    Case("logit_inverse_backward", lambda x, s: [x(*rows(s)), x.wide(s[0]), x(*rows(s)), 0.05], channels_last=False),
+    *(Case("squeeze", lambda x, s, order=order: [x(*s), order], order) for order in ("plain", "factor")),
+    *(
+        Case("squeeze_inverse", lambda x, s, order=order: [x(s[0], 4 * s[1], s[2] // 2, s[3] // 2), order], order)
+        for order in ("plain", "factor")
+    ),
     *(coupling("affine_coupling", mask) for mask in (None, "checkerboard", "channel")),
     *(coupling("affine_coupling_backward", mask) for mask in (None, "checkerboard", "channel")),
     coupling("affine_coupling_inverse", "checkerboard"),

@@ -1,0 +1,298 @@
+"""The S / Δ / ⊕ wavelet transforms; the compiled twin of :mod:`pnf.reference.haar`.
+
+The ops take a factor, 1/2 for the analysis and 1 for the synthesis. With it each is linear with the other as its
+transpose, so that they differentiate one another to any order.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pnf.ops._layout import dense, dense_as, empty, wide
+from pnf.ops._library import DTYPES, Launch, cpp, documented_by, kernels, register, triton
+from pnf.reference import haar as reference
+
+__all__ = ["haar_merge", "haar_pyramid", "haar_pyramid_inverse", "haar_split"]
+
+LEVELS = 3
+"""Levels of a pyramid that one pass over the memory takes."""
+
+
+@documented_by(reference.haar_split)
+def haar_split(
+    x: Tensor,  # [..., 2n, ...]
+    dim: int,
+) -> tuple[Tensor, Tensor]:
+    reference.check_split("haar_split", x, dim)
+    return _split(x, dim, 0.5)
+
+
+@documented_by(reference.haar_merge)
+def haar_merge(
+    s: Tensor,  # [..., n, ...]
+    d: Tensor,  # [..., n, ...]
+    dim: int,
+) -> Tensor:
+    reference.check_merge("haar_merge", s, d, "d", dim)
+    return _merge(s, d, dim, 1.0)
+
+
+@documented_by(reference.haar_pyramid)
+def haar_pyramid(
+    x: Tensor,  # [..., H, W] or [..., D]
+    levels: int,
+    axes: str = "xy",
+) -> tuple[Tensor, list[Tensor]]:
+    reference.check_pyramid("haar_pyramid", x, levels, axes)
+    details: list[Tensor] = []
+    while levels:
+        x, *coarser = _pyramid(x, min(levels, LEVELS), axes, 0.5)
+        details = coarser + details
+        levels -= min(levels, LEVELS)
+    return x, details
+
+
+@documented_by(reference.haar_pyramid_inverse)
+def haar_pyramid_inverse(
+    base: Tensor,  # [..., h, w] or [..., d]
+    details: Sequence[Tensor],
+    axes: str = "xy",
+) -> Tensor:
+    reference.check_pyramid_inverse("haar_pyramid_inverse", base, details, axes)
+    details = list(details)
+    levels = len(details) // len(axes)
+    while levels:
+        # The finest levels, which are the largest, share a pass.
+        now = (levels - 1) % LEVELS + 1
+        base = _pyramid_inverse([base, *details[: now * len(axes)]], axes, 1.0)
+        details = details[now * len(axes) :]
+        levels -= now
+    return _merge(base, details[0], _dim(axes[0]), 1.0) if details else base
+
+
+def _compiled_split(launch: Launch) -> Callable[..., tuple[Tensor, Tensor]]:
+    def run(x: Tensor, dim: int, factor: float) -> tuple[Tensor, Tensor]:
+        x, last = dense(x)
+        shape = _resized(x, dim, 1, 2)
+        s, d = empty(x, shape, last), empty(x, shape, last)
+        launch((s, d, x), *_runs(x, dim), factor, DTYPES[x.dtype])
+        return s, d
+
+    return run
+
+
+def _compiled_merge(launch: Launch) -> Callable[..., Tensor]:
+    def run(s: Tensor, d: Tensor, dim: int, factor: float) -> Tensor:
+        s, last = dense(s)
+        x = empty(s, _resized(s, dim, 2, 1), last)
+        launch((x, s, dense_as(d, last)), *_runs(x, dim), factor, DTYPES[s.dtype])
+        return x
+
+    return run
+
+
+def _compiled_pyramid(launch: Launch) -> Callable[..., list[Tensor]]:
+    def run(x: Tensor, levels: int, axes: str, factor: float) -> list[Tensor]:
+        x, last = dense(x)
+        parts = [empty(x, shape, last) for shape in _shapes(x, levels, axes)]
+        launch((*_padded(parts), x), *_image(x, last, axes, levels), factor, DTYPES[x.dtype])
+        return parts
+
+    return run
+
+
+def _compiled_pyramid_inverse(launch: Launch) -> Callable[..., Tensor]:
+    def run(parts: Sequence[Tensor], axes: str, factor: float) -> Tensor:
+        base, last = dense(parts[0])
+        x = empty(base, _shape(parts, axes), last)
+        parts = [base, *(dense_as(d, last) for d in parts[1:])]
+        launch((x, *_padded(parts)), *_image(x, last, axes, (len(parts) - 1) // len(axes)), factor, DTYPES[x.dtype])
+        return x
+
+    return run
+
+
+def _resized(x: Tensor, dim: int, times: int, over: int) -> list[int]:
+    shape = list(x.shape)
+    shape[dim] = shape[dim] * times // over
+    return shape
+
+
+def _runs(x: Tensor, dim: int) -> tuple[int, int]:
+    """Pairs, and entries of a run: x is [pairs, 2, run] in memory."""
+    entries, run = x.numel(), x.stride(dim)
+    return entries // (2 * run) if entries else 0, run
+
+
+def _dim(axis: str) -> int:
+    return -1 if axis == "x" else -2
+
+
+def _shapes(x: Tensor, levels: int, axes: str) -> list[list[int]]:
+    """Those of the base and of the details of a pyramid, coarse first."""
+    shape, details = list(x.shape), []
+    for axis in axes[::-1] * levels:
+        shape[_dim(axis)] //= 2
+        details.append(list(shape))
+    return [shape, *details[::-1]]
+
+
+def _shape(parts: Sequence[Tensor], axes: str) -> list[int]:
+    """That of the image which a pyramid's parts give."""
+    return _resized(parts[-1], _dim(axes[-1]), 2, 1)
+
+
+def _padded(parts: Sequence[Tensor]) -> list[Tensor]:
+    """The base, and the finest detail first, as many as kernels take; what there is no detail for they do not touch."""
+    base, *details = parts
+    return [base, *details[::-1], *[base] * (2 * LEVELS - len(details))]
+
+
+def _image(x: Tensor, last: bool, axes: str, levels: int) -> tuple[int, int, int, int, int]:
+    """``rows, width, inner, levels, order``: x is [rows, width, inner] in memory; the order is csrc/cpu/haar.h's."""
+    width, inner = x.shape[-1], 1
+    if last and x.dim() == 3:
+        # The height is the channels, which are the width of the memory.
+        width, axes = x.shape[1], axes.translate({ord("x"): "y", ord("y"): "x"})
+    elif last:
+        inner = x.shape[1]
+    rows = x.numel() // (width * inner) if width else 0
+    if axes == "x":
+        return 1, rows * width, inner, levels, 0
+    if axes == "y":
+        return 1, rows, width * inner, levels, 0
+    return rows, width, inner, levels, 1 if axes == "xy" else 2
+
+
+def _reference_split(x: Tensor, dim: int, factor: float) -> tuple[Tensor, Tensor]:
+    s, d = _halves(x.to(wide(x.dtype)), dim, factor)
+    return _result(s, x), _result(d, x)
+
+
+def _reference_merge(s: Tensor, d: Tensor, dim: int, factor: float) -> Tensor:
+    return _result(_whole(s.to(wide(s.dtype)), d.to(wide(s.dtype)), dim, factor), s)
+
+
+def _reference_pyramid(x: Tensor, levels: int, axes: str, factor: float) -> list[Tensor]:
+    s, details = x.to(wide(x.dtype)), []
+    for axis in axes[::-1] * levels:
+        s, d = _halves(s, _dim(axis), factor)
+        details.append(d)
+    return [_result(part, x) for part in (s, *details[::-1])]
+
+
+def _reference_pyramid_inverse(parts: Sequence[Tensor], axes: str, factor: float) -> Tensor:
+    x, *details = (part.to(wide(part.dtype)) for part in parts)
+    for i, d in enumerate(details):
+        x = _whole(x, d, _dim(axes[i % len(axes)]), factor)
+    return _result(x, parts[0])
+
+
+def _result(out: Tensor, x: Tensor) -> Tensor:
+    """In the dtype and the layout of x."""
+    return empty(x, out.shape, dense(x)[1]).copy_(out)
+
+
+def _halves(x: Tensor, dim: int, factor: float) -> tuple[Tensor, Tensor]:
+    dim %= x.dim()
+    x0, x1 = x.unflatten(dim, (x.shape[dim] // 2, 2)).unbind(dim + 1)
+    return factor * (x0 + x1), factor * (x0 - x1)
+
+
+def _whole(s: Tensor, d: Tensor, dim: int, factor: float) -> Tensor:
+    dim %= s.dim()
+    return torch.stack((factor * (s + d), factor * (s - d)), dim + 1).flatten(dim, dim + 1)
+
+
+def _fake_split(x: Tensor, dim: int, factor: float) -> tuple[Tensor, Tensor]:  # noqa: ARG001
+    last, shape = dense(x)[1], _resized(x, dim, 1, 2)
+    return empty(x, shape, last), empty(x, shape, last)
+
+
+def _fake_merge(s: Tensor, d: Tensor, dim: int, factor: float) -> Tensor:  # noqa: ARG001
+    return empty(s, _resized(s, dim, 2, 1), dense(s)[1])
+
+
+def _fake_pyramid(x: Tensor, levels: int, axes: str, factor: float) -> list[Tensor]:  # noqa: ARG001
+    last = dense(x)[1]
+    return [empty(x, shape, last) for shape in _shapes(x, levels, axes)]
+
+
+def _fake_pyramid_inverse(parts: Sequence[Tensor], axes: str, factor: float) -> Tensor:  # noqa: ARG001
+    return empty(parts[0], _shape(parts, axes), dense(parts[0])[1])
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:  # noqa: ARG001
+    ctx.others = inputs[1:]
+
+
+def _save_merge(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG001
+    ctx.others = inputs[2:]
+
+
+def _save_pyramid_inverse(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:  # noqa: ARG001
+    parts, axes, factor = inputs
+    ctx.others = (len(parts) - 1) // len(axes), axes, factor
+
+
+def _split_backward(ctx: Any, s: Tensor, d: Tensor) -> tuple[Tensor, None, None]:
+    return _merge(s, d, *ctx.others), None, None
+
+
+def _merge_backward(ctx: Any, x: Tensor) -> tuple[Tensor, Tensor, None, None]:
+    s, d = _split(x, *ctx.others)
+    return s, d, None, None
+
+
+def _pyramid_backward(ctx: Any, *parts: Tensor) -> tuple[Tensor, None, None, None]:
+    _, axes, factor = ctx.others
+    return _pyramid_inverse(list(parts), axes, factor), None, None, None
+
+
+def _pyramid_inverse_backward(ctx: Any, x: Tensor) -> tuple[Tensor | None, ...]:
+    return *_pyramid(x, *ctx.others), None, None
+
+
+_split = register(
+    "haar",
+    "haar_split(Tensor x, int dim, float factor) -> (Tensor, Tensor)",
+    reference=_reference_split,
+    fake=_fake_split,
+    backward=_split_backward,
+    setup_context=_save,
+    kernels=kernels(_compiled_split, cpp=cpp("haar_split"), triton=triton("haar", "haar_split")),
+)
+_merge = register(
+    "haar",
+    "haar_merge(Tensor s, Tensor d, int dim, float factor) -> Tensor",
+    reference=_reference_merge,
+    fake=_fake_merge,
+    backward=_merge_backward,
+    setup_context=_save_merge,
+    kernels=kernels(_compiled_merge, cpp=cpp("haar_merge"), triton=triton("haar", "haar_merge")),
+)
+_pyramid = register(
+    "haar",
+    "haar_pyramid(Tensor x, int levels, str axes, float factor) -> Tensor[]",
+    reference=_reference_pyramid,
+    fake=_fake_pyramid,
+    backward=_pyramid_backward,
+    setup_context=_save,
+    kernels=kernels(_compiled_pyramid, cpp=cpp("haar_pyramid"), triton=triton("haar", "haar_pyramid")),
+)
+_pyramid_inverse = register(
+    "haar",
+    "haar_pyramid_inverse(Tensor[] parts, str axes, float factor) -> Tensor",
+    reference=_reference_pyramid_inverse,
+    fake=_fake_pyramid_inverse,
+    backward=_pyramid_inverse_backward,
+    setup_context=_save_pyramid_inverse,
+    kernels=kernels(
+        _compiled_pyramid_inverse,
+        cpp=cpp("haar_pyramid_inverse"),
+        triton=triton("haar", "haar_pyramid_inverse"),
+    ),
+)
