@@ -24,20 +24,19 @@ def _tanh(b_u):
     """tanh(u) and 1 - tanh(u)**2, by one exp that cannot overflow; neither cancels."""
     b_a = tl.abs(b_u)
     b_e = tl.exp(-2.0 * b_a)
-    b_inverse = 1.0 / (1.0 + b_e)
+    b_q = b_e / (1.0 + b_e)
+    b_2 = b_u * b_u
     if b_u.dtype == tl.float64:
-        # exp(x) - 1 without the rounding of exp(x) near 1
-        b_m = tl.where(b_e == 1.0, 2.0 * b_a, (1.0 - b_e) * (2.0 * b_a) / tl.where(b_e == 1.0, 1.0, -tl.log(b_e)))
-        b_small = b_m / (2.0 - b_m)
+        b_p = (b_2 * -9.64399179425052238628e-1 - 9.92877231001918586564e1) * b_2 - 1.61468768441708447952e3
+        b_d = (b_2 + 1.12811678491632931402e2) * b_2 + 2.23548839060100448583e3
+        b_p = b_p / (b_d * b_2 + 4.84406305325125486048e3)
     else:
-        b_2 = b_a * b_a
         b_p = b_2 * -5.70498872745e-3 + 2.06390887954e-2
         b_p = b_p * b_2 - 5.37397155531e-2
         b_p = b_p * b_2 + 1.33314422036e-1
         b_p = b_p * b_2 - 3.33332819422e-1
-        b_small = b_p * b_2 * b_a + b_a
-    b_tanh = tl.where(b_a < 0.625, b_small, (1.0 - b_e) * b_inverse)
-    return tl.where(b_u < 0.0, -b_tanh, b_tanh), 4.0 * b_e * b_inverse * b_inverse
+    b_large = tl.where(b_u < 0.0, 2.0 * b_q - 1.0, 1.0 - 2.0 * b_q)
+    return tl.where(b_a < 0.625, b_p * b_2 * b_u + b_u, b_large), 4.0 * b_q * (1.0 - b_q)
 
 
 @triton.jit

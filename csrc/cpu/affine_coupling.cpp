@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <utility>
 #include <vector>
 
 #include "cpu/sum.h"
@@ -9,7 +10,7 @@
 namespace pnf::cpu::PNF_ISA {
 namespace {
 
-// exp(x) = 2^k (1 + p), where p is as exact as exp(r) - 1 is for a small r.
+// exp(x) = 2^k (1 + p)
 template <typename C>
 struct Reduced {
   Vec<C> p;
@@ -69,15 +70,32 @@ struct Tanh {
   Vec<C> value, slope;  // tanh(u) and 1 - tanh(u)^2
 };
 
-// From exp(-2 |u|) - 1, which neither a small nor a large u makes cancel.
+// tanh(u) for |u| < 0.625, as in Cephes.
+inline Vec<float> tanh_of_small(Vec<float> u) {
+  const Vec<float> square = u * u;
+  Vec<float> p = square * -5.70498872745e-3f + 2.06390887954e-2f;
+  p = p * square - 5.37397155531e-2f;
+  p = p * square + 1.33314422036e-1f;
+  p = p * square - 3.33332819422e-1f;
+  return p * square * u + u;
+}
+
+inline Vec<double> tanh_of_small(Vec<double> u) {
+  const Vec<double> square = u * u;
+  const Vec<double> p = (square * -9.64399179425052238628e-1 - 9.92877231001918586564e1) * square - 1.61468768441708447952e3;
+  const Vec<double> q = ((square + 1.12811678491632931402e2) * square + 2.23548839060100448583e3) * square + 4.84406305325125486048e3;
+  return p / q * square * u + u;
+}
+
+// With q = exp(-2 |u|) / (1 + exp(-2 |u|)), tanh |u| = 1 - 2 q, which is exact enough unless u is small, and
+// 1 - tanh(u)^2 = 4 q (1 - q), which never cancels, for q <= 1 / 2.
 template <typename C>
 inline Tanh<C> tanh_slope(Vec<C> u) {
   const Vec<C> magnitude = abs<C>(u);
   const Reduced<C> e = reduce(at_least(magnitude * -2, splat(C{-1000})));
   const Vec<C> power = bit_cast<Vec<C>>(at_least(e.k + kBias<C>, IntVec<C>{}) << kMantissa<C>);
-  const Vec<C> minus_1 = power * e.p + (power - 1), inverse = 1 / (2 + minus_1);
-  const Vec<C> value = (0 - minus_1) * inverse;
-  return {u < 0 ? -value : value, 4 * (power * e.p + power) * (inverse * inverse)};
+  const Vec<C> exp = power * e.p + power, q = exp / (1 + exp), large = 1 - 2 * q;
+  return {magnitude < C{0.625} ? tanh_of_small(u) : u < 0 ? -large : large, 4 * q * (1 - q)};
 }
 
 template <typename C>
@@ -147,6 +165,7 @@ struct Plane {
   void collect(int64_t, Vec<C> v, int first, int last) {
     total += first == 0 && last == kLanes<C> ? v : only<C>(v, first, last);
   }
+  Vec<C> take() { return std::exchange(total, Vec<C>{}); }
 };
 
 // Entries of several channels or examples.
@@ -284,6 +303,33 @@ void transform_backward(T* to_x, R* to_shift, R* to_u, const T* grads, const T* 
 
 // Entries that are worked on together where channels or examples are short: they and their results fit a cache.
 constexpr int64_t kTile = 512;
+
+// A sum in double of sums by lane, each of few enough entries that it is exact.
+template <typename C>
+class Sum {
+ public:
+  // The sum of n entries, at most kTile.
+  void add(Vec<C> v, int64_t n) {
+    if (count_ + n > kTile) flush();
+    lanes_ += v;
+    count_ += n;
+  }
+  double total() {
+    flush();
+    return total_;
+  }
+
+ private:
+  void flush() {
+    total_ += static_cast<double>(sum<C>(lanes_));
+    lanes_ = Vec<C>{};
+    count_ = 0;
+  }
+
+  Vec<C> lanes_{};
+  double total_ = 0;
+  int64_t count_ = 0;
+};
 
 // Tiles whose sums by column are one part of grad_scale.
 constexpr int64_t kBlock = 32;
@@ -482,16 +528,19 @@ void forward_planes(T* y, const T* x, const R* raw, const Wide<T>* scale, const 
     const int64_t from = example * r.stride;
     const R* shift = raw + example * 2 * r.length;
     if (r.channel_mask) std::copy(x + from + r.kept + first, x + from + r.kept + last, y + from + r.kept + first);
-    Vec<C> total{};
+    Sum<C> sum;
     int64_t channel = first / r.plane, begin = first % r.plane;
     for (int64_t i = first; i < last; ++channel, begin = 0) {
-      const int64_t n = std::min(r.plane - begin, last - i), at = from + r.moved + i;
+      const int64_t end = std::min(i + r.plane - begin, last);
       Plane<C, board> plane{splat(scale[channel]), Vec<C>{}, board && begin ? Checkerboard<C>(c, begin) : start};
-      transform<inverse>(y + at, x + at, shift + i, shift + r.length + i, n, plane);
-      total += plane.total;
-      i += n;
+      for (int64_t n; i < end; i += n) {
+        n = std::min(end - i, kTile);
+        const int64_t at = from + r.moved + i;
+        transform<inverse>(y + at, x + at, shift + i, shift + r.length + i, n, plane);
+        sum.add(plane.take(), n);
+      }
     }
-    return sum<C>(total);
+    return sum.total();
   };
   sum_rows(r.count, r.length, threads, part, finish);
 }
@@ -558,9 +607,14 @@ void backward_planes(T* grad_x, R* grad_raw, Wide<T>* grad_scale, const T* grad_
       }
       Plane<C, board> plane{splat(scale[channel]), splat(grad_log_det[example]),
                             board && begin ? Checkerboard<C>(c, begin) : start};
-      transform_backward<inverse>(grad_x + at, grad_raw + shift, grad_raw + u, grad_y + at, x + at, raw + shift,
-                                  raw + u, n, plane);
-      parts[static_cast<size_t>(part)] = static_cast<double>(sum<C>(plane.total));
+      Sum<C> sum;
+      for (int64_t j = 0; j < n; j += kTile) {
+        const int64_t length = std::min(n - j, kTile);
+        transform_backward<inverse>(grad_x + at + j, grad_raw + shift + j, grad_raw + u + j, grad_y + at + j,
+                                    x + at + j, raw + shift + j, raw + u + j, length, plane);
+        sum.add(plane.take(), length);
+      }
+      parts[static_cast<size_t>(part)] = sum.total();
     }
   });
   std::vector<double> totals(static_cast<size_t>(channels));
