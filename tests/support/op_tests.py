@@ -212,6 +212,19 @@ class OpTests:
         assert torch.autograd.gradcheck(function, flatten(args), fast_mode=True)
         assert torch.autograd.gradgradcheck(function, flatten(args), fast_mode=True)
 
+    def test_torch_func_differentiates_it(self, case: Case) -> None:
+        args = convert(case.arguments(), torch.Tensor.float)
+        op, tensors = getattr(torch.ops.pnf, case.op).default, flatten(args)
+
+        def loss(*tensors: Tensor) -> Tensor:
+            left = iter(tensors)
+            return sum(out.float().sin().sum() for out in as_list(op(*convert(args, lambda _: next(left)))))
+
+        got = torch.func.grad(loss, tuple(range(len(tensors))))(*tensors)
+        leaves = [x.detach().requires_grad_() for x in tensors]
+        for a, b in zip(got, torch.autograd.grad(loss(*leaves), leaves), strict=True):
+            torch.testing.assert_close(a, b, rtol=0, atol=0, equal_nan=True)
+
     @pytest.mark.parametrize("dynamic", [False, True])
     @pytest.mark.parametrize("device", DEVICES)
     def test_compiles_to_one_graph(self, case: Case, dynamic: bool, device: str) -> None:
