@@ -7,12 +7,15 @@ import math
 
 import torch
 from torch import Tensor
-from torch.nn.functional import softplus
+from torch.nn.functional import logsigmoid
 
 from pnf.reference.haar import check_floating, check_merge, check_split, interleave, pairs, wide
 
 BOUNDARY = 2.0**-24
 """Distance from 0 and 1 below which the bounded-detail map takes a pixel to be this far inside."""
+
+LARGEST_EXPONENT = 64.0
+"""Bound of ``|gamma| log(1 / m)`` where it makes a detail larger, so that float32 holds the results and gradients."""
 
 
 def haar_bounded_split(
@@ -57,7 +60,7 @@ def haar_bounded_split(
     log_m = torch.where(low, s, 1 - s).clamp(min=BOUNDARY).log()
     log_a, log_b = a.log(), b.log()
     g = _per_channel(gamma, s)
-    u = (g * log_m).exp() * (log_a - log_b) / 2
+    u = (g * log_m).clamp(max=LARGEST_EXPONENT).exp() * (log_a - log_b) / 2
     log_det = ((1 + g) * log_m - log_a - log_b - math.log(2)).flatten(1).sum(1)
     return s.to(x.dtype), u.to(x.dtype), log_det
 
@@ -93,11 +96,10 @@ def haar_bounded_merge(
     m = torch.where(low, wide_s, 1 - wide_s)
     log_m = m.clamp(min=BOUNDARY).log()
     g = _per_channel(gamma, wide_s)
-    # Bounded, since 0 times an overflow would be NaN.
-    v = 2 * wide(u) * (-g * log_m).clamp(max=80).exp()
+    v = 2 * wide(u) * (-g * log_m).clamp(max=LARGEST_EXPONENT).exp()
     a, b = 2 * m * v.sigmoid(), 2 * m * (-v).sigmoid()
     x0, x1 = torch.where(low, a, 1 - b), torch.where(low, b, 1 - a)
-    log_det = ((1 - g) * log_m + 3 * math.log(2) - softplus(v) - softplus(-v)).flatten(1).sum(1)
+    log_det = ((1 - g) * log_m + 3 * math.log(2) + logsigmoid(v) + logsigmoid(-v)).flatten(1).sum(1)
     return interleave(x0.clamp(0, 1), x1.clamp(0, 1), dim).to(s.dtype), log_det
 
 

@@ -86,6 +86,30 @@ def test_bounded_map_at_the_edges(pair: tuple[float, float], gamma: float, dtype
     torch.testing.assert_close(back, x, rtol=0, atol=max(2.0**-22, 32 * torch.finfo(dtype).eps))
 
 
+@pytest.mark.parametrize("gamma", [-1e3, -6.0, -4.0, 4.0, 6.0, 1e3])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64], ids=str)
+def test_any_gamma_has_finite_results_and_gradients(gamma: float, dtype: torch.dtype) -> None:
+    pixels = torch.tensor([BLACK, 2.0**-24, 2.0**-23, 1e-5, 0.1, GREY, 1 - 2.0**-8, WHITE], dtype=dtype)
+    x = torch.cartesian_prod(pixels, pixels)[None, None].requires_grad_()
+    g = torch.tensor([gamma], dtype=dtype, requires_grad=True)
+    s, u, log_det = haar_bounded_split(x, g, -1)
+    detail = (torch.linspace(-100, 100, s.numel(), dtype=dtype).view(s.shape)).requires_grad_()
+    back, log_det_back = haar_bounded_merge(s.detach().requires_grad_(), detail, g, -1)
+    out = (s, u, log_det, back, log_det_back)
+    tensors = (*out, *torch.autograd.grad([tensor.sum() for tensor in out], (x, detail, g)))
+    assert all(tensor.isfinite().all() for tensor in tensors)
+
+
+def test_bounded_merge_is_exact_at_large_details() -> None:
+    s, gamma = torch.full((1, 1, 1), 0.25, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
+    _, log_det = haar_bounded_merge(s, torch.full_like(s, 12.0), gamma, -1)
+    close(
+        log_det,
+        math.log(0.25) + 3 * math.log(2) - 24 - 2 * torch.full((1,), -24.0, dtype=torch.float64).exp().log1p(),
+        1e-14,
+    )
+
+
 @pytest.mark.parametrize("value", [BLACK, 0.25, GREY, 0.75, WHITE])
 def test_equal_pixels_have_no_detail(value: float) -> None:
     s, u, _ = haar_bounded_split(torch.full((1, 1, 2), value), torch.zeros(1), -1)
