@@ -59,7 +59,7 @@ def haar_bounded_split(
     b = torch.where(low, x1, 1 - x0).clamp(min=BOUNDARY)
     log_m = torch.where(low, s, 1 - s).clamp(min=BOUNDARY).log()
     log_a, log_b = a.log(), b.log()
-    g = _per_channel(gamma, s)
+    g = per_channel(gamma, s)
     u = (g * log_m).clamp(max=LARGEST_EXPONENT).exp() * (log_a - log_b) / 2
     log_det = ((1 + g) * log_m - log_a - log_b - math.log(2)).flatten(1).sum(1)
     return s.to(x.dtype), u.to(x.dtype), log_det
@@ -95,7 +95,7 @@ def haar_bounded_merge(
     low = wide_s <= 0.5
     m = torch.where(low, wide_s, 1 - wide_s)
     log_m = m.clamp(min=BOUNDARY).log()
-    g = _per_channel(gamma, wide_s)
+    g = per_channel(gamma, wide_s)
     v = 2 * wide(u) * (-g * log_m).clamp(max=LARGEST_EXPONENT).exp()
     a, b = 2 * m * v.sigmoid(), 2 * m * (-v).sigmoid()
     x0, x1 = torch.where(low, a, 1 - b), torch.where(low, b, 1 - a)
@@ -112,5 +112,6 @@ def check_gamma(op: str, x: Tensor, gamma: Tensor, dim: int) -> None:
         raise ValueError(f"{op}: gamma must be [{x.shape[1]}], one for each channel, got {list(gamma.shape)}")
 
 
-def _per_channel(gamma: Tensor, x: Tensor) -> Tensor:
+def per_channel(gamma: Tensor, x: Tensor) -> Tensor:
+    """Gamma ``[C]`` beside x ``[B, C, ...]``, in its dtype."""
     return gamma.to(x.dtype).view(-1, *(1,) * (x.dim() - 2))
