@@ -12,6 +12,7 @@ PYBIND11_MODULE(_C, m) {
   pnf::bind_affine_coupling(cpu);
   pnf::bind_logit(cpu);
   pnf::bind_haar(cpu);
+  pnf::bind_haar_bounded(cpu);
   pnf::bind_masking(cpu, cuda);
   pnf::bind_squeeze(cpu);
   pnf::bind_standard_normal(cpu);

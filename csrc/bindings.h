@@ -25,6 +25,7 @@ void def(py::module_& m, const char* name, const Function& function) {
 void bind_affine_coupling(py::module_& cpu);
 void bind_logit(py::module_& cpu);
 void bind_haar(py::module_& cpu);
+void bind_haar_bounded(py::module_& cpu);
 void bind_masking(py::module_& cpu, py::module_& cuda);
 void bind_squeeze(py::module_& cpu);
 void bind_standard_normal(py::module_& cpu);

@@ -2,6 +2,7 @@
 
 from pnf.ops.affine_coupling import affine_coupling, affine_coupling_inverse
 from pnf.ops.haar import haar_merge, haar_pyramid, haar_pyramid_inverse, haar_split
+from pnf.ops.haar_bounded import haar_bounded_merge, haar_bounded_split
 from pnf.ops.logit import logit, logit_inverse
 from pnf.ops.masking import mask_apply, mask_input, mask_pack, mask_unpack
 from pnf.ops.squeeze import squeeze, squeeze_inverse
@@ -11,6 +12,8 @@ from pnf.ops.weight_norm import weight_norm
 __all__ = [
     "affine_coupling",
     "affine_coupling_inverse",
+    "haar_bounded_merge",
+    "haar_bounded_split",
     "haar_merge",
     "haar_pyramid",
     "haar_pyramid_inverse",

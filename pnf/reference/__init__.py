@@ -3,12 +3,12 @@
 from pnf import flows
 from pnf.reference.affine_coupling import affine_coupling as affine_coupling
 from pnf.reference.affine_coupling import affine_coupling_inverse as affine_coupling_inverse
-from pnf.reference.haar import haar_bounded_merge as haar_bounded_merge
-from pnf.reference.haar import haar_bounded_split as haar_bounded_split
 from pnf.reference.haar import haar_merge as haar_merge
 from pnf.reference.haar import haar_pyramid as haar_pyramid
 from pnf.reference.haar import haar_pyramid_inverse as haar_pyramid_inverse
 from pnf.reference.haar import haar_split as haar_split
+from pnf.reference.haar_bounded import haar_bounded_merge as haar_bounded_merge
+from pnf.reference.haar_bounded import haar_bounded_split as haar_bounded_split
 from pnf.reference.logit import logit as logit
 from pnf.reference.logit import logit_inverse as logit_inverse
 from pnf.reference.masking import mask_apply as mask_apply

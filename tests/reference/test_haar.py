@@ -1,4 +1,4 @@
-"""S, Δ and ⊕ of the paper's section 2, and the bounded-detail map."""
+"""S, Δ and ⊕ of the paper's section 2."""
 
 import math
 from collections.abc import Callable
@@ -9,18 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from pnf.reference import (
-    haar_bounded_merge,
-    haar_bounded_split,
-    haar_merge,
-    haar_pyramid,
-    haar_pyramid_inverse,
-    haar_split,
-)
+from pnf.reference import haar_merge, haar_pyramid, haar_pyramid_inverse, haar_split
 
 AXES = ("x", "y", "xy", "yx")
 SEEDS = st.integers(0, 99)
-BLACK, GREY, WHITE = 0.0, 0.5, 1.0
 LogAbsDet = Callable[[Callable[[Tensor], Tensor], Tensor], Tensor]
 
 
@@ -122,97 +114,6 @@ def test_pyramid_comes_back_for_any_shape(levels: int, axes: str, shape: list[in
     close(haar_pyramid_inverse(base, details, axes), x)
 
 
-# The bounded detail
-
-
-@pytest.mark.parametrize("dim", [2, 3, -1, -2])
-def test_bounded_split_is_its_formula(dim: int) -> None:
-    x, gamma = 0.01 + 0.98 * rand(3, 2, 4, 6), torch.tensor([0.3, -0.7], dtype=torch.float64)
-    x0, x1 = neighbours(x, dim)
-    s, d = (x0 + x1) / 2, (x0 - x1) / 2
-    m = torch.minimum(s, 1 - s)
-    g = gamma.view(2, 1, 1)
-    got_s, u, log_det = haar_bounded_split(x, gamma, dim)
-    close(got_s, s)
-    close(u, m**g * torch.atanh(d / m), 1e-10)
-    # log |du/dd| = gamma log m - log m - log(1 - (d / m)^2), and -log 2 for each pair.
-    want = g * m.log() - m.log() - torch.log1p(-((d / m) ** 2)) - math.log(2)
-    close(log_det, want.flatten(1).sum(1), 1e-10)
-
-
-@pytest.mark.parametrize("dim", [2, 3, -1, -2])
-def test_bounded_merge_is_its_formula(dim: int) -> None:
-    s, u = 0.01 + 0.98 * rand(3, 2, 2, 3), torch.randn(3, 2, 2, 3, dtype=torch.float64)
-    gamma = torch.tensor([0.3, -0.7], dtype=torch.float64)
-    m = torch.minimum(s, 1 - s)
-    d = m * torch.tanh(u / m ** gamma.view(2, 1, 1))
-    x, _ = haar_bounded_merge(s, u, gamma, dim)
-    close(x, haar_merge(s, d, dim))
-
-
-@pytest.mark.parametrize("shape", [(3, 2, 6), (2, 2, 4, 2), (2, 1, 1, 2)])
-def test_bounded_map_inverts_and_has_its_log_det(shape: tuple[int, ...], log_abs_det: LogAbsDet) -> None:
-    x = 0.001 + 0.998 * rand(*shape)
-    gamma = torch.linspace(-0.5, 1.2, shape[1], dtype=torch.float64)
-    s, u, log_det = haar_bounded_split(x, gamma, -1)
-    close(log_abs_det(lambda x: torch.cat(haar_bounded_split(x, gamma, -1)[:2], -1), x), log_det, 1e-9)
-    back, log_det_back = haar_bounded_merge(s, u, gamma, -1)
-    close(back, x, 1e-10)
-    close(log_det_back, -log_det, 1e-9)
-    close(
-        log_abs_det(lambda su: haar_bounded_merge(*su.chunk(2, -1), gamma, -1)[0], torch.cat((s, u), -1)),
-        log_det_back,
-        1e-9,
-    )
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str)
-@pytest.mark.parametrize("gamma", [0.0, 0.5, 1.0])
-@pytest.mark.parametrize("pair", [(p, q) for p in (BLACK, GREY, WHITE) for q in (BLACK, GREY, WHITE)])
-def test_bounded_map_at_the_edges(pair: tuple[float, float], gamma: float, dtype: torch.dtype) -> None:
-    x = torch.tensor([[[*pair]]], dtype=dtype, requires_grad=True)
-    g = torch.tensor([gamma], dtype=dtype, requires_grad=True)
-    s, u, log_det = haar_bounded_split(x, g, -1)
-    back, log_det_back = haar_bounded_merge(s, u, g, -1)
-    (s.sum() + u.sum() + log_det.sum() + back.sum() + log_det_back.sum()).backward()
-    for tensor in (s, u, log_det, back, log_det_back, x.grad, g.grad):
-        assert tensor.isfinite().all()
-    assert back.min() >= 0
-    assert back.max() <= 1
-    # A pixel is taken to be at least 2**-24 inside; u and s are rounded to the dtype.
-    torch.testing.assert_close(back, x, rtol=0, atol=max(2.0**-22, 32 * torch.finfo(dtype).eps))
-
-
-@pytest.mark.parametrize("value", [BLACK, 0.25, GREY, 0.75, WHITE])
-def test_equal_pixels_have_no_detail(value: float) -> None:
-    s, u, _ = haar_bounded_split(torch.full((1, 1, 2), value), torch.zeros(1), -1)
-    assert s.item() == value
-    assert u.item() == 0
-
-
-@settings(max_examples=100, deadline=None, derandomize=True)
-@given(st.floats(0, 1), st.floats(0, 1), st.floats(-1, 2))
-def test_bounded_map_comes_back_for_any_two_pixels(x0: float, x1: float, gamma: float) -> None:
-    x, g = torch.tensor([[[x0, x1]]], dtype=torch.float64), torch.tensor([gamma], dtype=torch.float64)
-    s, u, log_det = haar_bounded_split(x, g, -1)
-    back, log_det_back = haar_bounded_merge(s, u, g, -1)
-    assert torch.isfinite(log_det + log_det_back + u.sum())
-    assert back.min() >= 0
-    assert back.max() <= 1
-    # Up to 2**-24 from each pixel, where one of them is nearer than that to 0 or 1.
-    torch.testing.assert_close(back, x, rtol=1e-9, atol=2.0**-23)
-
-
-@settings(max_examples=100, deadline=None, derandomize=True)
-@given(st.floats(0, 1, width=32), st.floats(-(2.0**100), 2.0**100, width=32), st.floats(-1, 2, width=32))
-def test_any_detail_makes_pixels_in_range_with_mean_s(mean: float, detail: float, gamma: float) -> None:
-    s, u, g = torch.tensor([[[mean]]]), torch.tensor([[[detail]]]), torch.tensor([gamma])
-    x, _ = haar_bounded_merge(s, u, g, -1)
-    assert x.min() >= 0
-    assert x.max() <= 1
-    torch.testing.assert_close(haar_split(x, -1)[0], s, rtol=2.0**-23, atol=2.0**-24)
-
-
 # Errors
 
 X, G = torch.rand(2, 3, 4, 4), torch.zeros(3)
@@ -280,61 +181,6 @@ ERRORS = [
         lambda: haar_pyramid_inverse(INTEGERS, []),
         TypeError,
         "haar_pyramid_inverse: base must be a floating Tensor, got torch.uint8",
-    ),
-    (
-        lambda: haar_bounded_split(INTEGERS, G, -1),
-        TypeError,
-        "haar_bounded_split: x must be a floating Tensor, got torch.uint8",
-    ),
-    (
-        lambda: haar_bounded_split(X, 0.0, -1),
-        TypeError,
-        "haar_bounded_split: gamma must be a floating Tensor, got float",
-    ),
-    (
-        lambda: haar_bounded_split(X[..., 1:], G, -1),
-        ValueError,
-        r"haar_bounded_split: x must have an even size along dim -1, got \[2, 3, 4, 3\]",
-    ),
-    (
-        lambda: haar_bounded_split(X, G, 0),
-        ValueError,
-        r"haar_bounded_split: dim must be a spatial axis of \[B, C, ...\], got dim 0 of \[2, 3, 4, 4\]",
-    ),
-    (
-        lambda: haar_bounded_split(X, G[:2], -1),
-        ValueError,
-        r"haar_bounded_split: gamma must be \[3\], one for each channel, got \[2\]",
-    ),
-    (
-        lambda: haar_bounded_merge(INTEGERS, X, G, -1),
-        TypeError,
-        "haar_bounded_merge: s must be a floating Tensor, got torch.uint8",
-    ),
-    (
-        lambda: haar_bounded_merge(X, X.half(), G, -1),
-        TypeError,
-        "haar_bounded_merge: u must have the dtype of s, torch.float32, got torch.float16",
-    ),
-    (
-        lambda: haar_bounded_merge(X, X[..., 1:], G, -1),
-        ValueError,
-        r"haar_bounded_merge: u must have the shape of s, \[2, 3, 4, 4\], got \[2, 3, 4, 3\]",
-    ),
-    (
-        lambda: haar_bounded_merge(X, X, G, 1),
-        ValueError,
-        r"haar_bounded_merge: dim must be a spatial axis of \[B, C, ...\], got dim 1 of \[2, 3, 4, 4\]",
-    ),
-    (
-        lambda: haar_bounded_merge(X, X, G, 7),
-        ValueError,
-        r"haar_bounded_merge: s must have a dim 7, got \[2, 3, 4, 4\]",
-    ),
-    (
-        lambda: haar_bounded_merge(X, X, G[:1], -1),
-        ValueError,
-        r"haar_bounded_merge: gamma must be \[3\], one for each channel, got \[1\]",
     ),
 ]
 

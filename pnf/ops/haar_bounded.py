@@ -1,0 +1,258 @@
+"""The bounded-detail map; the compiled twin of :mod:`pnf.reference.haar_bounded`."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pnf.ops._layout import dense, dense_as, empty, wide
+from pnf.ops._library import DTYPES, Launch, cpp, documented_by, kernels, register, triton, vjp
+from pnf.reference import haar, haar_bounded
+from pnf.reference.haar_bounded import BOUNDARY, LARGEST_EXPONENT
+
+__all__ = ["haar_bounded_merge", "haar_bounded_split"]
+
+
+@documented_by(haar_bounded.haar_bounded_split)
+def haar_bounded_split(
+    x: Tensor,  # [B, C, ..., 2n, ...]
+    gamma: Tensor,  # [C]
+    dim: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    haar.check_split("haar_bounded_split", x, dim)
+    haar_bounded.check_gamma("haar_bounded_split", x, gamma, dim)
+    s, u, log_det = _split(x, gamma, dim % x.dim())
+    return s, u, log_det
+
+
+@documented_by(haar_bounded.haar_bounded_merge)
+def haar_bounded_merge(
+    s: Tensor,  # [B, C, ..., n, ...]
+    u: Tensor,  # [B, C, ..., n, ...]
+    gamma: Tensor,  # [C]
+    dim: int,
+) -> tuple[Tensor, Tensor]:
+    haar.check_merge("haar_bounded_merge", s, u, "u", dim)
+    haar_bounded.check_gamma("haar_bounded_merge", s, gamma, dim)
+    x, log_det = _merge(s, u, gamma, dim % s.dim())
+    return x, log_det
+
+
+def _scaled(shape: Sequence[int], dim: int, numerator: int, denominator: int = 1) -> list[int]:
+    """The shape with its size along dim multiplied."""
+    sizes = list(shape)
+    sizes[dim] = sizes[dim] * numerator // denominator
+    return sizes
+
+
+def _sizes(shape: Sequence[int], dim: int, last: bool) -> tuple[int, int, int, int, bool]:
+    """Of means of that shape: examples, channels, pairs of an example, and how far apart the two of a pair lie."""
+    stride = math.prod(shape[dim + 1 :]) * (shape[1] if last else 1)
+    return shape[0], shape[1], math.prod(shape[1:]), stride, last
+
+
+def _compiled_split(launch: Launch) -> Callable[..., tuple[Tensor, ...]]:
+    def run(x: Tensor, gamma: Tensor, dim: int) -> tuple[Tensor, ...]:
+        x, last = dense(x)
+        shape = _scaled(x.shape, dim, 1, 2)
+        s, u, dtype = empty(x, shape, last), empty(x, shape, last), wide(x.dtype)
+        log_det = x.new_empty(shape[0], dtype=dtype)
+        tensors = s, u, log_det, x, gamma.to(dtype).contiguous()
+        launch(tensors, *_sizes(shape, dim, last), DTYPES[x.dtype])
+        return s, u, log_det
+
+    return run
+
+
+def _compiled_split_backward(launch: Launch) -> Callable[..., tuple[Tensor, ...]]:
+    def run(
+        grad_s: Tensor, grad_u: Tensor, grad_log_det: Tensor, x: Tensor, gamma: Tensor, dim: int
+    ) -> tuple[Tensor, ...]:
+        x, last = dense(x)
+        shape, dtype = x.shape, wide(x.dtype)
+        grad_x, grad_gamma = empty(x, shape, last), x.new_empty(shape[1], dtype=dtype)
+        grads = dense_as(grad_s, last), dense_as(grad_u, last), grad_log_det.to(dtype).contiguous()
+        tensors = grad_x, grad_gamma, *grads, x, gamma.to(dtype).contiguous()
+        launch(tensors, *_sizes(_scaled(shape, dim, 1, 2), dim, last), DTYPES[x.dtype])
+        return grad_x, grad_gamma.to(gamma.dtype)
+
+    return run
+
+
+def _compiled_merge(launch: Launch) -> Callable[..., tuple[Tensor, ...]]:
+    def run(s: Tensor, u: Tensor, gamma: Tensor, dim: int) -> tuple[Tensor, ...]:
+        s, last = dense(s)
+        shape, dtype = s.shape, wide(s.dtype)
+        x, log_det = empty(s, _scaled(shape, dim, 2), last), s.new_empty(shape[0], dtype=dtype)
+        tensors = x, log_det, s, dense_as(u, last), gamma.to(dtype).contiguous()
+        launch(tensors, *_sizes(shape, dim, last), DTYPES[s.dtype])
+        return x, log_det
+
+    return run
+
+
+def _compiled_merge_backward(launch: Launch) -> Callable[..., tuple[Tensor, ...]]:
+    def run(grad_x: Tensor, grad_log_det: Tensor, s: Tensor, u: Tensor, gamma: Tensor, dim: int) -> tuple[Tensor, ...]:
+        s, last = dense(s)
+        shape, dtype = s.shape, wide(s.dtype)
+        grad_s, grad_u = empty(s, shape, last), empty(s, shape, last)
+        grad_gamma = s.new_empty(shape[1], dtype=dtype)
+        grads = dense_as(grad_x, last), grad_log_det.to(dtype).contiguous()
+        tensors = grad_s, grad_u, grad_gamma, *grads, s, dense_as(u, last), gamma.to(dtype).contiguous()
+        launch(tensors, *_sizes(shape, dim, last), DTYPES[s.dtype])
+        return grad_s, grad_u, grad_gamma.to(gamma.dtype)
+
+    return run
+
+
+def _reference_split(x: Tensor, gamma: Tensor, dim: int) -> tuple[Tensor, ...]:
+    s, u, log_det = haar_bounded.haar_bounded_split(x, gamma, dim)
+    last = dense(x)[1]
+    return dense_as(s, last), dense_as(u, last), log_det
+
+
+def _reference_split_backward(
+    grad_s: Tensor, grad_u: Tensor, grad_log_det: Tensor, x: Tensor, gamma: Tensor, dim: int
+) -> tuple[Tensor, ...]:
+    x0, x1 = haar.pairs(x, dim)
+    s = (x0 + x1) / 2
+    low = s <= 0.5
+    a, b, m = torch.where(low, x0, 1 - x1), torch.where(low, x1, 1 - x0), torch.where(low, s, 1 - s)
+    inner_a, inner_b, inner_m = a.clamp(min=BOUNDARY), b.clamp(min=BOUNDARY), m.clamp(min=BOUNDARY)
+    log_m, log_ratio = inner_m.log(), inner_a.log() - inner_b.log()
+    g, grad_u, grad = haar_bounded.per_channel(gamma, s), haar.wide(grad_u), _per_example(grad_log_det, s)
+    half = grad_u * (g * log_m).clamp(max=LARGEST_EXPONENT).exp() / 2
+    of_exponent = torch.where(g * log_m <= LARGEST_EXPONENT, half * log_ratio, 0)
+    of_a = torch.where(a >= BOUNDARY, (half - grad) / inner_a, 0)
+    of_b = torch.where(b >= BOUNDARY, (-half - grad) / inner_b, 0)
+    of_m = torch.where(m >= BOUNDARY, (of_exponent * g + grad * (1 + g)) / inner_m, 0)
+    mean = (haar.wide(grad_s) + torch.where(low, of_m, -of_m)) / 2
+    grad_x = haar.interleave(mean + torch.where(low, of_a, -of_b), mean + torch.where(low, of_b, -of_a), dim)
+    return dense_as(grad_x.to(x.dtype), dense(x)[1]), _per_gamma((of_exponent + grad) * log_m, gamma)
+
+
+def _reference_merge(s: Tensor, u: Tensor, gamma: Tensor, dim: int) -> tuple[Tensor, ...]:
+    x, log_det = haar_bounded.haar_bounded_merge(s, u, gamma, dim)
+    return dense_as(x, dense(s)[1]), log_det
+
+
+def _reference_merge_backward(
+    grad_x: Tensor, grad_log_det: Tensor, s: Tensor, u: Tensor, gamma: Tensor, dim: int
+) -> tuple[Tensor, ...]:
+    wide_s, wide_u = haar.wide(s), haar.wide(u)
+    low = wide_s <= 0.5
+    m = torch.where(low, wide_s, 1 - wide_s)
+    inner_m = m.clamp(min=BOUNDARY)
+    log_m = inner_m.log()
+    g, grad = haar_bounded.per_channel(gamma, wide_s), _per_example(grad_log_det, wide_s)
+    factor = 2 * (-g * log_m).clamp(max=LARGEST_EXPONENT).exp()
+    v = wide_u * factor
+    up, down = v.sigmoid(), (-v).sigmoid()
+    a, b = 2 * m * up, 2 * m * down
+    of_x0, of_x1 = haar.pairs(grad_x, dim)
+    of_x0 = torch.where(_is_pixel(torch.where(low, a, 1 - b)), of_x0, 0)
+    of_x1 = torch.where(_is_pixel(torch.where(low, b, 1 - a)), of_x1, 0)
+    of_a, of_b = torch.where(low, of_x0, -of_x1), torch.where(low, of_x1, -of_x0)
+    of_u = (2 * m * (of_a - of_b) * up * down - grad * (up - down)) * factor
+    of_exponent = torch.where(-g * log_m <= LARGEST_EXPONENT, of_u * wide_u, 0)
+    of_log_m = grad * (1 - g) - of_exponent * g
+    of_m = 2 * (of_a * up + of_b * down) + torch.where(m >= BOUNDARY, of_log_m / inner_m, 0)
+    grad_s, last = torch.where(low, of_m, -of_m).to(s.dtype), dense(s)[1]
+    grad_gamma = _per_gamma(-(of_exponent + grad) * log_m, gamma)
+    return dense_as(grad_s, last), dense_as(of_u.to(u.dtype), last), grad_gamma
+
+
+def _is_pixel(x: Tensor) -> Tensor:
+    return (x >= 0) & (x <= 1)
+
+
+def _per_example(grad: Tensor, x: Tensor) -> Tensor:
+    return grad.view(-1, *(1,) * (x.dim() - 1))
+
+
+def _per_gamma(grad: Tensor, gamma: Tensor) -> Tensor:
+    return grad.transpose(0, 1).flatten(1).sum(1).to(gamma.dtype)
+
+
+def _fake_split(x: Tensor, gamma: Tensor, dim: int) -> tuple[Tensor, ...]:  # noqa: ARG001
+    shape, last = _scaled(x.shape, dim, 1, 2), dense(x)[1]
+    return empty(x, shape, last), empty(x, shape, last), x.new_empty(shape[0], dtype=wide(x.dtype))
+
+
+def _fake_split_backward(*inputs: Any) -> tuple[Tensor, ...]:
+    *_, x, gamma, _ = inputs
+    return empty(x, x.shape, dense(x)[1]), gamma.new_empty(gamma.shape)
+
+
+def _fake_merge(s: Tensor, u: Tensor, gamma: Tensor, dim: int) -> tuple[Tensor, ...]:  # noqa: ARG001
+    return empty(s, _scaled(s.shape, dim, 2), dense(s)[1]), s.new_empty(s.shape[0], dtype=wide(s.dtype))
+
+
+def _fake_merge_backward(*inputs: Any) -> tuple[Tensor, ...]:
+    *_, s, _, gamma, _ = inputs
+    last = dense(s)[1]
+    return empty(s, s.shape, last), empty(s, s.shape, last), gamma.new_empty(gamma.shape)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:  # noqa: ARG001
+    *tensors, ctx.dim = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _differentiate_split(ctx: Any, grad_s: Tensor, grad_u: Tensor, grad_log_det: Tensor) -> tuple[Tensor | None, ...]:
+    return *_split_backward(grad_s, grad_u, grad_log_det, *ctx.saved_tensors, ctx.dim), None
+
+
+def _differentiate_merge(ctx: Any, grad_x: Tensor, grad_log_det: Tensor) -> tuple[Tensor | None, ...]:
+    return *_merge_backward(grad_x, grad_log_det, *ctx.saved_tensors, ctx.dim), None
+
+
+def _launches(name: str) -> dict[str, Launch | None]:
+    return {"cpp": cpp(name), "triton": triton("haar_bounded", name)}
+
+
+_split = register(
+    "haar_bounded",
+    "haar_bounded_split(Tensor x, Tensor gamma, int dim) -> (Tensor, Tensor, Tensor)",
+    reference=_reference_split,
+    fake=_fake_split,
+    backward=_differentiate_split,
+    setup_context=_save,
+    kernels=kernels(_compiled_split, **_launches("haar_bounded_split")),
+)
+
+_split_second, _split_save_second = vjp(_reference_split_backward)
+_split_backward = register(
+    "haar_bounded",
+    "haar_bounded_split_backward("
+    "Tensor grad_s, Tensor grad_u, Tensor grad_log_det, Tensor x, Tensor gamma, int dim) -> (Tensor, Tensor)",
+    reference=_reference_split_backward,
+    fake=_fake_split_backward,
+    backward=_split_second,
+    setup_context=_split_save_second,
+    kernels=kernels(_compiled_split_backward, **_launches("haar_bounded_split_backward")),
+)
+
+_merge = register(
+    "haar_bounded",
+    "haar_bounded_merge(Tensor s, Tensor u, Tensor gamma, int dim) -> (Tensor, Tensor)",
+    reference=_reference_merge,
+    fake=_fake_merge,
+    backward=_differentiate_merge,
+    setup_context=_save,
+    kernels=kernels(_compiled_merge, **_launches("haar_bounded_merge")),
+)
+
+_merge_second, _merge_save_second = vjp(_reference_merge_backward)
+_merge_backward = register(
+    "haar_bounded",
+    "haar_bounded_merge_backward("
+    "Tensor grad_x, Tensor grad_log_det, Tensor s, Tensor u, Tensor gamma, int dim) -> (Tensor, Tensor, Tensor)",
+    reference=_reference_merge_backward,
+    fake=_fake_merge_backward,
+    backward=_merge_second,
+    setup_context=_merge_save_second,
+    kernels=kernels(_compiled_merge_backward, **_launches("haar_bounded_merge_backward")),
+)

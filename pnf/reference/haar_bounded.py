@@ -1,0 +1,117 @@
+"""The bounded-detail map: the detail of two pixels in [0, 1], stretched over all real numbers.
+
+It takes the place of Δ in :mod:`pnf.reference.haar` where a flow models images, so that every sample is a valid one.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from pnf.reference.haar import check_floating, check_merge, check_split, interleave, pairs, wide
+
+BOUNDARY = 2.0**-24
+"""Distance from 0 and 1 below which the bounded-detail map takes a pixel to be this far inside."""
+
+LARGEST_EXPONENT = 64.0
+"""Bound of ``|gamma| log(1 / m)`` where it makes a detail larger, so that float32 holds the results and gradients."""
+
+
+def haar_bounded_split(
+    x: Tensor,  # [B, C, ..., 2n, ...]
+    gamma: Tensor,  # [C]
+    dim: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean and bounded detail of neighbouring pixels in [0, 1], with the log-determinant.
+
+    With ``s = (x0 + x1) / 2`` two pixels in [0, 1] can only differ by ``|d| <= m = min(s, 1 - s)``; the detail
+
+        u = m**gamma * atanh(d / m)
+
+    is any real number. ``gamma = 0`` takes the whole scale out (u is a log-ratio), ``gamma = 1`` leaves small details
+    as they are. With ``a, b = x0, x1`` where ``s <= 1/2`` and ``1 - x1, 1 - x0`` elsewhere, ``m = (a + b) / 2`` and
+    nothing cancels:
+
+        u = m**gamma * (log a - log b) / 2
+        log |d(s, u) / dx| = (1 + gamma) log m - log a - log b - log 2        for each pair
+
+    a, b and m are taken to be at least ``2**-24``, so black and white pixels have finite values.
+
+    Args:
+        x: ``[B, C, ...]``, a floating tensor with an even size along ``dim`` and values in [0, 1].
+        gamma: ``[C]``, the exponent of each channel.
+        dim: the axis whose neighbours are paired, not the batch or the channels.
+
+    Returns:
+        ``s, u, log_det``: ``[B, C, ..., n, ...]`` twice, and ``[B]`` in nats, in float32 or wider.
+
+    Raises:
+        TypeError: x or gamma is no floating tensor.
+        ValueError: an odd size along ``dim``, ``dim`` is no spatial axis, or gamma is not ``[C]``.
+    """
+    check_split("haar_bounded_split", x, dim)
+    check_gamma("haar_bounded_split", x, gamma, dim)
+    x0, x1 = pairs(x, dim)
+    s = (x0 + x1) / 2
+    low = s <= 0.5
+    a = torch.where(low, x0, 1 - x1).clamp(min=BOUNDARY)
+    b = torch.where(low, x1, 1 - x0).clamp(min=BOUNDARY)
+    log_m = torch.where(low, s, 1 - s).clamp(min=BOUNDARY).log()
+    log_a, log_b = a.log(), b.log()
+    g = per_channel(gamma, s)
+    u = (g * log_m).clamp(max=LARGEST_EXPONENT).exp() * (log_a - log_b) / 2
+    log_det = ((1 + g) * log_m - log_a - log_b - math.log(2)).flatten(1).sum(1)
+    return s.to(x.dtype), u.to(x.dtype), log_det
+
+
+def haar_bounded_merge(
+    s: Tensor,  # [B, C, ..., n, ...]
+    u: Tensor,  # [B, C, ..., n, ...]
+    gamma: Tensor,  # [C]
+    dim: int,
+) -> tuple[Tensor, Tensor]:
+    """The inverse of :func:`haar_bounded_split`: two pixels in [0, 1] with mean s and bounded detail u.
+
+        d = m tanh(v)        v = u / m**gamma        m = min(s, 1 - s)
+        log |dx / d(s, u)| = (1 - gamma) log m + 3 log 2 - softplus(2 v) - softplus(-2 v)        for each pair
+
+    Args:
+        s: ``[B, C, ...]``, a floating tensor with values in [0, 1].
+        u: of the shape and dtype of s, any real numbers.
+        gamma: ``[C]``, the exponent of each channel.
+        dim: the axis along which the pairs lie, not the batch or the channels.
+
+    Returns:
+        ``x, log_det``: ``[B, C, ..., 2n, ...]`` with values in [0, 1], and ``[B]`` in nats, in float32 or wider.
+
+    Raises:
+        TypeError: an argument is no floating tensor, or the dtypes of s and u differ.
+        ValueError: the shapes differ, ``dim`` is no spatial axis, or gamma is not ``[C]``.
+    """
+    check_merge("haar_bounded_merge", s, u, "u", dim)
+    check_gamma("haar_bounded_merge", s, gamma, dim)
+    wide_s = wide(s)
+    low = wide_s <= 0.5
+    m = torch.where(low, wide_s, 1 - wide_s)
+    log_m = m.clamp(min=BOUNDARY).log()
+    g = per_channel(gamma, wide_s)
+    v = 2 * wide(u) * (-g * log_m).clamp(max=LARGEST_EXPONENT).exp()
+    a, b = 2 * m * v.sigmoid(), 2 * m * (-v).sigmoid()
+    x0, x1 = torch.where(low, a, 1 - b), torch.where(low, b, 1 - a)
+    log_det = ((1 - g) * log_m + 3 * math.log(2) + logsigmoid(v) + logsigmoid(-v)).flatten(1).sum(1)
+    return interleave(x0.clamp(0, 1), x1.clamp(0, 1), dim).to(s.dtype), log_det
+
+
+def check_gamma(op: str, x: Tensor, gamma: Tensor, dim: int) -> None:
+    """Raise unless gamma is one exponent for each channel and dim is a spatial axis."""
+    check_floating(op, "gamma", gamma)
+    if x.dim() < 3 or dim % x.dim() < 2:
+        raise ValueError(f"{op}: dim must be a spatial axis of [B, C, ...], got dim {dim} of {list(x.shape)}")
+    if gamma.shape != (x.shape[1],):
+        raise ValueError(f"{op}: gamma must be [{x.shape[1]}], one for each channel, got {list(gamma.shape)}")
+
+
+def per_channel(gamma: Tensor, x: Tensor) -> Tensor:
+    """Gamma ``[C]`` beside x ``[B, C, ...]``, in its dtype."""
+    return gamma.to(x.dtype).view(-1, *(1,) * (x.dim() - 2))
