@@ -9,6 +9,8 @@ namespace py = pybind11;
 PYBIND11_MODULE(_C, m) {
   py::module_ cpu = m.def_submodule("cpu");
   py::module_ cuda = m.def_submodule("cuda");
+  pnf::bind_batch_norm_relu(cpu);
+  pnf::bind_conditioner_input(cpu);
   pnf::bind_masking(cpu, cuda);
   pnf::bind_standard_normal(cpu);
 

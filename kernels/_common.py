@@ -11,7 +11,8 @@ def wide(b_x):
     """At least float32, in which everything is computed."""
     if b_x.dtype == tl.float64:
         return b_x
-    return b_x.to(tl.float32)
+    else:  # without it the compiler sees two returns of different types
+        return b_x.to(tl.float32)
 
 
 def add_parts(
