@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 SOURCES := $(shell find pnf kernels csrc -type f -not -name '*.pyc') CMakeLists.txt pyproject.toml constraints.txt
 
-.PHONY: test lint demo benchmark clean
+.PHONY: test lint demo benchmark sanitize clean
 
 # pytest by its own name: `python -m pytest` would put the sources before the installed package.
 test: lint
@@ -36,6 +36,18 @@ demo: $(STAMP)
 
 benchmark: $(STAMP)
 	$(BIN)/pytest benchmarks --benchmark-only
+
+# The sanitizers' runtime has to be there before Python's; it wants the C++ library at once, which Python does not load.
+# What Python itself leaks is not our concern.
+sanitize: export PYTHONPATH := build/sanitized
+sanitize: export ASAN_OPTIONS := detect_leaks=0
+sanitize: export UBSAN_OPTIONS := print_stacktrace=1
+sanitize: PRELOAD = LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)"
+sanitize: $(STAMP)
+	$(BIN)/python -m pip install -q --no-deps --target build/sanitized --upgrade -c constraints.txt \
+		-C build-dir=build/sanitized-objects -C cmake.define.PNF_SANITIZE=ON -C cmake.define.PNF_CUDA=OFF .
+	$(PRELOAD) $(BIN)/pytest tests/ops -k "cpp or repeats"
+	$(PRELOAD) $(BIN)/python tests/fuzz_ops.py --cases 2000
 
 # Not an editable install: the tests run against what a user gets.
 $(STAMP): $(SOURCES)

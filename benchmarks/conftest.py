@@ -1,13 +1,25 @@
-"""What all benchmarks share: the hardware and the versions of a report, and threads that do not change."""
+"""What all benchmarks share: the devices, the race of an op, and the hardware and the versions of a report."""
 
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
+import report
 import torch
+from racing import Race, Replay, calls, check, describe
+from racing import race as run_race
+from torch import Tensor
 
 import pnf
+
+RACES = pytest.StashKey[dict[tuple[str, ...], Race]]()
+REPORTED = pytest.StashKey[list[dict[str, Any]]]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[RACES] = {}
+    config.stash[REPORTED] = []
 
 
 def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, Any]) -> None:  # noqa: ARG001
@@ -18,9 +30,74 @@ def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: di
     machine_info["processor"] = platform.processor()
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    if config.stash[REPORTED]:
+        terminalreporter.section("races")
+        terminalreporter.write_line(report.table(config.stash[REPORTED]))
+
+
 @pytest.fixture(params=["cpu", *(["cuda"] if torch.cuda.is_available() else [])])
 def device(request: pytest.FixtureRequest) -> str:
     return request.param
+
+
+@pytest.fixture
+def replay(request: pytest.FixtureRequest) -> Replay:
+    """The clock of ``benchmark``, if requested before it."""
+    clock = Replay()
+    request.node.add_marker(pytest.mark.benchmark(timer=clock.read))
+    return clock
+
+
+@pytest.fixture
+def race(replay: Replay, benchmark: Any, request: pytest.FixtureRequest) -> Callable[..., None]:
+    """The benchmark of one implementation of an op, which is raced against the others.
+
+    The three tests that differ in the implementation only share one race, run at the first of them. Without timings
+    (``--benchmark-disable``) each checks its implementation once, the compiled one without generating code.
+    """
+    torch.manual_seed(0)
+
+    def run(
+        implementation: str,
+        passes: str,
+        group: str,
+        make: Callable[[Any], Callable[..., Any]],
+        arguments: Sequence[Tensor],
+        saved: float,
+    ) -> None:
+        if benchmark.disabled:
+            benchmark.pedantic(check, (calls(passes, make, arguments, "eager"), implementation))
+            return
+        params = {k: v for k, v in request.node.callspec.params.items() if k != "implementation"}
+        key = (request.node.originalname, group, passes, describe(arguments), *map(str, params.values()))
+        races = request.config.stash[RACES]
+        if key not in races:
+            races[key] = run_race(passes, make, arguments, saved)
+        durations, moved = races[key]
+        replay.durations = iter(durations[implementation])
+        modes = {k: v for k, v in params.items() if k not in ("passes", "device", "shape", "layout", "dtype")}
+        words = [v if isinstance(v, str) else f"{k}={v}" for k, v in modes.items()]
+        case = " ".join([describe(arguments), *(word for word in words if word not in group.split())])
+        benchmark.group = f"{group} {passes} {case}"
+        benchmark.pedantic(replay.advance, rounds=len(durations[implementation]))
+        seconds = races[key].seconds()
+        benchmark.extra_info.update(
+            op=group,
+            passes=passes,
+            arguments=case,
+            implementation=implementation,
+            seconds=seconds,
+            bytes=moved,
+            gigabytes_per_second=moved / seconds[implementation] / 1e9,
+            share_of_floor=seconds["copy"] / seconds[implementation],
+            times_reference=seconds["reference"] / seconds[implementation],
+            times_compiled=seconds["compiled"] / seconds[implementation],
+        )
+        request.config.stash[REPORTED].append({"extra_info": benchmark.extra_info})
+
+    return run
 
 
 @pytest.fixture

@@ -11,7 +11,9 @@ PYBIND11_MODULE(_C, m) {
   py::module_ cuda = m.def_submodule("cuda");
   pnf::bind_batch_norm_relu(cpu);
   pnf::bind_conditioner_input(cpu);
+  pnf::bind_logit(cpu);
   pnf::bind_masking(cpu, cuda);
+  pnf::bind_squeeze(cpu);
   pnf::bind_standard_normal(cpu);
 
   cpu.def("levels", [] {

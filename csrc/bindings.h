@@ -24,7 +24,9 @@ void def(py::module_& m, const char* name, const Function& function) {
 // One for each file in bindings/; `cuda` stays empty in a build without CUDA.
 void bind_batch_norm_relu(py::module_& cpu);
 void bind_conditioner_input(py::module_& cpu);
+void bind_logit(py::module_& cpu);
 void bind_masking(py::module_& cpu, py::module_& cuda);
+void bind_squeeze(py::module_& cpu);
 void bind_standard_normal(py::module_& cpu);
 
 }  // namespace pnf

@@ -9,10 +9,7 @@ from torch import Tensor
 @triton.jit
 def wide(b_x):
     """At least float32, in which everything is computed."""
-    if b_x.dtype == tl.float64:
-        return b_x
-    else:  # without it the compiler sees two returns of different types
-        return b_x.to(tl.float32)
+    return b_x.to(tl.float64 if b_x.dtype == tl.float64 else tl.float32)
 
 
 def add_parts(

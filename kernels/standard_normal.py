@@ -22,9 +22,10 @@ def _forward(
     BLOCK: tl.constexpr,
 ):
     i_row, i_block = tl.program_id(0) // blocks, tl.program_id(0) % blocks
-    o_z = i_block * BLOCK + tl.arange(0, BLOCK)
-    m_z = o_z < length
-    b_z = wide(tl.load(z + i_row.to(tl.int64) * length + o_z, mask=m_z, other=0.0))
+    first = i_block.to(tl.int64) * BLOCK
+    o_z = tl.arange(0, BLOCK)
+    m_z = o_z < length - first
+    b_z = wide(tl.load(z + i_row.to(tl.int64) * length + first + o_z, mask=m_z, other=0.0))
     b_log_density = tl.where(m_z, -0.5 * b_z * b_z - 0.9189385332046727, 0.0)  # log(2 pi) / 2
     tl.store(out + tl.program_id(0), tl.sum(b_log_density, 0))
 
@@ -39,11 +40,12 @@ def _backward(
     BLOCK: tl.constexpr,
 ):
     i_row, i_block = tl.program_id(0) // blocks, tl.program_id(0) % blocks
-    o_z = i_block * BLOCK + tl.arange(0, BLOCK)
-    m_z = o_z < length
-    row = i_row.to(tl.int64) * length
-    b_z = wide(tl.load(z + row + o_z, mask=m_z, other=0.0))
-    tl.store(grad_z + row + o_z, -tl.load(grad + i_row) * b_z, mask=m_z)
+    first = i_block.to(tl.int64) * BLOCK
+    o_z = tl.arange(0, BLOCK)
+    m_z = o_z < length - first
+    at = i_row.to(tl.int64) * length + first
+    b_z = wide(tl.load(z + at + o_z, mask=m_z, other=0.0))
+    tl.store(grad_z + at + o_z, -tl.load(grad + i_row) * b_z, mask=m_z)
 
 
 def standard_normal(

@@ -32,14 +32,17 @@ def backends() -> list[Backend]:
     from pnf.ops._library import IMPLEMENTATIONS
 
     return [
-        Backend(family, device, implementation, _reason(device, implementation))
+        Backend(family, device, kind if runs else "reference", _reason(device, kind, runs))
         for family, devices in IMPLEMENTATIONS.items()
-        for device, implementation in devices.items()
+        for device, (kind, runs) in devices.items()
     ]
 
 
 def build() -> dict[str, str | bool]:
-    """What ``pnf._C`` was built with: ``version``, ``compiler``, ``cuda`` and, with it, ``nvcc``, ``architectures``.
+    """What ``pnf._C`` was built with and uses here.
+
+    ``version``, ``compiler``, ``cuda`` and, with it, ``nvcc`` and ``architectures``; ``level``, the instruction set of
+    the C++ kernels on this machine.
 
     Raises:
         RuntimeError: the compiled module cannot be loaded.
@@ -49,22 +52,22 @@ def build() -> dict[str, str | bool]:
     module = extension()
     if isinstance(module, ImportError):
         raise RuntimeError(_unloadable(module))
-    return dict(module.build)
+    return {**module.build, "level": module.cpu.levels()[module.cpu.level()]}
 
 
-def _reason(device: str, implementation: str) -> str:
+def _reason(device: str, kind: str, runs: bool) -> str:
     from pnf.ops._library import extension
 
-    module = extension()
     if device == "cuda" and not torch.cuda.is_available():
         return f"PyTorch {torch.__version__} sees no CUDA device on this machine"
-    if implementation != "reference":
+    if runs:
         return ""
+    if kind == "triton":
+        return "Triton is not installed: pip install 'pnf[gpu]'"
+    module = extension()
     if isinstance(module, ImportError):
         return _unloadable(module)
-    if device == "cuda" and not module.build["cuda"]:
-        return "pnf was built without CUDA: put nvcc on PATH and reinstall it from source with PNF_CUDA=ON"
-    return "this family has no compiled kernel for the device"
+    return "pnf was built without CUDA: put nvcc on PATH and reinstall it from source with PNF_CUDA=ON"
 
 
 def _unloadable(error: ImportError) -> str:

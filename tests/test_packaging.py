@@ -67,6 +67,7 @@ def test_build_tells_what_it_was_built_with() -> None:
     built = build()
     assert built["version"] == pnf.__version__
     assert re.match(r"\w+ \d+\.\d+", str(built["compiler"]))
+    assert built["level"] in {"x86-64-v2", "x86-64-v3", "x86-64-v4", "generic"}
     if built["cuda"]:
         assert re.fullmatch(r"\d+\.\d+\.\d+", str(built["nvcc"]))
         assert built["architectures"] == "80-real 90-real 100"
@@ -112,10 +113,22 @@ def test_without_the_extension_everything_runs_on_the_reference() -> None:
         "import torch, pnf, pnf.ops\n"
         "x = torch.ones(1, 2, 3, 3).contiguous(memory_format=torch.channels_last).requires_grad_()\n"
         "pnf.ops.mask_apply(x, 'checkerboard', 0).sum().backward()\n"
-        "print(x.grad.sum().item(), *{b.implementation for b in pnf.backends()})\n"
+        "print(x.grad.sum().item(), *{b.implementation for b in pnf.backends() if b.device == 'cpu'})\n"
         "print(next(b.reason for b in pnf.backends() if b.device == 'cpu'))"
     )
     figures, reason = run(code).splitlines()
     assert figures == "10.0 reference"
     assert reason.startswith("pnf._C cannot be loaded (")
     assert reason.endswith("): reinstall pnf with a C++20 compiler at hand")
+
+
+def test_without_triton_gpus_run_on_the_reference() -> None:
+    code = (
+        "import sys; sys.modules['triton'] = None\n"
+        "import torch; torch.cuda.is_available = lambda: True\n"
+        "import pnf\n"
+        "found = {b.device: b for b in pnf.backends() if b.family == 'standard_normal'}\n"
+        "print(found['cuda'].implementation, found['cuda'].reason)\n"
+        "print(found['cpu'].implementation, found['cpu'].reason)"
+    )
+    assert run(code).splitlines() == ["reference Triton is not installed: pip install 'pnf[gpu]'", "cpp"]

@@ -1,10 +1,10 @@
 #include "cpu/masking.h"
 
 #include <algorithm>
-#include <cstring>
 #include <stdexcept>
 #include <string>
 
+#include "cpu/move.h"
 #include "cpu/parallel.h"
 
 namespace pnf::cpu::PNF_ISA {
@@ -12,61 +12,6 @@ namespace {
 
 constexpr int64_t kGrainBytes = 1 << 16;
 constexpr int64_t kTile = 1 << 13;  // entries; even, so that a tile starts at an even site
-
-// Short runs, such as the channels of a pixel, move as two words that may overlap: no loop and no call.
-template <size_t bytes>
-void copy_ends(char* out, const char* x, size_t n) {
-  char head[bytes], tail[bytes];
-  std::memcpy(head, x, bytes);
-  std::memcpy(tail, x + n - bytes, bytes);
-  std::memcpy(out, head, bytes);
-  std::memcpy(out + n - bytes, tail, bytes);
-}
-
-template <size_t bytes>
-void zero_ends(char* out, size_t n) {
-  std::memset(out, 0, bytes);
-  std::memset(out + n - bytes, 0, bytes);
-}
-
-template <typename T>
-void copy_run(T* to, const T* from, int64_t count) {
-  char* out = reinterpret_cast<char*>(to);
-  const char* x = reinterpret_cast<const char*>(from);
-  const size_t n = static_cast<size_t>(count) * sizeof(T);
-  if (n > 64) {
-    std::memcpy(out, x, n);
-  } else if (n >= 32) {
-    copy_ends<32>(out, x, n);
-  } else if (n >= 16) {
-    copy_ends<16>(out, x, n);
-  } else if (n >= 8) {
-    copy_ends<8>(out, x, n);
-  } else if (n >= 4) {
-    copy_ends<4>(out, x, n);
-  } else {
-    for (size_t i = 0; i < n; ++i) out[i] = x[i];
-  }
-}
-
-template <typename T>
-void zero_run(T* to, int64_t count) {
-  char* out = reinterpret_cast<char*>(to);
-  const size_t n = static_cast<size_t>(count) * sizeof(T);
-  if (n > 64) {
-    std::memset(out, 0, n);
-  } else if (n >= 32) {
-    zero_ends<32>(out, n);
-  } else if (n >= 16) {
-    zero_ends<16>(out, n);
-  } else if (n >= 8) {
-    zero_ends<8>(out, n);
-  } else if (n >= 4) {
-    zero_ends<4>(out, n);
-  } else {
-    for (size_t i = 0; i < n; ++i) out[i] = 0;
-  }
-}
 
 // A part of one row: sites [begin, end) of a plane, entries [first, last) of each. `begin` is even, and `kept` tells
 // whether it is kept.
@@ -113,26 +58,6 @@ void apply_line(T* out, const T* x, int64_t n, bool first_kept) {
     out[i + 1] = static_cast<T>(x[i + 1] & odd);
   }
   if (i < n) out[i] = static_cast<T>(x[i] & even);
-}
-
-template <typename T>
-void split_line(T* even, T* odd, const T* x, int64_t n) {
-  const int64_t pairs = n / 2;
-  for (int64_t k = 0; k < pairs; ++k) {
-    even[k] = x[2 * k];
-    odd[k] = x[2 * k + 1];
-  }
-  if (n % 2) even[pairs] = x[n - 1];
-}
-
-template <typename T>
-void merge_line(T* out, const T* even, const T* odd, int64_t n) {
-  const int64_t pairs = n / 2;
-  for (int64_t k = 0; k < pairs; ++k) {
-    out[2 * k] = even[k];
-    out[2 * k + 1] = odd[k];
-  }
-  if (n % 2) out[n - 1] = even[pairs];
 }
 
 // Where a site of a plane lies in memory: the rows of a conditioner's input leave room for the condition.

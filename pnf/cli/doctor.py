@@ -57,7 +57,7 @@ def _compiled() -> str:
     except RuntimeError as error:
         return str(error)
     cuda = f"CUDA kernels by nvcc {found['nvcc']} for {found['architectures']}" if found["cuda"] else "no CUDA kernels"
-    return f"{found['compiler']}, {cuda}"
+    return f"{found['compiler']}, C++ kernels for {found['level']}, {cuda}"
 
 
 def _gpu() -> str:

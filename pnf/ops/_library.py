@@ -3,9 +3,10 @@
 The dispatcher is the whole choice of an implementation: the reference is registered for every device, and a compiled
 kernel for a device replaces it there. So there is no ``if x.is_cuda`` anywhere, and an op works without its kernels.
 
-Automatic differentiation is registered for each device as well, with a :class:`torch.autograd.Function` that calls that
-device's kernel itself. ``torch.library.register_autograd`` would ask the dispatcher once more for it, which took 10 of
-37 microseconds of a small op, forward and backward.
+Automatic differentiation is registered for each device as well, with an autograd function (of a single level, as the
+dispatcher has gone through those of torch.func by then) that calls that device's kernel itself.
+``torch.library.register_autograd`` would ask the dispatcher once more for it, which took 10 of 37 microseconds of a
+small op, forward and backward.
 """
 
 import functools
@@ -17,11 +18,13 @@ from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
+from torch._functorch.utils import enable_single_level_autograd_function
+from torch.autograd.function import _SingleLevelFunction
 
 LIBRARY = torch.library.Library("pnf", "DEF")
 
-# family -> device -> implementation, as pnf.backends() tells it
-IMPLEMENTATIONS: dict[str, dict[str, str]] = {}
+# family -> device -> the kind of kernel that was written for it, and whether it can run
+IMPLEMENTATIONS: dict[str, dict[str, tuple[str, bool]]] = {}
 
 # op -> kind of implementation -> a function of the op's arguments
 KERNELS: dict[str, dict[str, Callable[..., Any]]] = {}
@@ -36,10 +39,13 @@ Launch = Callable[..., None]
 
 
 class Kernel(NamedTuple):
-    """A compiled implementation of an op: its kind, "cpp", "cuda" or "triton", and a function of the op's arguments."""
+    """A compiled implementation of an op: its kind, "cpp", "cuda" or "triton", and a function of the op's arguments.
+
+    The function is None where it cannot run: the extension or Triton is missing.
+    """
 
     kind: str
-    run: Callable[..., Any]
+    run: Callable[..., Any] | None
 
 
 @functools.cache
@@ -105,8 +111,8 @@ def triton(family: str, name: str) -> Launch | None:
 
 
 def kernels(implement: Callable[[Launch], Callable[..., Any]], **launches: Launch | None) -> list[Kernel]:
-    """The implementations of an op that can run here: ``implement(launch)`` for each launch, named by its kind."""
-    return [Kernel(kind, implement(launch)) for kind, launch in launches.items() if launch is not None]
+    """The implementations of an op: ``implement(launch)`` for each launch, named by its kind."""
+    return [Kernel(kind, None if launch is None else implement(launch)) for kind, launch in launches.items()]
 
 
 DEVICES = {"cpp": "cpu", "cuda": "cuda", "triton": "cuda"}
@@ -132,7 +138,7 @@ def register(
         backward: ``backward(ctx, *grads)``, a gradient or None for each argument; it calls differentiable ops. Lists
             of tensors in the schema are flattened, in the gradients too.
         setup_context: ``setup_context(ctx, inputs, output)``, saves what the backward needs.
-        kernels: the compiled implementations that can run here.
+        kernels: the compiled implementations.
 
     Returns:
         The op, to be called with positional arguments.
@@ -143,11 +149,13 @@ def register(
     LIBRARY.impl(name, reference, "CompositeExplicitAutograd")
     op: Callable[..., Any] = getattr(torch.ops.pnf, name).default
     LIBRARY.impl(name, _autograd(op, None, backward, setup_context), "Autograd", with_keyset=True)
-    KERNELS[name] = {"reference": reference} | {kernel.kind: kernel.run for kernel in kernels}
-    kinds = IMPLEMENTATIONS.setdefault(family, {"cpu": "reference", "cuda": "reference"})
+    KERNELS[name] = {"reference": reference}
     for kernel in kernels:
         device = DEVICES[kernel.kind]
-        kinds[device] = kernel.kind
+        IMPLEMENTATIONS.setdefault(family, {})[device] = kernel.kind, kernel.run is not None
+        if kernel.run is None:
+            continue
+        KERNELS[name][kernel.kind] = kernel.run
         LIBRARY.impl(name, kernel.run, device.upper())
         differentiable = _autograd(op, kernel.run, backward, setup_context)
         LIBRARY.impl(name, differentiable, f"Autograd{device.upper()}", with_keyset=True)
@@ -196,17 +204,18 @@ def _autograd(
     setup_context: Callable[..., None],
 ) -> Callable[..., Any]:
     """The op at the dispatcher's autograd keys: ``run``, or what the dispatcher finds, and the backward."""
-    after, python = torch._C._after_autograd_keyset, torch._C.DispatchKey.Python
-    functionalize = torch._C.DispatchKey.Functionalize
-    below_autograd = torch._C._AutoDispatchBelowAutograd
+    after, below_autograd = torch._C._after_autograd_keyset, torch._C._AutoDispatchBelowAutograd
+    # Tracing, functionalisation and the levels of torch.func are still to come where these keys are set.
+    keys = torch._C.DispatchKey
+    python, functionalize, level = keys.Python, keys.Functionalize, keys.FuncTorchDynamicLayerBackMode
 
     def below(keyset: Any, args: Sequence[Any]) -> Any:
-        if run is None or keyset.has(python) or keyset.has(functionalize):
+        if run is None or keyset.has(python) or keyset.has(functionalize) or keyset.has(level):
             with below_autograd():
                 return op.redispatch(keyset & after, *args)
         return run(*args)
 
-    class Differentiable(torch.autograd.Function):
+    class Differentiable(_SingleLevelFunction):
         @staticmethod
         def forward(ctx: Any, keyset: Any, *args: Any) -> Any:
             output = below(keyset, args)
@@ -218,12 +227,17 @@ def _autograd(
             found = backward(ctx, *grads)
             return (None, *found) if isinstance(found, tuple) else (None, found)
 
-    apply = Differentiable.apply
+    def apply(function: Any, keyset: Any, *args: Any) -> Any:
+        if not keyset.has(level):
+            return function.apply(keyset, *args)
+        with enable_single_level_autograd_function():
+            return function.apply(keyset, *args)
+
     requires_grad, grad_enabled = torch._C._any_requires_grad, torch.is_grad_enabled
 
     def differentiable(keyset: Any, *args: Any) -> Any:
         if grad_enabled() and requires_grad(*args):
-            return apply(keyset, *args)
+            return apply(Differentiable, keyset, *args)
         return below(keyset, args)
 
     lists = [i for i, argument in enumerate(op._schema.arguments) if "List[Tensor]" in str(argument.type)]
@@ -232,7 +246,7 @@ def _autograd(
         return differentiable
 
     # An autograd.Function takes and gives tensors one by one.
-    class FlatDifferentiable(torch.autograd.Function):
+    class FlatDifferentiable(_SingleLevelFunction):
         @staticmethod
         def forward(ctx: Any, keyset: Any, lengths: list[int], *flat: Any) -> Any:
             args = list(flat)
@@ -253,7 +267,7 @@ def _autograd(
         flat: list[Any] = []
         for i, arg in enumerate(args):
             flat += arg if i in lists else [arg]
-        output = FlatDifferentiable.apply(keyset, [len(args[i]) for i in lists], *flat)
+        output = apply(FlatDifferentiable, keyset, [len(args[i]) for i in lists], *flat)
         return list(output) if returns_list else output
 
     return flat_differentiable

@@ -32,9 +32,7 @@ def squeeze(
         TypeError: x is no tensor.
         ValueError: an unknown order, not four dims, or an odd height or width.
     """
-    check_squeeze("squeeze", x, order)
-    if x.shape[2] % 2 or x.shape[3] % 2:
-        raise ValueError(f"squeeze: x must have an even height and width, got {list(x.shape)}")
+    check_squeeze(x, order)
     b, c, h, w = x.shape
     x = x.reshape(b, c, h // 2, 2, w // 2, 2)
     if order == "plain":
@@ -61,9 +59,7 @@ def squeeze_inverse(
         TypeError: y is no tensor.
         ValueError: an unknown order, not four dims, or channels that are no multiple of 4.
     """
-    check_squeeze("squeeze_inverse", y, order)
-    if y.shape[1] % 4:
-        raise ValueError(f"squeeze_inverse: y must have a multiple of 4 channels, got {list(y.shape)}")
+    check_squeeze_inverse(y, order)
     b, k, h, w = y.shape
     c = k // 4
     if order == "plain":
@@ -73,8 +69,21 @@ def squeeze_inverse(
     return y.reshape(b, 2, 2, c, h, w).permute(0, 3, 4, 1, 5, 2).reshape(b, c, 2 * h, 2 * w)
 
 
-def check_squeeze(op: str, x: Tensor, order: str) -> None:
-    """Raise unless x is an image batch and the order is known."""
+def check_squeeze(x: Tensor, order: str) -> None:
+    """Raise the errors that :func:`squeeze` documents."""
+    _check("squeeze", x, order)
+    if x.shape[2] % 2 or x.shape[3] % 2:
+        raise ValueError(f"squeeze: x must have an even height and width, got {list(x.shape)}")
+
+
+def check_squeeze_inverse(y: Tensor, order: str) -> None:
+    """Raise the errors that :func:`squeeze_inverse` documents."""
+    _check("squeeze_inverse", y, order)
+    if y.shape[1] % 4:
+        raise ValueError(f"squeeze_inverse: y must have a multiple of 4 channels, got {list(y.shape)}")
+
+
+def _check(op: str, x: Tensor, order: str) -> None:
     if not isinstance(x, Tensor):
         raise TypeError(f"{op}: the input must be a Tensor, got {type(x).__name__}")
     if order not in ORDERS:

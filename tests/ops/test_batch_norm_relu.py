@@ -36,7 +36,7 @@ class TestBatchNormRelu(OpTests):
     # The backward is differentiated in the forward's second derivatives: alone, it does not know that the statistics
     # of a batch depend on x, and the bias has no part in it but the sign.
     cases = {
-        **{f"batch {shape}": Case("batch_norm_relu", lambda s=shape: forward(*s), exact_to=16) for shape in SHAPES[:3]},
+        **{f"batch {shape}": Case("batch_norm_relu", lambda s=shape: forward(*s)) for shape in SHAPES[:3]},
         **{
             f"given {shape}": Case("batch_norm_relu", lambda s=shape: forward(*s, given=True), differentiable=False)
             for shape in [*SHAPES[1:4], (0, 3, 2), (2, 0, 3)]
@@ -45,8 +45,7 @@ class TestBatchNormRelu(OpTests):
             f"backward {batch} {shape}": Case(
                 "batch_norm_relu_backward",
                 lambda s=shape, b=batch: backward(*s, batch=b),
-                differentiable=False,
-                exact_to=16,
+                differentiable=False
             )
             for batch in (True, False)
             for shape in SHAPES[:2]

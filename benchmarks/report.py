@@ -1,0 +1,67 @@
+"""The results of ``pytest benchmarks --benchmark-json FILE`` as Markdown: ``python benchmarks/report.py FILE``."""
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+COLUMNS = ["op", "passes", "arguments", "eager", "compiled", "pnf", "to eager", "to compiled", "GB/s", "of a copy"]
+
+
+def time(seconds: float) -> str:
+    unit, scale = ("ms", 1e3) if seconds >= 1e-3 else ("us", 1e6)
+    return f"{seconds * scale:.3g} {unit}"
+
+
+def table(benchmarks: Sequence[dict[str, Any]]) -> str:
+    """A line for each race that pnf took part in."""
+    lines = []
+    for info in (benchmark["extra_info"] for benchmark in benchmarks):
+        if info.get("implementation") != "pnf":
+            continue
+        seconds = info["seconds"]
+        lines.append(
+            [
+                info["op"],
+                info["passes"],
+                info["arguments"],
+                *(time(seconds[name]) for name in ("reference", "compiled", "pnf")),
+                f"{info['times_reference']:.2f}x",
+                f"{info['times_compiled']:.2f}x",
+                f"{info['gigabytes_per_second']:.1f}",
+                f"{info['share_of_floor']:.0%}",
+            ]
+        )
+    widths = [max(map(len, column)) for column in zip(COLUMNS, *lines, strict=True)]
+    ruler = ["-" * w if i < 3 else "-" * (w - 1) + ":" for i, w in enumerate(widths)]
+    rows = [
+        [cell.ljust(w) if i < 3 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True))]
+        for line in [COLUMNS, *lines]
+    ]
+    return "\n".join(f"| {' | '.join(row)} |" for row in [rows[0], ruler, *rows[1:]])
+
+
+def report(results: dict[str, Any]) -> str:
+    machine, commit = results["machine_info"], results["commit_info"]
+    versions = f"pnf {machine['pnf']}, torch {machine['torch']}, Python {machine['python_version']}"
+    changed = ", with uncommitted changes" if commit["dirty"] else ""
+    return "\n".join(
+        [
+            f"- {machine['cpu'].get('brand_raw', machine['machine'])}, {machine['threads']} threads"
+            + (f"; {machine['cuda']}" if machine["cuda"] else ""),
+            f"- {versions}",
+            f"- commit {commit['id']}{changed}, {results['datetime'][:10]}",
+            "",
+            'Medians of interleaved rounds. "of a copy" is the time in which the device copies as many bytes as the op'
+            " has to read and write at least, over the time of pnf.",
+            "",
+            table(results["benchmarks"]),
+        ]
+    )
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("results", type=Path)
+    print(report(json.loads(parser.parse_args().results.read_text())))

@@ -1,0 +1,191 @@
+"""The logit of pixels and its inverse: a program for each block of a row.
+
+A forward pass reads an entry and writes one; a backward pass reads two and writes one: the floor is 2 or 3 times the
+bytes of x over the memory's bandwidth.
+"""
+
+import math
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from pnf.kernels._common import add_parts, wide
+
+BLOCK = 2048
+WARPS = 4
+
+
+@triton.jit
+def _ends(b_x, ALPHA: tl.constexpr, SLOPE: tl.constexpr):
+    """``p = ALPHA + SLOPE x`` and the same of 1 - x, before they are clamped."""
+    return ALPHA + SLOPE * b_x, ALPHA + SLOPE * (1 - b_x)
+
+
+@triton.jit
+def _at_least(b_x):
+    """Clamped to the boundary of the reference, NaN left alone."""
+    return tl.where(b_x < 5.9604644775390625e-08, 5.9604644775390625e-08, b_x)
+
+
+@triton.jit
+def _ratio(b_p, b_q):
+    """``exp(-|y|)``, with an end that is infinite too."""
+    return tl.where(b_p < b_q, b_p, b_q) / tl.where(b_p < b_q, b_q, b_p)
+
+
+@triton.jit
+def _tanh_half(b_negative, b_ratio):
+    """``tanh(y / 2)``, the derivative of a log-determinant, from ``exp(-|y|)``."""
+    b_magnitude = (1 - b_ratio) / (1 + b_ratio)
+    return tl.where(b_negative, -b_magnitude, b_magnitude)
+
+
+@triton.jit
+def _forward(
+    out,  # [rows, length]
+    log_det,  # [rows, blocks]
+    x,  # [rows, length]
+    length,
+    blocks,
+    ALPHA: tl.constexpr,  # an argument at run time would be rounded to float32
+    SLOPE: tl.constexpr,
+    LOG_SLOPE: tl.constexpr,
+    INVERSE: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    i_row, i_block = tl.program_id(0) // blocks, tl.program_id(0) % blocks
+    o_x = i_block * BLOCK + tl.arange(0, BLOCK)
+    m_x = o_x < length
+    row = i_row.to(tl.int64) * length
+    b_x = wide(tl.load(x + row + o_x, mask=m_x, other=0.0))
+    if INVERSE:
+        b_magnitude = tl.abs(b_x)
+        b_ratio = tl.exp(-b_magnitude)
+        b_out = (tl.where(b_x < 0, b_ratio, 1.0) / (1 + b_ratio) - ALPHA) / SLOPE
+    else:
+        b_p, b_q = _ends(b_x, ALPHA, SLOPE)
+        b_p, b_q = _at_least(b_p), _at_least(b_q)
+        b_out = tl.log(b_p) - tl.log(b_q)
+        b_magnitude = tl.abs(b_out)
+        b_ratio = _ratio(b_p, b_q)
+    # The sum is at least log(4), so that the rounding of 1 + ratio does not show.
+    b_log_det = tl.where(m_x, b_magnitude + 2 * tl.log(1 + b_ratio) + LOG_SLOPE, 0.0)
+    total = tl.sum(b_log_det, 0)
+    tl.store(out + row + o_x, b_out, mask=m_x)
+    tl.store(log_det + tl.program_id(0), -total if INVERSE else total)
+
+
+@triton.jit
+def _backward(
+    grad_in,  # [rows, length]
+    grad_out,  # [rows, length]
+    grad_log_det,  # [rows]
+    x,  # [rows, length]
+    length,
+    blocks,
+    ALPHA: tl.constexpr,
+    SLOPE: tl.constexpr,
+    INVERSE: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    i_row, i_block = tl.program_id(0) // blocks, tl.program_id(0) % blocks
+    o_x = i_block * BLOCK + tl.arange(0, BLOCK)
+    m_x = o_x < length
+    row = i_row.to(tl.int64) * length
+    b_x = wide(tl.load(x + row + o_x, mask=m_x, other=0.0))
+    b_grad = wide(tl.load(grad_out + row + o_x, mask=m_x, other=0.0))
+    grad = tl.load(grad_log_det + i_row)
+    if INVERSE:
+        b_ratio = tl.exp(-tl.abs(b_x))
+        b_sum = 1 + b_ratio
+        b_out = b_grad * (b_ratio / (b_sum * b_sum * SLOPE)) - grad * _tanh_half(b_x < 0, b_ratio)
+    else:
+        b_free_p, b_free_q = _ends(b_x, ALPHA, SLOPE)
+        b_p, b_q = _at_least(b_free_p), _at_least(b_free_q)
+        # 1 / p + 1 / q, whose product overflows nowhere: where one is large, the other is clamped.
+        b_inverse = (tl.where(b_free_p == b_p, b_q, 0.0) + tl.where(b_free_q == b_q, b_p, 0.0)) / (b_p * b_q)
+        b_out = (b_grad + grad * _tanh_half(b_p < b_q, _ratio(b_p, b_q))) * (SLOPE * b_inverse)
+    tl.store(grad_in + row + o_x, b_out, mask=m_x)
+
+
+def logit(
+    y: Tensor,  # [rows, length]
+    log_det: Tensor,  # [rows]
+    x: Tensor,  # [rows, length]
+    rows: int,
+    length: int,
+    alpha: float,
+) -> None:
+    """``y = log p - log q`` of ``p = alpha + (1 - 2 alpha) x`` and ``q = 1 - p``, and each row's log-determinant."""
+    _launch_forward(y, log_det, x, rows, length, alpha, False)
+
+
+def logit_inverse(
+    x: Tensor,  # [rows, length]
+    log_det: Tensor,  # [rows]
+    y: Tensor,  # [rows, length]
+    rows: int,
+    length: int,
+    alpha: float,
+) -> None:
+    """``x = (sigmoid(y) - alpha) / (1 - 2 alpha)``, and each row's log-determinant."""
+    _launch_forward(x, log_det, y, rows, length, alpha, True)
+
+
+def logit_backward(
+    grad_x: Tensor,  # [rows, length]
+    grad_y: Tensor,  # [rows, length]
+    grad_log_det: Tensor,  # [rows]
+    x: Tensor,  # [rows, length]
+    rows: int,
+    length: int,
+    alpha: float,
+) -> None:
+    """``grad_x = (grad_y + grad_log_det tanh(y / 2)) (1 - 2 alpha) (1 / p + 1 / q)``, what is clamped adding 0."""
+    _launch_backward(grad_x, grad_y, grad_log_det, x, rows, length, alpha, False)
+
+
+def logit_inverse_backward(
+    grad_y: Tensor,  # [rows, length]
+    grad_x: Tensor,  # [rows, length]
+    grad_log_det: Tensor,  # [rows]
+    y: Tensor,  # [rows, length]
+    rows: int,
+    length: int,
+    alpha: float,
+) -> None:
+    """``grad_y = grad_x sigmoid(y) sigmoid(-y) / (1 - 2 alpha) - grad_log_det tanh(y / 2)``."""
+    _launch_backward(grad_y, grad_x, grad_log_det, y, rows, length, alpha, True)
+
+
+def _launch_forward(
+    out: Tensor, log_det: Tensor, x: Tensor, rows: int, length: int, alpha: float, inverse: bool
+) -> None:
+    if rows == 0:
+        return
+    blocks = max(triton.cdiv(length, BLOCK), 1)
+    parts = log_det if blocks == 1 else log_det.new_empty(rows, blocks)
+    slope = 1 - 2 * alpha
+    _forward[(rows * blocks,)](
+        out, parts, x, length, blocks, alpha, slope, math.log(slope), inverse, BLOCK, num_warps=WARPS
+    )
+    if blocks > 1:
+        add_parts(log_det, parts)
+
+
+def _launch_backward(
+    grad_in: Tensor,
+    grad_out: Tensor,
+    grad_log_det: Tensor,
+    x: Tensor,
+    rows: int,
+    length: int,
+    alpha: float,
+    inverse: bool,
+) -> None:
+    blocks = triton.cdiv(length, BLOCK)
+    if rows and blocks:
+        _backward[(rows * blocks,)](
+            grad_in, grad_out, grad_log_det, x, length, blocks, alpha, 1 - 2 * alpha, inverse, BLOCK, num_warps=WARPS
+        )

@@ -1,0 +1,16 @@
+"""The flows on compiled ops: a drop-in for those of :mod:`pnf.reference`, with the same parameters and results."""
+
+from pnf import flows, ops
+
+OPS = flows.OpTable(**{name: getattr(ops, name) for name in flows.OpTable._fields})
+
+
+class RealNVP(flows.RealNVP):
+    __doc__ = flows.RealNVP.__doc__
+    ops = OPS
+
+
+class ProgressiveFlow(flows.ProgressiveFlow):
+    __doc__ = flows.ProgressiveFlow.__doc__
+    ops = OPS
+    flow_class = RealNVP

@@ -1,0 +1,152 @@
+"""The logit preprocessing of pixels; the compiled twin of :mod:`pnf.reference.logit`."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pnf.ops._layout import dense, dense_as, empty, rows, wide
+from pnf.ops._library import DTYPES, Kernel, Launch, cpp, documented_by, kernels, register, triton, vjp
+from pnf.reference.logit import BOUNDARY, check_logit
+from pnf.reference.logit import logit as reference
+from pnf.reference.logit import logit_inverse as reference_inverse
+
+__all__ = ["logit", "logit_inverse"]
+
+
+@documented_by(reference)
+def logit(
+    x: Tensor,  # [B, ...]
+    alpha: float,
+) -> tuple[Tensor, Tensor]:
+    check_logit("logit", x, alpha)
+    return _logit(x, alpha)
+
+
+@documented_by(reference_inverse)
+def logit_inverse(
+    y: Tensor,  # [B, ...]
+    alpha: float,
+) -> tuple[Tensor, Tensor]:
+    check_logit("logit_inverse", y, alpha)
+    return _inverse(y, alpha)
+
+
+def _compiled(launch: Launch) -> Callable[..., tuple[Tensor, Tensor]]:
+    def run(x: Tensor, alpha: float) -> tuple[Tensor, Tensor]:
+        x, last = dense(x)
+        out = empty(x, x.shape, last)
+        log_det = x.new_empty(x.shape[0], dtype=wide(x.dtype))
+        launch((out, log_det, x), *rows(x), alpha, DTYPES[x.dtype])
+        return out, log_det
+
+    return run
+
+
+def _compiled_backward(launch: Launch) -> Callable[..., Tensor]:
+    def run(grad_out: Tensor, grad_log_det: Tensor, x: Tensor, alpha: float) -> Tensor:
+        x, last = dense(x)
+        out = empty(x, x.shape, last)
+        grad_log_det = grad_log_det.to(wide(x.dtype)).contiguous()
+        launch((out, dense_as(grad_out, last), grad_log_det, x), *rows(x), alpha, DTYPES[x.dtype])
+        return out
+
+    return run
+
+
+def _laid_out(function: Callable[..., tuple[Tensor, Tensor]]) -> Callable[..., tuple[Tensor, Tensor]]:
+    def run(x: Tensor, alpha: float) -> tuple[Tensor, Tensor]:
+        out, log_det = function(x, alpha)
+        return dense_as(out, dense(x)[1]), log_det
+
+    return run
+
+
+def _reference_backward(grad_y: Tensor, grad_log_det: Tensor, x: Tensor, alpha: float) -> Tensor:
+    """``(grad_y + grad_log_det tanh(y / 2)) (1 - 2 alpha) (1 / p + 1 / q)``, where what is clamped adds 0."""
+    slope, each = 1 - 2 * alpha, x.to(wide(x.dtype))
+    free_p, free_q = alpha + slope * each, alpha + slope * (1 - each)
+    p, q = free_p.clamp(min=BOUNDARY), free_q.clamp(min=BOUNDARY)
+    grad = grad_y + _beside(grad_log_det, x) * ((p.log() - q.log()) / 2).tanh()
+    inverse = torch.where(free_p < BOUNDARY, 0, q) + torch.where(free_q < BOUNDARY, 0, p)
+    grad_x = grad * (slope * (inverse / (p * q)))
+    return dense_as(grad_x.to(x.dtype), dense(x)[1])
+
+
+def _reference_inverse_backward(grad_x: Tensor, grad_log_det: Tensor, y: Tensor, alpha: float) -> Tensor:
+    """``grad_x sigmoid(y) sigmoid(-y) / (1 - 2 alpha) - grad_log_det tanh(y / 2)``."""
+    each = y.to(wide(y.dtype))
+    slope = each.sigmoid() * (-each).sigmoid() / (1 - 2 * alpha)
+    grad_y = grad_x * slope - _beside(grad_log_det, y) * (each / 2).tanh()
+    return dense_as(grad_y.to(y.dtype), dense(y)[1])
+
+
+def _beside(log_det: Tensor, x: Tensor) -> Tensor:
+    return log_det.to(wide(x.dtype)).view(-1, *(1,) * (x.dim() - 1))
+
+
+def _fake(x: Tensor, alpha: float) -> tuple[Tensor, Tensor]:  # noqa: ARG001
+    return empty(x, x.shape, dense(x)[1]), x.new_empty(x.shape[0], dtype=wide(x.dtype))
+
+
+def _fake_backward(grad_out: Tensor, grad_log_det: Tensor, x: Tensor, alpha: float) -> Tensor:  # noqa: ARG001
+    return empty(x, x.shape, dense(x)[1])
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:  # noqa: ARG001
+    x, ctx.alpha = inputs
+    ctx.save_for_backward(x)
+
+
+def _differentiate(ctx: Any, grad_y: Tensor, grad_log_det: Tensor) -> tuple[Tensor, None]:
+    return _backward(grad_y, grad_log_det, *ctx.saved_tensors, ctx.alpha), None
+
+
+def _differentiate_inverse(ctx: Any, grad_x: Tensor, grad_log_det: Tensor) -> tuple[Tensor, None]:
+    return _inverse_backward(grad_x, grad_log_det, *ctx.saved_tensors, ctx.alpha), None
+
+
+def _kernels(name: str, implement: Callable[[Launch], Callable[..., Any]]) -> list[Kernel]:
+    return kernels(implement, cpp=cpp(name), triton=triton("logit", name))
+
+
+_logit = register(
+    "logit",
+    "logit(Tensor x, float alpha) -> (Tensor, Tensor)",
+    reference=_laid_out(reference),
+    fake=_fake,
+    backward=_differentiate,
+    setup_context=_save,
+    kernels=_kernels("logit", _compiled),
+)
+_inverse = register(
+    "logit",
+    "logit_inverse(Tensor y, float alpha) -> (Tensor, Tensor)",
+    reference=_laid_out(reference_inverse),
+    fake=_fake,
+    backward=_differentiate_inverse,
+    setup_context=_save,
+    kernels=_kernels("logit_inverse", _compiled),
+)
+
+_second, _save_second = vjp(_reference_backward)
+_backward = register(
+    "logit",
+    "logit_backward(Tensor grad_y, Tensor grad_log_det, Tensor x, float alpha) -> Tensor",
+    reference=_reference_backward,
+    fake=_fake_backward,
+    backward=_second,
+    setup_context=_save_second,
+    kernels=_kernels("logit_backward", _compiled_backward),
+)
+_second_inverse, _save_second_inverse = vjp(_reference_inverse_backward)
+_inverse_backward = register(
+    "logit",
+    "logit_inverse_backward(Tensor grad_x, Tensor grad_log_det, Tensor y, float alpha) -> Tensor",
+    reference=_reference_inverse_backward,
+    fake=_fake_backward,
+    backward=_second_inverse,
+    setup_context=_save_second_inverse,
+    kernels=_kernels("logit_inverse_backward", _compiled_backward),
+)

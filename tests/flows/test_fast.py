@@ -1,0 +1,98 @@
+"""The flows on compiled ops against the reference: the same state, and the same results within the tolerances."""
+
+import copy
+import itertools
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.testing import assert_close
+
+from pnf import fast, reference
+
+SETTINGS = list(
+    itertools.product(
+        [(1, 8, 8), (3, 8, 16), (2, 16), (32,)], ["dense", "conv"], ["bounded", "identity"], ["act", "batch", "none"]
+    )
+)
+
+
+def pair(
+    randomise: Callable[..., nn.Module], shape: tuple[int, ...], coupling: str, detail: str, norm: str, **settings: Any
+) -> tuple[reference.ProgressiveFlow, fast.ProgressiveFlow]:
+    settings = {"coupling": coupling, "detail": detail, "norm": norm, "hidden": 8, "blocks": 1, **settings}
+    flow = reference.ProgressiveFlow(shape, 1, num_couplings=3, **settings)
+    flow.train()(torch.rand(16, *shape))
+    randomise(flow, 0.1)
+    twin = fast.ProgressiveFlow(shape, 1, num_couplings=3, **settings)
+    twin.load_state_dict(flow.state_dict())
+    return flow, twin
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+@pytest.mark.parametrize(("shape", "coupling", "detail", "norm"), SETTINGS, ids=str)
+def test_equals_the_reference(
+    randomise: Callable[..., nn.Module],
+    shape: tuple[int, ...],
+    coupling: str,
+    detail: str,
+    norm: str,
+    training: bool,
+) -> None:
+    flow, twin = (f.train(training) for f in pair(randomise, shape, coupling, detail, norm))
+    xs = [torch.rand(5, *shape).requires_grad_() for _ in range(2)]
+    xs[1].data.copy_(xs[0].data)
+    want, got = flow.log_prob(xs[0]), twin.log_prob(xs[1])
+    assert_close(got, want, rtol=1e-5, atol=1e-5 * want.abs().max().item())
+    want.sum().backward()
+    got.sum().backward()
+    for (name, a), b in zip([*flow.named_parameters(), ("x", xs[0])], [*twin.parameters(), xs[1]], strict=True):
+        assert_close(
+            b.grad, a.grad, rtol=1e-4, atol=1e-4 * a.grad.abs().max().item(), msg=lambda m, n=name: f"{n}: {m}"
+        )
+    for (name, a), b in zip(flow.state_dict().items(), twin.state_dict().values(), strict=True):
+        assert_close(b, a, rtol=1e-5, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
+    z = 0.5 * torch.randn(5, flow.dims)
+    for a, b in zip(flow.inverse(z), twin.inverse(z), strict=True):
+        assert_close(b, a, rtol=1e-5, atol=1e-4)
+    assert_close(twin.encode(xs[0].detach()), flow.encode(xs[0].detach()), rtol=0, atol=0)
+
+
+def test_second_derivatives_equal_the_reference(randomise: Callable[..., nn.Module]) -> None:
+    found = []
+    for flow in pair(randomise, (1, 8, 8), "conv", "bounded", "act"):
+        x = torch.rand(2, 1, 8, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64).requires_grad_()
+        flow.double()
+        (grad,) = torch.autograd.grad(flow.log_prob(x).sum(), x, create_graph=True)
+        found.append(torch.autograd.grad(grad.square().sum(), x)[0])
+    assert_close(found[1], found[0], rtol=1e-8, atol=1e-8 * found[0].abs().max().item())
+
+
+def test_the_same_seed_gives_the_same_bits(randomise: Callable[..., nn.Module]) -> None:
+    _, flow = pair(randomise, (1, 8, 8), "conv", "bounded", "batch")
+    draws = [flow.eval().sample(4, generator=torch.Generator().manual_seed(0)) for _ in range(2)]
+    assert torch.equal(*draws)
+    assert draws[0].min() >= 0
+    assert draws[0].max() <= 1
+
+
+def test_can_be_copied_pickled_and_saved(randomise: Callable[..., nn.Module], tmp_path: Any) -> None:
+    flow, twin = pair(randomise, (1, 8, 8), "conv", "bounded", "act")
+    x = torch.rand(2, 1, 8, 8)
+    for other in (copy.deepcopy(twin), pickle.loads(pickle.dumps(twin))):
+        assert torch.equal(other.log_prob(x), twin.log_prob(x))
+    flow.save_pretrained(tmp_path)
+    assert torch.equal(fast.ProgressiveFlow.from_pretrained(tmp_path).log_prob(x), twin.log_prob(x))
+
+
+def test_is_one_graph(randomise: Callable[..., nn.Module]) -> None:
+    torch._dynamo.reset()
+    _, flow = pair(randomise, (1, 8, 8), "conv", "bounded", "batch")
+    x = torch.rand(3, 1, 8, 8)
+    compiled = torch.compile(flow.eval().log_prob, fullgraph=True, backend="aot_eager")
+    assert_close(compiled(x), flow.log_prob(x))
+    torch.compile(flow.train().stage_loss, fullgraph=True, backend="aot_eager")(x, 1).backward()
+    assert all(p.grad is not None for p in flow.stages[1].parameters())

@@ -1,0 +1,179 @@
+"""Compile every Triton kernel for GPUs that need not be there, and print as JSON what came out.
+
+The launchers themselves are called, with tensors that have no memory: the driver is a fake one, and a launch stops when
+the kernel is compiled. ``TRITON_INTERPRET`` must not be set.
+"""
+
+import itertools
+import json
+import os
+import re
+import subprocess
+import tempfile
+from collections import defaultdict
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+from cases import CASES, HUGE, ORDINARY, Case, Meta
+from torch import Tensor
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
+from triton.runtime.jit import JITFunction
+
+import pnf.ops  # noqa: F401 - registers every family
+from pnf.ops._library import KERNELS
+
+TARGETS = [
+    GPUTarget("cuda", 80, 32),
+    GPUTarget("cuda", 90, 32),
+    GPUTarget("cuda", 100, 32),
+    GPUTarget("hip", "gfx942", 64),
+]
+DTYPES = [torch.float32, torch.bfloat16]
+
+# Of the largest tensor; below are log-determinants, parameters and partial sums.
+MAIN = 1 / 64
+
+compile_kernel = JITFunction.run
+
+
+class FakeDriver:
+    """A machine with one device of each target."""
+
+    def __init__(self) -> None:
+        self.device = 0
+
+    def get_current_target(self) -> GPUTarget:
+        return TARGETS[self.device]
+
+    def get_current_device(self) -> int:
+        return self.device
+
+    def get_current_stream(self, device: int) -> int:  # noqa: ARG002
+        return 0
+
+
+def resources(cubin: bytes) -> dict[str, int]:
+    """Registers, and bytes of stack and local memory, to which spills go."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+        told = subprocess.run([tool, "--dump-resource-usage", file.name], capture_output=True, text=True, check=True)
+    found = {name: int(value) for name, value in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", told.stdout)}
+    return {"registers": found["REG"], "spilled": found["STACK"] + found["LOCAL"]}
+
+
+def amd_resources(assembly: str) -> dict[str, int]:
+    names = "vgpr_count", "vgpr_spill_count", "sgpr_spill_count", "private_segment_fixed_size"
+    found = {name: int(re.findall(rf"\.{name}:\s*(\d+)", assembly)[-1]) for name in names}
+    return {"registers": found.pop("vgpr_count"), "spilled": sum(found.values())}
+
+
+def widths(ptx: str, names: list[str]) -> dict[str, list[int]]:
+    """The bits of each access to global memory, by the argument that its address comes from."""
+    sources: dict[str, set[str]] = defaultdict(set)
+    accesses = []
+    for statement in re.split(r"[;\n]", ptx):
+        instruction = re.match(r"\s*(?:@!?%\w+\s+)?([a-z][\w.:]*)\s+(.*)", statement)
+        if not instruction:
+            continue
+        name, operands = instruction.groups()
+        operation = name.partition(".")[0]
+        if ".global" in name and operation in ("ld", "st", "cp"):
+            asynchronous = operation == "cp"
+            address = re.findall(r"\[\s*(%\w+)", operands)[-1]
+            if asynchronous:
+                bits = 8 * int(re.findall(r"\],\s*(\w+)", operands)[-1], 0)
+            else:
+                lanes, size = re.search(r"(?:\.v(\d))?\.[bfus](\d+)$", name).groups()
+                bits = int(lanes or 1) * int(size)
+            accesses.append((address, bits))
+        elif operation == "ld" and ".param" in name:
+            register, index = re.match(r"(%\w+), \[\w+_param_(\d+)", operands).groups()
+            if int(index) < len(names):
+                sources[register] |= {names[int(index)]}
+        elif operation != "ld":
+            first, *others = re.findall(r"%\w+", operands) or [""]
+            sources[first] |= set(others)
+
+    def roots(register: str, seen: set[str]) -> set[str]:
+        if register in names:
+            return {register}
+        if register in seen:
+            return set()
+        seen.add(register)
+        return set().union(*(roots(source, seen) for source in sources[register]))
+
+    found: dict[str, list[int]] = defaultdict(list)
+    for address, bits in accesses:
+        for name in roots(address, set()):
+            found[name].append(bits)
+    return found
+
+
+def describe(module: str, kernel: Any, tensors: dict[str, Tensor], target: GPUTarget) -> dict[str, Any]:
+    pointers = {name for name, kind in kernel.src.signature.items() if str(kind).startswith("*")}
+    largest = max(tensors[name].nbytes for name in pointers)
+    told: dict[str, Any] = {
+        "kernel": f"{module.rpartition('.')[2]}.{kernel.name}",
+        "shared": kernel.metadata.shared,
+        "main": sorted(name for name in pointers if tensors[name].nbytes >= MAIN * largest),
+    }
+    if target.backend == "hip":
+        return told | amd_resources(kernel.asm["amdgcn"])
+    arguments = [name for name, kind in kernel.src.signature.items() if kind != "constexpr"]
+    by_argument = widths(kernel.asm["ptx"], arguments)
+    told["widths"] = {name: sorted(set(by_argument[name])) for name in arguments if name in pointers}
+    told["atomics"] = len(re.findall(r"\b(?:atom|red)\.", kernel.asm["ptx"]))
+    return told | resources(kernel.asm["cubin"])
+
+
+def compile_case(case: Case, meta: Meta, shape: tuple[int, ...], target: GPUTarget) -> list[dict[str, Any]]:
+    """What the kernels that one call launches were compiled to."""
+    found: list[dict[str, Any]] = []
+
+    def launch(self: JITFunction, *args: Any, grid: Any, warmup: bool, **options: Any) -> Any:  # noqa: ARG001
+        kernel = compile_kernel(self, *args, grid=grid, warmup=True, **options)
+        bound = dict(zip(self.arg_names, args, strict=False)) | options
+        tensors = {name: x for name, x in bound.items() if isinstance(x, Tensor)}
+        found.append(describe(self.module, kernel, tensors, target))
+        return kernel
+
+    JITFunction.run = launch
+    KERNELS[case.op]["triton"](*case.arguments(meta, shape))
+    layout = "channels_last" if meta.channels_last else "contiguous"
+    common = {
+        "op": case.op,
+        "mode": case.mode,
+        "dtype": str(meta.dtype).removeprefix("torch."),
+        "layout": layout,
+        "huge": shape != ORDINARY,
+        "target": f"sm_{target.arch}" if target.backend == "cuda" else target.arch,
+        "narrow": case.narrow,
+    }
+    return [common | kernel for kernel in found]
+
+
+def compile_all(device: int) -> list[dict[str, Any]]:
+    """All cases for one target; those of huge tensors for one GPU only, for their indices are the same on all."""
+    target = TARGETS[device]
+    fake = FakeDriver()
+    fake.device = device
+    driver.set_active(fake)
+    found = []
+    for case in CASES:
+        for channels_last in (False, True) if case.channels_last else (False,):
+            for dtype in DTYPES:
+                found += compile_case(case, Meta(dtype, channels_last), ORDINARY, target)
+            for shape in HUGE if target.arch == 90 else ():
+                found += compile_case(case, Meta(torch.bfloat16, channels_last), shape, target)
+    return found
+
+
+if __name__ == "__main__":
+    with ProcessPoolExecutor(min(len(TARGETS), os.cpu_count() or 1)) as pool:
+        print(json.dumps([*itertools.chain(*pool.map(compile_all, range(len(TARGETS))))]))

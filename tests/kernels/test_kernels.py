@@ -1,0 +1,63 @@
+"""The Triton kernels, compiled for GPUs that need not be there, and traced on tensors that need no memory."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import triton
+from kernel_table import compile_kernels, table, trace_kernels
+
+import pnf.ops  # noqa: F401 - registers every family
+from pnf.ops._library import KERNELS
+
+TABLE = Path(__file__).parents[2] / "docs" / "kernels.md"
+
+
+@pytest.fixture(scope="module")
+def compiled() -> list[dict[str, Any]]:
+    return compile_kernels()
+
+
+@pytest.fixture(scope="module")
+def traced() -> list[dict[str, Any]]:
+    return trace_kernels()
+
+
+def test_every_op_has_a_case(compiled: list[dict[str, Any]], traced: list[dict[str, Any]]) -> None:
+    wanted = {op for op, kinds in KERNELS.items() if "triton" in kinds}
+    assert {kernel["op"] for kernel in compiled} == wanted
+    assert {call["op"] for call in traced} == wanted
+
+
+def test_nothing_spills(compiled: list[dict[str, Any]]) -> None:
+    assert not [kernel for kernel in compiled if kernel["spilled"]]
+
+
+def test_nothing_is_atomic(compiled: list[dict[str, Any]]) -> None:
+    assert not [kernel for kernel in compiled if kernel.get("atomics")]
+
+
+def test_contiguous_tensors_are_accessed_128_bits_at_a_time(compiled: list[dict[str, Any]]) -> None:
+    narrow = [
+        (kernel["kernel"], kernel["mode"], kernel["dtype"], kernel["target"], name, bits)
+        for kernel in compiled
+        if kernel["layout"] == "contiguous" and not kernel["huge"]
+        for name, bits in kernel.get("widths", {}).items()
+        if name in kernel["main"] and name not in kernel["narrow"] and (not bits or min(bits) < 128)
+    ]
+    assert not narrow
+
+
+def test_calls_move_little_more_than_they_must(traced: list[dict[str, Any]]) -> None:
+    assert not [call for call in traced if not call["huge"] and call["moved"] > 1.05 * call["expected"]]
+
+
+def test_more_than_2_31_entries(traced: list[dict[str, Any]]) -> None:
+    assert not [call for call in traced if call["errors"]]
+    assert any(call["huge"] for call in traced)
+
+
+def test_the_table_is_fresh(compiled: list[dict[str, Any]], traced: list[dict[str, Any]]) -> None:
+    committed = TABLE.read_text()
+    if f"Triton {triton.__version__}," in committed:
+        assert table(compiled, traced) == committed, "make it again: python tests/kernels/kernel_table.py"

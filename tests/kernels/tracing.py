@@ -1,0 +1,199 @@
+"""Interpret Triton kernels without memory, note which addresses they access, and print as JSON what was found.
+
+Every load gives zeros and no store is made, so that tensors of any size can be had. It tells
+
+- how many bytes a call moves over the least, its arguments and its results: every lane that a mask lets through counts;
+- for tensors of more than 2^31 entries, whether the first, some middle and the last programs stay within their tensors,
+  write the last entries, and overflow no int32. The types of the indices are those of the compiled kernel, for both
+  have the same front end; Triton's own check of overflows looks at every sum, difference and product.
+
+``TRITON_INTERPRET=1`` must be set.
+"""
+
+import inspect
+import itertools
+import json
+import math
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+import triton.language as tl
+from cases import CASES, HUGE, ORDINARY, Case, Meta
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from triton.runtime import interpreter
+from triton.runtime.jit import mangle_type
+
+import pnf.ops  # noqa: F401 - registers every family
+from pnf.ops._library import KERNELS
+
+builder = interpreter.interpreter_builder
+builder.options = interpreter.InterpreterOptions(debug=True)
+
+SPACE = 2**44
+"""Between the addresses of two tensors."""
+
+
+class Trace:
+    """The accesses to global memory of one call of an op.
+
+    Attributes:
+        programs: chooses those to interpret from the size of the grid.
+        moved: bytes.
+        errors: what went wrong, in words.
+    """
+
+    def __init__(self, programs: Callable[[int], Sequence[int]]) -> None:
+        self.programs = programs
+        self.moved = 0
+        self.errors: set[str] = set()
+        self.tensors: dict[int, Tensor] = {}
+        self.ends: dict[int, int] = {}
+
+    def address(self, x: Tensor) -> int:
+        base = x.untyped_storage()._cdata
+        place = next((i for i, other in self.tensors.items() if other.untyped_storage()._cdata == base), None)
+        if place is None:
+            place = len(self.tensors) + 1
+            self.tensors[place] = x
+        return place * SPACE + x.storage_offset() * x.itemsize
+
+    def access(self, pointers: Any, mask: np.ndarray, write: bool) -> None:
+        size = pointers.get_element_ty().primitive_bitwidth // 8
+        addresses = pointers.data[np.broadcast_to(mask, pointers.data.shape)]
+        self.moved += size * addresses.size
+        if not addresses.size:
+            return
+        first, last = int(addresses.min()), int(addresses.max())
+        place = first // SPACE
+        if place not in self.tensors or first % size or last + size > place * SPACE + self.nbytes(place):
+            self.errors.add(f"{'store' if write else 'load'} out of bounds")
+        elif write:
+            self.ends[place] = max(self.ends.get(place, 0), last + size - place * SPACE)
+
+    def nbytes(self, place: int) -> int:
+        return self.tensors[place].untyped_storage().nbytes()
+
+    def check_ends(self) -> None:
+        for place, end in self.ends.items():
+            if end != self.nbytes(place):
+                self.errors.add("the last entry was not written")
+
+
+class Torch(TorchDispatchMode):
+    """Counts what PyTorch's own functions move around the kernels; neither views nor allocations do."""
+
+    def __init__(self, trace: Trace) -> None:
+        super().__init__()
+        self.trace = trace
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if not func.is_view and "empty" not in func.name():
+            tensors = [x for x in (*args, *(kwargs or {}).values(), out) if isinstance(x, Tensor)]
+            self.trace.moved += sum({id(x): x.nbytes for x in tensors}.values())
+        return out
+
+
+@contextmanager
+def tracing(trace: Trace) -> Iterator[None]:
+    def load(pointers: Any, mask: Any, *others: Any) -> Any:  # noqa: ARG001
+        kind = pointers.get_element_ty()
+        trace.access(pointers, mask.data, write=False)
+        return interpreter.TensorHandle(np.zeros(pointers.data.shape, interpreter._get_np_dtype(kind)), kind)
+
+    def store(pointers: Any, value: Any, mask: Any, *others: Any) -> None:  # noqa: ARG001
+        trace.access(pointers, mask.data, write=True)
+
+    def argument(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            data = np.array([trace.address(value)], np.uint64)
+        elif isinstance(value, int) and not isinstance(value, bool):
+            data = np.array([value], np.int32 if abs(value) < 2**31 else np.int64)
+        else:
+            return interpreter._implicit_cvt(value)
+        kind = tl.str_to_ty(mangle_type(value), None)
+        return tl.tensor(interpreter.TensorHandle(data, kind), kind)
+
+    def launch(self: Any, *args: Any, **kwargs: Any) -> None:
+        names = inspect.getfullargspec(self.fn).args
+        bound = inspect.getcallargs(self.fn, *args, **{k: v for k, v in kwargs.items() if k in names})
+        converted = {name: x if name in self.constexprs else argument(x) for name, x in bound.items()}
+        grid = (*self.grid, 1, 1)[:3]
+        if grid[0] >= 2**31 or max(grid[1:]) >= 2**16:
+            trace.errors.add(f"no GPU takes a grid of {grid}")
+        builder.set_grid_dim(*grid)
+        scope = interpreter._patch_lang(self.fn)
+        try:
+            for program in trace.programs(math.prod(grid)):
+                z, rest = program % grid[2], program // grid[2]
+                builder.set_grid_idx(rest // grid[1], rest % grid[1], z)
+                self.fn(**converted)
+        finally:
+            scope.restore()
+
+    before = interpreter.GridExecutor.__call__, builder.create_masked_load, builder.create_masked_store
+    interpreter.GridExecutor.__call__, builder.create_masked_load, builder.create_masked_store = launch, load, store
+    try:
+        with np.errstate(all="ignore"), Torch(trace):
+            yield
+    finally:
+        interpreter.GridExecutor.__call__, builder.create_masked_load, builder.create_masked_store = before
+
+
+def some(count: int) -> list[int]:
+    """The first and the last programs, and some that lie between, on both sides of halves and thirds."""
+    near = itertools.product((0, count // 3, count // 2, 2 * count // 3, count), (-2, -1, 0, 1))
+    return sorted({at + step for at, step in near if 0 <= at + step < count})
+
+
+def trace_case(case: Case, meta: Meta, shape: tuple[int, ...]) -> dict[str, Any]:
+    huge = shape != ORDINARY
+    trace = Trace(some if huge else range)
+    arguments = case.arguments(meta, shape)
+    try:
+        with tracing(trace):
+            out = KERNELS[case.op]["triton"](*arguments)
+    except Exception as error:
+        trace.errors.add(str(error))
+        out = []
+    results = [out] if isinstance(out, Tensor) else list(out)
+    least = sum(x.nbytes for x in [*tensors(arguments), *results])
+    if huge:
+        trace.check_ends()
+    return {
+        "op": case.op,
+        "mode": case.mode,
+        "dtype": str(meta.dtype).removeprefix("torch."),
+        "layout": "channels_last" if meta.channels_last else "contiguous",
+        "huge": "x".join(map(str, shape)) if huge else "",
+        "moved": trace.moved / least if least else 0,
+        "expected": case.moved,
+        "errors": sorted(trace.errors),
+    }
+
+
+def tensors(arguments: Sequence[Any]) -> list[Tensor]:
+    found: list[Tensor] = []
+    for x in arguments:
+        found += [x] if isinstance(x, Tensor) else tensors(x) if isinstance(x, list) else []
+    return found
+
+
+def trace_op(index: int) -> list[dict[str, Any]]:
+    case = CASES[index]
+    return [
+        trace_case(case, Meta(torch.bfloat16, channels_last), shape)
+        for channels_last in ((False, True) if case.channels_last else (False,))
+        for shape in (ORDINARY, *HUGE)
+    ]
+
+
+if __name__ == "__main__":
+    with ProcessPoolExecutor(os.cpu_count()) as pool:
+        print(json.dumps([*itertools.chain(*pool.map(trace_op, range(len(CASES))))]))

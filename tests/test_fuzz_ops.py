@@ -1,0 +1,11 @@
+"""A short run of ``python tests/fuzz_ops.py --cases 20000``, which calls the ops at random."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+
+def test_random_calls_are_accurate() -> None:
+    command = [sys.executable, Path(__file__).with_name("fuzz_ops.py"), "--cases", "400"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
