@@ -13,12 +13,11 @@ from torch import Tensor
 
 from pnf.kernels._channels import (
     WARPS,
-    blocks,
-    deviations,
     entries_before,
     merge_moments,
     merge_sums,
-    of_channel,
+    moments,
+    of_block,
     over_rows,
     place,
     store_parts,
@@ -29,42 +28,7 @@ from pnf.kernels._common import wide
 
 
 @triton.jit
-def _moments(
-    parts,  # [2, channels, n_parts]
-    x,
-    channels,
-    rows,
-    sites,
-    across,
-    tiles,
-    loops,
-    n_parts,
-    LAST: tl.constexpr,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-):
-    i_block, i_part = tl.program_id(0) // n_parts, tl.program_id(0) % n_parts
-    first, last = i_part * loops, tl.minimum(i_part * loops + loops, tiles)
-    o_row, o_channel, o_site, m_x = tile(i_block, first, rows, channels, sites, across, LAST, ROWS, COLUMNS)
-    b_x = wide(tl.load(x + place(o_row, o_channel, o_site, channels, sites, LAST), mask=m_x, other=0.0))
-    b_shift = over_rows(b_x, LAST) / tl.maximum(over_rows(m_x.to(b_x.dtype), LAST), 1.0)
-    b_sum = tl.where(m_x, b_x - b_shift, 0.0)
-    b_squares = b_sum * b_sum
-    for i_tile in range(first + 1, last):
-        o_row, o_channel, o_site, m_x = tile(i_block, i_tile, rows, channels, sites, across, LAST, ROWS, COLUMNS)
-        b_x = wide(tl.load(x + place(o_row, o_channel, o_site, channels, sites, LAST), mask=m_x, other=0.0))
-        b_distance = tl.where(m_x, b_x - b_shift, 0.0)
-        b_sum += b_distance
-        b_squares += b_distance * b_distance
-    count = entries_before(last, rows, sites, across, LAST, ROWS, COLUMNS)
-    count -= entries_before(first, rows, sites, across, LAST, ROWS, COLUMNS)
-    b_total = over_rows(b_sum, LAST).to(tl.float64)
-    b_deviations = deviations(b_total, over_rows(b_squares, LAST), count)
-    store_parts(parts, i_block, i_part, b_shift + b_total / count, b_deviations, channels, n_parts, LAST, COLUMNS)
-
-
-@triton.jit
-def _affine(weight, bias, b_mean, b_var, o_channel, m_channel, EPS: tl.constexpr):
+def _affine(weight, bias, b_var, o_channel, m_channel, EPS: tl.constexpr):
     """What is multiplied and added for each channel, and the reciprocal of its standard deviation."""
     b_reciprocal = 1.0 / tl.sqrt(b_var + EPS)
     b_weight = tl.load(weight + o_channel, mask=m_channel, other=0.0)
@@ -95,10 +59,23 @@ def _forward(
     PARTS: tl.constexpr,
 ):
     i_block, i_part = tl.program_id(0) // n_parts, tl.program_id(0) % n_parts
-    o_channel, m_channel = of_channel(i_block, channels, LAST, COLUMNS)
+    o_channel, m_channel = of_block(i_block, channels, LAST, COLUMNS)
     if BATCH:
         b_mean, b_var = merge_moments(
-            parts, o_channel, m_channel, rows, channels, sites, across, tiles, loops, n_parts, LAST, ROWS, COLUMNS, PARTS
+            parts,
+            o_channel,
+            m_channel,
+            channels,
+            rows,
+            sites,
+            across,
+            tiles,
+            loops,
+            n_parts,
+            LAST,
+            ROWS,
+            COLUMNS,
+            PARTS,
         )
         b_mean, b_var = b_mean.to(mean.dtype.element_ty), b_var.to(var.dtype.element_ty)
         tl.store(mean + o_channel, b_mean, mask=m_channel & (i_part == 0))
@@ -106,7 +83,7 @@ def _forward(
     else:
         b_mean = tl.load(mean + o_channel, mask=m_channel, other=0.0)
         b_var = tl.load(var + o_channel, mask=m_channel, other=0.0)
-    b_scale, b_bias, _ = _affine(weight, bias, b_mean, b_var, o_channel, m_channel, EPS)
+    b_scale, b_bias, _ = _affine(weight, bias, b_var, o_channel, m_channel, EPS)
     for i_tile in range(i_part * loops, tl.minimum(i_part * loops + loops, tiles)):
         o_row, o_channel, o_site, m_x = tile(i_block, i_tile, rows, channels, sites, across, LAST, ROWS, COLUMNS)
         o_x = place(o_row, o_channel, o_site, channels, sites, LAST)
@@ -138,10 +115,10 @@ def _sums(
     EPS: tl.constexpr,
 ):
     i_block, i_part = tl.program_id(0) // n_parts, tl.program_id(0) % n_parts
-    o_channel, m_channel = of_channel(i_block, channels, LAST, COLUMNS)
+    o_channel, m_channel = of_block(i_block, channels, LAST, COLUMNS)
     b_mean = tl.load(mean + o_channel, mask=m_channel, other=0.0)
     b_var = tl.load(var + o_channel, mask=m_channel, other=0.0)
-    b_scale, b_bias, _ = _affine(weight, bias, b_mean, b_var, o_channel, m_channel, EPS)
+    b_scale, b_bias, _ = _affine(weight, bias, b_var, o_channel, m_channel, EPS)
     b_sum = tl.zeros([ROWS, COLUMNS], b_mean.dtype)
     b_product = tl.zeros([ROWS, COLUMNS], b_mean.dtype)
     for i_tile in range(i_part * loops, tl.minimum(i_part * loops + loops, tiles)):
@@ -187,10 +164,10 @@ def _backward(
     i_block, i_part = tl.program_id(0), 0
     if BATCH:
         i_block, i_part = i_block // n_parts, i_block % n_parts
-    o_channel, m_channel = of_channel(i_block, channels, LAST, COLUMNS)
+    o_channel, m_channel = of_block(i_block, channels, LAST, COLUMNS)
     b_mean = tl.load(mean + o_channel, mask=m_channel, other=0.0)
     b_var = tl.load(var + o_channel, mask=m_channel, other=0.0)
-    b_scale, b_bias, b_reciprocal = _affine(weight, bias, b_mean, b_var, o_channel, m_channel, EPS)
+    b_scale, b_bias, b_reciprocal = _affine(weight, bias, b_var, o_channel, m_channel, EPS)
     b_sum, b_product = merge_sums(parts, o_channel, m_channel, channels, n_parts, LAST, PARTS)
     b_product *= b_reciprocal
     m_first = m_channel & (i_part == 0)
@@ -226,11 +203,11 @@ def batch_norm_relu(
     """``y = relu((x - mean) / sqrt(var + eps) * weight + bias)``, with mean and var those of x if ``statistics``."""
     if batch * channels * sites == 0:
         return
-    tiles = tiling(batch, channels, sites, last)
-    grid = (blocks(tiles, channels) * tiles.parts,)
+    tiles = tiling(x, batch, channels, sites, last)
+    grid = (tiles.blocks(channels) * tiles.parts,)
     parts = mean.new_empty(2, channels, tiles.parts, dtype=torch.float64) if statistics else mean
     if statistics:
-        _moments[grid](parts, x, channels, *tiles, num_warps=WARPS)
+        moments[grid](parts, x, channels, channels, 0, 1, 0, *tiles, False, num_warps=WARPS)
     _forward[grid](
         y,
         mean,
@@ -270,8 +247,8 @@ def batch_norm_relu_backward(
         grad_weight.zero_()
         grad_bias.zero_()
         return
-    tiles = tiling(batch, channels, sites, last)
-    count = blocks(tiles, channels)
+    tiles = tiling(x, batch, channels, sites, last)
+    count = tiles.blocks(channels)
     parts = mean.new_empty(2, channels, tiles.parts, dtype=torch.float64)
     _sums[(count * tiles.parts,)](
         grad_x, grad_y, x, weight, bias, mean, var, parts, channels, *tiles, statistics, eps, num_warps=WARPS

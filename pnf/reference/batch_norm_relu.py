@@ -1,7 +1,5 @@
 """Batch normalisation followed by ReLU."""
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
@@ -84,8 +82,8 @@ def check_statistics(op: str, x: Tensor, channels: int, mean: Tensor | None, var
 def statistics(x: Tensor, mean: Tensor | None, var: Tensor | None) -> tuple[Tensor, Tensor]:
     """Mean and biased variance of each channel, or the given ones as constants in the dtype of x."""
     if mean is None or var is None:
-        var, mean = torch.var_mean(x, other_dims(x), correction=0)
-        return mean, var
+        mean = x.mean(other_dims(x))
+        return mean, (x - per_channel(mean, x)).square().mean(other_dims(x))
     return own(mean.detach(), x.dtype), own(var.detach(), x.dtype)
 
 
@@ -94,7 +92,7 @@ def own(x: Tensor, dtype: torch.dtype) -> Tensor:
     return x.to(dtype, copy=True, memory_format=torch.contiguous_format)
 
 
-def other_dims(x: Tensor) -> Sequence[int]:
+def other_dims(x: Tensor) -> list[int]:
     """All dims but that of the channels."""
     return [0, *range(2, x.dim())]
 

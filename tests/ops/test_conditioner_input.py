@@ -52,15 +52,11 @@ class TestConditionerInput(OpTests):
     # The backward is differentiated in the forward's second derivatives, as that of batch_norm_relu.
     cases = {
         **{
-            f"forward {case}": Case(
-                "conditioner_input", lambda c=case: forward(*c), differentiable="given" not in case
-            )
+            f"forward {case}": Case("conditioner_input", lambda c=case: forward(*c), differentiable="given" not in case)
             for case in CASES
         },
         **{
-            f"backward {case}": Case(
-                "conditioner_input_backward", lambda c=case: backward(*c), differentiable=False
-            )
+            f"backward {case}": Case("conditioner_input_backward", lambda c=case: backward(*c), differentiable=False)
             for case in (BOARD, (*BOARD, "none"), (*BOARD, "given"), CASES[5], CASES[7])
         },
     }
@@ -88,9 +84,7 @@ def test_large_tensors_on_any_number_of_threads(shape: tuple[int, ...], norm: st
             assert all(torch.equal(a, b) for a, b in zip(results[0], found, strict=True))
         exact = [None if a is None else a.detach().double().requires_grad_() for a in args]
         mean, var, mask_, parity_, gain, eps = others
-        h, *statistics = reference.conditioner_input(
-            *exact, mean, var, mask=mask_, parity=parity_, gain=gain, eps=eps
-        )
+        h, *statistics = reference.conditioner_input(*exact, mean, var, mask=mask_, parity=parity_, gain=gain, eps=eps)
         grads = torch.autograd.grad(h, [a for a in exact if a is not None], grad.double())
         want = [h, *(results[0][i + 1] if a is None else a for i, a in enumerate(statistics)), *grads]
         for a, b in zip(results[0], want, strict=True):
@@ -167,11 +161,21 @@ x, offset = torch.ones(2, 4, 3, 3), torch.ones(4)
 @pytest.mark.parametrize(
     ("args", "mask", "error", "text"),
     [
-        ((x.int(), None, None), "channel", TypeError, "conditioner_input: x must be a floating Tensor, got torch.int32"),
+        (
+            (x.int(), None, None),
+            "channel",
+            TypeError,
+            "conditioner_input: x must be a floating Tensor, got torch.int32",
+        ),
         ((x, None, None), "stripes", ValueError, 'conditioner_input: mask must be "checkerboard" or "channel", got'),
         ((x[:, :3], None, None), "channel", ValueError, "conditioner_input: x must be [B, C, ...] with an even number"),
         ((x, x.half(), None), "channel", TypeError, "conditioner_input: condition must have the dtype of x"),
-        ((x, x[:1], None), "channel", ValueError, "conditioner_input: condition must be [2, K, 3, 3], got [1, 4, 3, 3]"),
+        (
+            (x, x[:1], None),
+            "channel",
+            ValueError,
+            "conditioner_input: condition must be [2, K, 3, 3], got [1, 4, 3, 3]",
+        ),
         ((x, None, offset), "channel", ValueError, "conditioner_input: offset must be [2], got [4]"),
         ((x, None, offset.int()), "channel", TypeError, "conditioner_input: offset must be a floating Tensor, got"),
         (
