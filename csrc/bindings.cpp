@@ -10,6 +10,8 @@ PYBIND11_MODULE(_C, m) {
   py::module_ cpu = m.def_submodule("cpu");
   py::module_ cuda = m.def_submodule("cuda");
   pnf::bind_affine_coupling(cpu);
+  pnf::bind_batch_norm_relu(cpu);
+  pnf::bind_conditioner_input(cpu);
   pnf::bind_logit(cpu);
   pnf::bind_haar(cpu);
   pnf::bind_haar_bounded(cpu);

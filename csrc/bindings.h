@@ -23,6 +23,8 @@ void def(py::module_& m, const char* name, const Function& function) {
 
 // One for each file in bindings/; `cuda` stays empty in a build without CUDA.
 void bind_affine_coupling(py::module_& cpu);
+void bind_batch_norm_relu(py::module_& cpu);
+void bind_conditioner_input(py::module_& cpu);
 void bind_logit(py::module_& cpu);
 void bind_haar(py::module_& cpu);
 void bind_haar_bounded(py::module_& cpu);

@@ -242,8 +242,8 @@ def _autograd(
             return apply(Differentiable, keyset, *args)
         return below(keyset, args)
 
-    lists = [i for i, argument in enumerate(op._schema.arguments) if "Tensor]" in str(argument.type)]
-    returns_list = any("Tensor]" in str(result.type) for result in op._schema.returns)
+    lists = [i for i, argument in enumerate(op._schema.arguments) if "List[Tensor]" in str(argument.type)]
+    returns_list = any("List[Tensor]" in str(result.type) for result in op._schema.returns)
     if not lists and not returns_list:
         return differentiable
 

@@ -1,0 +1,27 @@
+#pragma once
+
+#include <cstdint>
+
+#include "cpu/isa.h"
+#include "dtype.h"
+
+namespace pnf::cpu {
+
+// [batch, channels, sites], or [batch, sites, channels] with the channels last.
+struct Channels {
+  int64_t batch, channels, sites;
+  bool last;
+};
+
+// y = relu((x - mean) / sqrt(var + eps) * weight + bias); parameters and statistics are Wide<T>[channels]. With
+// `statistics`, mean and var are written: those of x, which must not be empty; otherwise they are read.
+PNF_KERNEL(batch_norm_relu, (void* y, void* mean, void* var, const void* x, const void* weight, const void* bias,
+                             const Channels& shape, bool statistics, double eps, DType dtype, int threads))
+
+// The gradients; with `statistics` mean and var are those of x and gradients flow through them.
+PNF_KERNEL(batch_norm_relu_backward,
+           (void* grad_x, void* grad_weight, void* grad_bias, const void* grad_y, const void* x, const void* weight,
+            const void* bias, const void* mean, const void* var, const Channels& shape, bool statistics, double eps,
+            DType dtype, int threads))
+
+}  // namespace pnf::cpu

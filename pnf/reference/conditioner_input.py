@@ -1,0 +1,91 @@
+"""The first stage of a convolutional conditioner network, from a whole x and the mask of its coupling."""
+
+import torch
+from torch import Tensor
+
+from pnf.reference.batch_norm_relu import check_floating, check_statistics, per_channel, statistics
+from pnf.reference.masking import check_condition, check_mask, mask_apply
+
+
+def conditioner_input(
+    x: Tensor,  # [B, C, *spatial]
+    condition: Tensor | None,  # [B, N, *spatial]
+    offset: Tensor | None,  # [K]
+    mean: Tensor | None = None,  # [K]
+    var: Tensor | None = None,  # [K]
+    *,
+    mask: str,
+    parity: int,
+    gain: float = 1.0,
+    eps: float = 1e-4,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """``h = [relu(v), relu(-v), board, condition]`` with ``v = gain * ((kept - mean) / sqrt(var + eps) + offset)``.
+
+    ``kept`` is what the mask keeps of x: under a checkerboard all ``K = C`` channels with zeros at the other sites,
+    which take part in the statistics; under a channel mask its ``K = C / 2`` channels. ``board`` is one channel, 1 at
+    kept sites and 0 elsewhere, under a checkerboard only. Without an offset nothing is normalised: ``v = gain * kept``.
+
+    Without ``mean`` and ``var`` they are those of the batch, as in :func:`pnf.reference.batch_norm_relu`; with them
+    they are constants.
+
+    Args:
+        x: ``[B, C, *spatial]``, floating.
+        condition: ``[B, N, *spatial]``, of the same dtype, or None for ``N = 0``.
+        offset: ``[K]``, floating, or None.
+        mean, var: ``[K]``, floating, both or neither.
+        mask: ``"checkerboard"`` or ``"channel"``, see :mod:`pnf.reference.masking`.
+        parity: 0 or 1, the half that is kept.
+        gain: a factor; Real NVP doubles what comes from under a checkerboard, half of which is zero.
+        eps: added to the variance.
+
+    Returns:
+        ``h, mean, var``: h ``[B, 2 K + 1 + N, *spatial]`` under a checkerboard, ``[B, 2 K + N, *spatial]`` under a
+        channel mask, in the dtype of x; the statistics that were used, ``[K]`` in float32 or wider, in new memory and
+        without a gradient, or None and None without an offset.
+
+    Raises:
+        TypeError: an argument is no floating tensor, or the condition has not the dtype of x.
+        ValueError: an unknown mask or parity, shapes that do not belong together, one of ``mean`` and ``var`` without
+            the other or without an offset, or no entries to take statistics of.
+
+    Source: the code that Dinh, Sohl-Dickstein and Bengio published with "Density estimation using Real NVP" (2016).
+    """
+    check_conditioner_input(x, condition, offset, mean, var, mask, parity)
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    v = wide.chunk(2, 1)[parity] if mask == "channel" else mask_apply(wide, mask, parity)
+    if offset is not None:
+        mean, var = statistics(v, mean, var)
+        v = (v - per_channel(mean, x)) * per_channel((var + eps).rsqrt(), x) + per_channel(offset.to(v.dtype), x)
+        mean, var = mean.detach(), var.detach()
+    v = v * gain
+    parts = [v.relu(), (-v).relu()]
+    if mask == "checkerboard":
+        parts.append(mask_apply(torch.ones_like(wide[:, :1]), mask, parity))
+    h = torch.cat(parts, 1).to(x.dtype)
+    return h if condition is None else torch.cat((h, condition), 1), mean, var
+
+
+def check_conditioner_input(
+    x: Tensor,
+    condition: Tensor | None,
+    offset: Tensor | None,
+    mean: Tensor | None,
+    var: Tensor | None,
+    mask: str,
+    parity: int,
+) -> None:
+    """Raise the errors that :func:`conditioner_input` documents."""
+    op = "conditioner_input"
+    check_floating(op, {"x": x})
+    check_mask(op, x, mask, parity)
+    if condition is not None:
+        check_condition(op, x, condition)
+    if offset is None:
+        if mean is not None or var is not None:
+            raise ValueError(f"{op}: mean and var must be None without an offset, for nothing is normalised")
+        return
+    check_floating(op, {"offset": offset})
+    kept = x.shape[1] // 2 if mask == "channel" else x.shape[1]
+    if offset.shape != (kept,):
+        raise ValueError(f"{op}: offset must be [{kept}], got {list(offset.shape)}")
+    check_statistics(op, x, kept, mean, var)
