@@ -23,13 +23,20 @@ void for_rows(const std::vector<L>& layers, int threads, const Body& body) {
   });
 }
 
-// The sum of f(i) over whole vectors and of rest(i, n) over the n entries that are left.
+constexpr int64_t kBlock = 512;  // entries that are summed at a time, so that the sum of a long row stays exact
+
+// The sum of whole(i) over whole vectors and of rest(i, n) over the n entries that are left.
 template <typename C, typename Whole, typename Rest>
-C sum_over(int64_t length, const Whole& f, const Rest& rest) {
-  Vec<C> total{};
-  for_vectors<C>(
-      0, length, [&](int64_t i) { total += f(i); }, [&](int64_t i, int64_t n) { total += rest(i, n); });
-  return sum<C>(total);
+C sum_over(int64_t length, const Whole& whole, const Rest& rest) {
+  C sum_of_blocks = 0;
+  for (int64_t first = 0; first < length; first += kBlock) {
+    Vec<C> total{};
+    for_vectors<C>(
+        first, std::min(first + kBlock, length), [&](int64_t i) { total += whole(i); },
+        [&](int64_t i, int64_t n) { total += rest(i, n); });
+    sum_of_blocks += sum<C>(total);
+  }
+  return sum_of_blocks;
 }
 
 template <typename C>

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from torch._functorch.utils import enable_single_level_autograd_function
 from torch.autograd.function import _SingleLevelFunction
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 LIBRARY = torch.library.Library("pnf", "DEF")
 
@@ -242,7 +243,8 @@ def _autograd(
             return apply(Differentiable, keyset, *args)
         return below(keyset, args)
 
-    lists = [i for i, argument in enumerate(op._schema.arguments) if "List[Tensor]" in str(argument.type)]
+    kinds = [str(argument.type) for argument in op._schema.arguments]
+    lists = [i for i, kind in enumerate(kinds) if kind in ("List[Tensor]", "List[Optional[Tensor]]")]
     returns_list = any("List[Tensor]" in str(result.type) for result in op._schema.returns)
     if not lists and not returns_list:
         return differentiable

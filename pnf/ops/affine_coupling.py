@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pnf.ops._layout import dense, dense_as, empty, wide
+from pnf.ops._layout import dense, dense_as, empty, lay_out, wide
 from pnf.ops._library import DTYPES, Kernel, Launch, cpp, documented_by, kernels, register, triton, vjp
 from pnf.reference import affine_coupling as reference
 from pnf.reference import affine_coupling_inverse as reference_inverse
@@ -99,7 +99,11 @@ def _compiled_backward(launch: Launch) -> Callable[..., tuple[Tensor, Tensor, Te
         x, last = dense(x)
         raw, grad_y = dense_as(raw, last), dense_as(_to(grad_y, x.dtype), last)
         grad_log_det, bound = _to(grad_log_det, arithmetic).contiguous(), _to(scale, arithmetic).contiguous()
-        grad_x, grad_raw, grad_scale = empty(x, x.shape, last), empty(raw, raw.shape, last), bound.new_empty(bound.shape)
+        grad_x, grad_raw, grad_scale = (
+            empty(x, x.shape, last),
+            empty(raw, raw.shape, last),
+            bound.new_empty(bound.shape),
+        )
         launch(
             (grad_x, grad_raw, grad_scale, grad_y, grad_log_det, x, raw, bound),
             *_geometry(x, mask, parity, last),
@@ -113,15 +117,15 @@ def _compiled_backward(launch: Launch) -> Callable[..., tuple[Tensor, Tensor, Te
 def _laid_out(function: Callable[..., tuple[Tensor, Tensor]]) -> Callable[..., tuple[Tensor, Tensor]]:
     def run(x: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
         y, log_det = function(x, *others)
-        return dense_as(y, dense(x)[1]), log_det.contiguous()
+        return lay_out(y, dense(x)[1]), log_det.contiguous()
 
     return run
 
 
-def _halves(x: Tensor, mask: str | None, parity: int) -> tuple[Tensor, Tensor | None]:
-    """The channels that are transformed and those that are not."""
+def _halves(x: Tensor, mask: str | None, parity: int) -> tuple[Tensor, Tensor]:
+    """The channels that are transformed, and those that are not or that a checkerboard shares."""
     if mask != "channel":
-        return x, None
+        return x, x
     halves = x.chunk(2, 1)
     return halves[1 - parity], halves[parity]
 
@@ -153,8 +157,8 @@ def _reference_backward(inverse: bool) -> Callable[..., tuple[Tensor, Tensor, Te
             grad_x = grad_moved
         grad_scale = (grad_s * tanh).movedim(1, 0).flatten(1).sum(1)
         return (
-            dense_as(grad_x.to(x.dtype), last),
-            dense_as(grad_raw.to(raw.dtype), last),
+            lay_out(grad_x.to(x.dtype), last),
+            lay_out(grad_raw.to(raw.dtype), last),
             grad_scale.to(scale.dtype),
         )
 

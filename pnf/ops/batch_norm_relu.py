@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pnf.ops._layout import dense, dense_as, empty, wide
+from pnf.ops._layout import dense, dense_as, empty, lay_out, wide
 from pnf.ops._library import DTYPES, Launch, cpp, documented_by, kernels, register, triton, vjp
 from pnf.reference.batch_norm_relu import batch_norm_relu as reference
 from pnf.reference.batch_norm_relu import check_batch_norm_relu, other_dims, own, per_channel, statistics
@@ -69,7 +69,7 @@ def _reference(
     x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor | None, var: Tensor | None, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     y, mean, var = reference(x, weight, bias, mean, var, eps)
-    return dense_as(y, dense(x)[1]), mean, var
+    return lay_out(y, dense(x)[1]), mean, var
 
 
 def _reference_backward(
@@ -84,7 +84,7 @@ def _reference_backward(
     if batch:
         entries = x.numel() // max(x.shape[1], 1)
         grad = grad - per_channel(grad_bias / entries, x) - centred * per_channel(product * rstd.square() / entries, x)
-    grad_x = dense_as((scale * grad).to(x.dtype), dense(x)[1])
+    grad_x = lay_out((scale * grad).to(x.dtype), dense(x)[1])
     return grad_x, (product * rstd).to(weight.dtype), grad_bias.to(bias.dtype)
 
 

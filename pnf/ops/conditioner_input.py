@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pnf.ops._layout import dense, dense_as, empty, wide
+from pnf.ops._layout import dense, dense_as, empty, lay_out, wide
 from pnf.ops._library import DTYPES, Launch, cpp, documented_by, kernels, register, triton, vjp
 from pnf.reference.batch_norm_relu import other_dims, own, per_channel, statistics
 from pnf.reference.conditioner_input import check_conditioner_input
@@ -124,7 +124,7 @@ def _reference(
 ) -> tuple[Tensor, Tensor, Tensor]:
     h, mean, var = reference(x, condition, offset, mean, var, mask=mask, parity=parity, gain=gain, eps=eps)
     none = x.new_empty(0, dtype=wide(x.dtype))
-    return dense_as(h, dense(x)[1]), none if mean is None else mean, none.clone() if var is None else var
+    return lay_out(h, dense(x)[1]), none if mean is None else mean, none.clone() if var is None else var
 
 
 def _reference_backward(
@@ -161,7 +161,7 @@ def _reference_backward(
         grad = torch.cat((zero, grad) if parity else (grad, zero), 1)
     else:
         grad = mask_apply(grad, mask, parity)
-    return dense_as(grad.to(x.dtype), last), grad_offset
+    return lay_out(grad.to(x.dtype), last), grad_offset
 
 
 def _kept(x: Tensor, mask: str, parity: int) -> Tensor:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pnf.ops._layout import dense, dense_as, empty, wide
+from pnf.ops._layout import dense, dense_as, empty, lay_out, wide
 from pnf.ops._library import DTYPES, Launch, cpp, documented_by, kernels, register, triton, vjp
 from pnf.reference import haar, haar_bounded
 from pnf.reference.haar_bounded import BOUNDARY, LARGEST_EXPONENT
@@ -110,7 +110,7 @@ def _compiled_merge_backward(launch: Launch) -> Callable[..., tuple[Tensor, ...]
 def _reference_split(x: Tensor, gamma: Tensor, dim: int) -> tuple[Tensor, ...]:
     s, u, log_det = haar_bounded.haar_bounded_split(x, gamma, dim)
     last = dense(x)[1]
-    return dense_as(s, last), dense_as(u, last), log_det
+    return lay_out(s, last), lay_out(u, last), log_det
 
 
 def _reference_split_backward(
@@ -130,12 +130,12 @@ def _reference_split_backward(
     of_m = torch.where(m >= BOUNDARY, (of_exponent * g + grad * (1 + g)) / inner_m, 0)
     mean = (haar.wide(grad_s) + torch.where(low, of_m, -of_m)) / 2
     grad_x = haar.interleave(mean + torch.where(low, of_a, -of_b), mean + torch.where(low, of_b, -of_a), dim)
-    return dense_as(grad_x.to(x.dtype), dense(x)[1]), _per_gamma((of_exponent + grad) * log_m, gamma)
+    return lay_out(grad_x.to(x.dtype), dense(x)[1]), _per_gamma((of_exponent + grad) * log_m, gamma)
 
 
 def _reference_merge(s: Tensor, u: Tensor, gamma: Tensor, dim: int) -> tuple[Tensor, ...]:
     x, log_det = haar_bounded.haar_bounded_merge(s, u, gamma, dim)
-    return dense_as(x, dense(s)[1]), log_det
+    return lay_out(x, dense(s)[1]), log_det
 
 
 def _reference_merge_backward(
@@ -161,7 +161,7 @@ def _reference_merge_backward(
     of_m = 2 * (of_a * up + of_b * down) + torch.where(m >= BOUNDARY, of_log_m / inner_m, 0)
     grad_s, last = torch.where(low, of_m, -of_m).to(s.dtype), dense(s)[1]
     grad_gamma = _per_gamma(-(of_exponent + grad) * log_m, gamma)
-    return dense_as(grad_s, last), dense_as(of_u.to(u.dtype), last), grad_gamma
+    return lay_out(grad_s, last), lay_out(of_u.to(u.dtype), last), grad_gamma
 
 
 def _is_pixel(x: Tensor) -> Tensor:

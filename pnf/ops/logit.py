@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pnf.ops._layout import dense, dense_as, empty, rows, wide
+from pnf.ops._layout import dense, dense_as, empty, lay_out, rows, wide
 from pnf.ops._library import DTYPES, Kernel, Launch, cpp, documented_by, kernels, register, triton, vjp
 from pnf.reference.logit import BOUNDARY, check_logit
 from pnf.reference.logit import logit as reference
@@ -58,7 +58,7 @@ def _compiled_backward(launch: Launch) -> Callable[..., Tensor]:
 def _laid_out(function: Callable[..., tuple[Tensor, Tensor]]) -> Callable[..., tuple[Tensor, Tensor]]:
     def run(x: Tensor, alpha: float) -> tuple[Tensor, Tensor]:
         out, log_det = function(x, alpha)
-        return dense_as(out, dense(x)[1]), log_det
+        return lay_out(out, dense(x)[1]), log_det
 
     return run
 
@@ -71,7 +71,7 @@ def _reference_backward(grad_y: Tensor, grad_log_det: Tensor, x: Tensor, alpha: 
     grad = grad_y + _beside(grad_log_det, x) * ((p.log() - q.log()) / 2).tanh()
     inverse = torch.where(free_p < BOUNDARY, 0, q) + torch.where(free_q < BOUNDARY, 0, p)
     grad_x = grad * (slope * (inverse / (p * q)))
-    return dense_as(grad_x.to(x.dtype), dense(x)[1])
+    return lay_out(grad_x.to(x.dtype), dense(x)[1])
 
 
 def _reference_inverse_backward(grad_x: Tensor, grad_log_det: Tensor, y: Tensor, alpha: float) -> Tensor:
@@ -79,7 +79,7 @@ def _reference_inverse_backward(grad_x: Tensor, grad_log_det: Tensor, y: Tensor,
     each = y.to(wide(y.dtype))
     slope = each.sigmoid() * (-each).sigmoid() / (1 - 2 * alpha)
     grad_y = grad_x * slope - _beside(grad_log_det, y) * (each / 2).tanh()
-    return dense_as(grad_y.to(y.dtype), dense(y)[1])
+    return lay_out(grad_y.to(y.dtype), dense(y)[1])
 
 
 def _beside(log_det: Tensor, x: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pnf.ops._layout import dense, dense_as, empty, empty_like
+from pnf.ops._layout import dense, dense_as, empty, empty_like, lay_out
 from pnf.ops._library import Kernel, Launch, cpp, cuda, documented_by, kernels, register
 from pnf.reference import masking as reference
 
@@ -172,21 +172,21 @@ def _compiled_input_backward(launch: Launch) -> Callable[..., Tensor]:
 
 
 def _reference_apply(x: Tensor, mask: str, parity: int) -> Tensor:
-    return dense_as(reference.mask_apply(x, mask, parity), dense(x)[1])
+    return lay_out(reference.mask_apply(x, mask, parity), dense(x)[1])
 
 
 def _reference_pack(x: Tensor, mask: str, parity: int) -> tuple[Tensor, Tensor]:
     last = dense(x)[1]
     kept, rest = reference.mask_pack(x, mask, parity)
-    return dense_as(kept, last), dense_as(rest, last)
+    return lay_out(kept, last), lay_out(rest, last)
 
 
 def _reference_unpack(kept: Tensor, rest: Tensor, mask: str, parity: int, size: Sequence[int]) -> Tensor:
-    return dense_as(reference.mask_unpack(kept, rest, mask, parity, size), dense(kept)[1])
+    return lay_out(reference.mask_unpack(kept, rest, mask, parity, size), dense(kept)[1])
 
 
 def _reference_input(x: Tensor, condition: Tensor, mask: str, parity: int) -> Tensor:
-    return dense_as(reference.mask_input(x, condition, mask, parity), dense(x)[1])
+    return lay_out(reference.mask_input(x, condition, mask, parity), dense(x)[1])
 
 
 def _reference_input_backward(grad: Tensor, channels: int, mask: str, parity: int) -> Tensor:
@@ -197,7 +197,7 @@ def _reference_input_backward(grad: Tensor, channels: int, mask: str, parity: in
         x = torch.cat((zero, x) if parity else (x, zero), 1)
     else:
         x = reference.mask_apply(x, mask, parity)
-    return dense_as(x, last)
+    return lay_out(x, last)
 
 
 def _fake_apply(x: Tensor, mask: str, parity: int) -> Tensor:  # noqa: ARG001

@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
-from pnf.ops._layout import dense, dense_as, empty, rows, wide
+from pnf.ops._layout import dense, empty, lay_out, rows, wide
 from pnf.ops._library import DTYPES, Launch, cpp, documented_by, kernels, register, triton, vjp
 from pnf.reference.standard_normal import check_standard_normal
 from pnf.reference.standard_normal import standard_normal as reference
@@ -43,7 +43,7 @@ def _compiled_backward(launch: Launch) -> Callable[..., Tensor]:
 
 def _reference_backward(grad: Tensor, z: Tensor) -> Tensor:
     grad_z = (-grad.view(-1, *(1,) * (z.dim() - 1)) * z).to(z.dtype)
-    return dense_as(grad_z, dense(z)[1])
+    return lay_out(grad_z, dense(z)[1])
 
 
 def _fake(z: Tensor) -> Tensor:

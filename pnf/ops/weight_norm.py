@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pnf.ops._layout import dense, dense_as, empty, wide
+from pnf.ops._layout import dense, dense_as, empty, lay_out, wide
 from pnf.ops._library import DTYPES, Kernel, Launch, cpp, cuda, documented_by, kernels, register, vjp
 from pnf.reference.weight_norm import LEAST_SQUARE, check_weight_norm
 from pnf.reference.weight_norm import weight_norm as reference
@@ -48,7 +48,7 @@ def _compiled_backward(launch: Launch) -> Callable[..., list[Tensor]]:
         directions = [x for x, _ in laid_out]
         grads = [dense_as(grad, last) for grad, (_, last) in zip(grads, laid_out, strict=True)]
         found = [empty(x, x.shape, last) for x, last in laid_out]
-        found_magnitudes = [None if m is None else torch.empty_like(m) for m in magnitudes]
+        found_magnitudes = [None if m is None else empty(m, m.shape) for m in magnitudes]
         if directions:
             outputs = (*found, *_given(found_magnitudes, found))
             tensors = (*outputs, *grads, *directions, *_given(magnitudes, directions))
@@ -73,7 +73,7 @@ def _sizes(directions: Sequence[Tensor], magnitudes: Magnitudes) -> list[int]:
 
 def _reference(directions: Sequence[Tensor], magnitudes: Magnitudes) -> list[Tensor]:
     weights = reference(directions, magnitudes)
-    return [dense_as(weight, dense(x)[1]) for weight, x in zip(weights, directions, strict=True)]
+    return [lay_out(weight, dense(x)[1]) for weight, x in zip(weights, directions, strict=True)]
 
 
 def _reference_backward(grads: Sequence[Tensor], directions: Sequence[Tensor], magnitudes: Magnitudes) -> list[Tensor]:
@@ -88,7 +88,7 @@ def _reference_backward(grads: Sequence[Tensor], directions: Sequence[Tensor], m
         scale = inverse if magnitude is None else magnitude.to(dtype) * inverse
         # Below the least norm, the norm is a constant.
         through = torch.where(square >= LEAST_SQUARE, along * inverse * inverse, 0)
-        found.append(dense_as((scale * (g - through * x)).to(direction.dtype), last))
+        found.append(lay_out((scale * (g - through * x)).to(direction.dtype), last))
         if magnitude is not None:
             found_magnitudes.append((along * inverse).to(direction.dtype))
     return found + found_magnitudes
@@ -104,7 +104,7 @@ def _fake_backward(
     magnitudes: Magnitudes,
 ) -> list[Tensor]:
     found = [empty(x, x.shape, dense(x)[1]) for x in directions]
-    return [*found, *(torch.empty_like(m, memory_format=torch.contiguous_format) for m in magnitudes if m is not None)]
+    return [*found, *(empty(m, m.shape) for m in magnitudes if m is not None)]
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:  # noqa: ARG001

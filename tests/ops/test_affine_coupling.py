@@ -5,7 +5,17 @@ from collections.abc import Sequence
 
 import pytest
 import torch
-from op_tests import DEVICES, Case, Implementation, OpTests, as_list, assert_accurate, convert, implementations, use_level
+from op_tests import (
+    DEVICES,
+    Case,
+    Implementation,
+    OpTests,
+    as_list,
+    assert_accurate,
+    convert,
+    implementations,
+    use_level,
+)
 from torch import Tensor
 
 from pnf import ops, reference
@@ -28,7 +38,12 @@ CALLS = [
     ((2, 4, 0), "channel", 1),
     ((0, 3, 2), "checkerboard", 0),
 ]
-INVERSE_CALLS = [((2, 3, 4), None, 0), ((2, 2, 4, 5), "checkerboard", 1), ((3, 2, 4, 4), "channel", 0), ((2, 0), None, 0)]
+INVERSE_CALLS = [
+    ((2, 3, 4), None, 0),
+    ((2, 2, 4, 5), "checkerboard", 1),
+    ((3, 2, 4, 4), "channel", 0),
+    ((2, 0), None, 0),
+]
 
 
 def normal(*shape: int) -> Tensor:
@@ -127,7 +142,9 @@ def test_neither_small_nor_large_u_cancels(implementation: Implementation, dtype
     raw, one, zero = torch.cat((u * 0, u), 1), torch.ones(1, dtype=dtype), torch.zeros(len(u), dtype=dtype)
     args = on(implementation, [u * 0, raw, one, zero])
     _, s = implementation.run("affine_coupling", [*args, None, 0])
-    _, grad_raw, _ = implementation.run("affine_coupling_backward", [args[0], zero.to(s.device) + 1, *args[:3], None, 0])
+    _, grad_raw, _ = implementation.run(
+        "affine_coupling_backward", [args[0], zero.to(s.device) + 1, *args[:3], None, 0]
+    )
     exact = [(math.tanh(v), 4 / (math.exp(v) + math.exp(-v)) ** 2) for v in u.flatten().tolist()]
     got = torch.stack((s, grad_raw[:, 1]), 1).cpu().double()
     rtol = 8 * torch.finfo(dtype).eps
@@ -165,7 +182,9 @@ def test_mixed_dtypes(
                 assert_accurate([a], [b], [c], name)
 
 
-@pytest.mark.parametrize("shape", [(1, 2, 3, 8200), (1, 2, 2, 8193), (2, 3, 20000), (1, 600, 2, 2), (300, 3), (9000, 1)])
+@pytest.mark.parametrize(
+    "shape", [(1, 2, 3, 8200), (1, 2, 2, 8193), (2, 3, 20000), (1, 600, 2, 2), (300, 3), (9000, 1)]
+)
 @both_ways
 def test_long_rows_and_many_short_ones(op: str, shape: tuple[int, ...]) -> None:
     torch.manual_seed(0)
