@@ -15,19 +15,12 @@ struct Parameters {
   Affine<C> channel(int64_t c) const { return {splat(mean[c]), splat(scale(c)), splat(bias[c])}; }
 };
 
-// The parameters of each lane in a period of rows.
 template <typename C>
-struct Spread {
-  std::vector<C> mean, scale, bias;
-
-  Spread(const Rows<C>& rows, const Parameters<C>& p) : mean(rows.spread(p.mean)), bias(rows.spread(p.bias)) {
-    std::vector<C> scales(rows.channels);
-    for (int64_t c = 0; c < rows.channels; ++c) scales[c] = p.scale(c);
-    scale = rows.spread(scales.data());
-  }
-
-  Affine<C> at(int64_t j) const { return {load(mean.data() + j), load(scale.data() + j), load(bias.data() + j)}; }
-};
+Spread<C> spread(const Rows<C>& rows, const Parameters<C>& p) {
+  std::vector<C> scale(rows.channels);
+  for (int64_t c = 0; c < rows.channels; ++c) scale[c] = p.scale(c);
+  return {rows.spread(p.mean), rows.spread(scale.data()), rows.spread(p.bias)};
+}
 
 template <typename T, typename C>
 void forward(T* y, C* mean, C* var, const T* x, const Parameters<C>& p, const Channels& shape, bool statistics,
@@ -71,17 +64,17 @@ void forward_rows(T* y, C* mean, C* var, const T* x, const Parameters<C>& p, con
       return x + first * shape.channels;
     });
   }
-  const Spread<C> spread(rows, p);
+  const Spread<C> affine = spread(rows, p);
   rows.run(threads, [&](int64_t begin, int64_t end) {
     for (int64_t block = begin; block < end; ++block) {
       const int64_t start = rows.first(block) * shape.channels;
       T* to = y + start;
       const T* from = x + start;
       rows.each(
-          rows.last(block) * shape.channels - start,
-          [&](int64_t i, int64_t j) { store(to + i, relu(spread.at(j)(load(from + i)))); },
-          [&](int64_t i, int64_t j, int64_t k) {
-            store_part(to + i, relu(spread.at(j)(load_part(from + i, k))), k);
+          rows.last(block) * shape.channels - start, affine,
+          [&](int64_t i, const Affine<C>& a) { store(to + i, relu(a(load(from + i)))); },
+          [&](int64_t i, const Affine<C>& a, int64_t left) {
+            store_part(to + i, relu(a(load_part(from + i, left))), left);
           });
     }
   });
@@ -158,34 +151,28 @@ void backward_rows(T* grad_x, C* grad_weight, C* grad_bias, const T* grad_y, con
                    const Channels& shape, bool statistics, int threads) {
   const int64_t channels = shape.channels;
   const Rows<C> rows(shape.batch * shape.sites, channels);
-  const Spread<C> spread(rows, p);
+  const Spread<C> affine = spread(rows, p);
   std::vector<double> parts(2 * rows.count() * channels);
   rows.run(threads, [&](int64_t begin, int64_t end) {
-    std::vector<C> sum(rows.period), product(rows.period);
+    std::vector<C> sums(2 * rows.period);
     for (int64_t block = begin; block < end; ++block) {
       const int64_t start = rows.first(block) * channels;
       T* to = grad_x + start;
       const T *from = x + start, *grad = grad_y + start;
-      std::fill(sum.begin(), sum.end(), C{0});
-      std::fill(product.begin(), product.end(), C{0});
-      rows.each(
-          rows.last(block) * channels - start,
-          [&](int64_t i, int64_t j) {
-            const Affine<C> affine = spread.at(j);
-            const Vec<C> v = load(from + i), d = relu_backward(load(grad + i), affine(v));
-            add(sum.data() + j, d);
-            add(product.data() + j, d * affine.centred(v));
-            if (!statistics) store(to + i, affine.scale * d);
+      rows.template sum<2>(
+          sums.data(), rows.last(block) * channels - start, affine,
+          [&](int64_t i, const Affine<C>& a) {
+            const Vec<C> v = load(from + i), d = relu_backward(load(grad + i), a(v));
+            if (!statistics) store(to + i, a.scale * d);
+            return Terms<C, 2>{d, d * a.centred(v)};
           },
-          [&](int64_t i, int64_t j, int64_t k) {
-            const Affine<C> affine = spread.at(j);
-            const Vec<C> v = load_part(from + i, k), d = relu_backward(load_part(grad + i, k), affine(v));
-            add(sum.data() + j, first_lanes<C>(d, k));
-            add(product.data() + j, first_lanes<C>(d * affine.centred(v), k));
-            if (!statistics) store_part(to + i, affine.scale * d, k);
+          [&](int64_t i, const Affine<C>& a, int64_t left) {
+            const Vec<C> v = load_part(from + i, left), d = relu_backward(load_part(grad + i, left), a(v));
+            if (!statistics) store_part(to + i, a.scale * d, left);
+            return Terms<C, 2>{first_lanes<C>(d, left), first_lanes<C>(d * a.centred(v), left)};
           });
-      rows.fold(parts.data() + 2 * block * channels, sum.data());
-      rows.fold(parts.data() + (2 * block + 1) * channels, product.data());
+      rows.fold(parts.data() + 2 * block * channels, sums.data());
+      rows.fold(parts.data() + (2 * block + 1) * channels, sums.data() + rows.period);
     }
   });
   std::vector<double> totals(2 * channels);
@@ -201,22 +188,26 @@ void backward_rows(T* grad_x, C* grad_weight, C* grad_bias, const T* grad_y, con
     totals[channels + c] *= r * r / entries;
   }
   if (!statistics) return;
+  struct Prepared {
+    Affine<C> affine;
+    Vec<C> mean, slope;
+
+    Vec<C> operator()(Vec<C> grad, Vec<C> v) const {
+      return affine.scale * (relu_backward(grad, affine(v)) - mean - affine.centred(v) * slope);
+    }
+  };
   const std::vector<C> mean = rows.spread(totals.data()), slope = rows.spread(totals.data() + channels);
   rows.run(threads, [&](int64_t begin, int64_t end) {
     for (int64_t block = begin; block < end; ++block) {
       const int64_t start = rows.first(block) * channels;
       T* to = grad_x + start;
       const T *from = x + start, *grad = grad_y + start;
-      const auto gradient = [&](Vec<C> g, Vec<C> v, int64_t j) {
-        const Affine<C> affine = spread.at(j);
-        const Vec<C> d = relu_backward(g, affine(v)) - load(mean.data() + j);
-        return affine.scale * (d - affine.centred(v) * load(slope.data() + j));
-      };
       rows.each(
           rows.last(block) * channels - start,
-          [&](int64_t i, int64_t j) { store(to + i, gradient(load(grad + i), load(from + i), j)); },
-          [&](int64_t i, int64_t j, int64_t k) {
-            store_part(to + i, gradient(load_part(grad + i, k), load_part(from + i, k), j), k);
+          [&](int64_t j) { return Prepared{affine(j), load(mean.data() + j), load(slope.data() + j)}; },
+          [&](int64_t i, const Prepared& gradient) { store(to + i, gradient(load(grad + i), load(from + i))); },
+          [&](int64_t i, const Prepared& gradient, int64_t left) {
+            store_part(to + i, gradient(load_part(grad + i, left), load_part(from + i, left)), left);
           });
     }
   });

@@ -6,9 +6,11 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstdint>
 #include <numeric>
+#include <utility>
 #include <vector>
 
 #include "cpu/sum.h"
@@ -187,25 +189,72 @@ inline Moments total(const Moments* parts, int64_t count) {
   return all;
 }
 
-// Rows of channels in blocks of about kBlock entries, and vectors whose lanes repeat a channel's value every period.
+// Goes down `rows` rows of `width` entries, a multiple of a vector's: calls whole(row, j, prepare(j)) for the vector from
+// entry j of each row on, having prepared for some columns at a time.
+template <typename C, typename Prepare, typename Whole>
+inline void for_columns(int64_t rows, int64_t width, const Prepare& prepare, const Whole& whole) {
+  constexpr int64_t n = kLanes<C>;
+  int64_t j = 0;
+  for (; j + 4 * n <= width; j += 4 * n) {
+    const auto a = prepare(j), b = prepare(j + n), c = prepare(j + 2 * n), d = prepare(j + 3 * n);
+    for (int64_t row = 0; row < rows; ++row) {
+      whole(row, j, a);
+      whole(row, j + n, b);
+      whole(row, j + 2 * n, c);
+      whole(row, j + 3 * n, d);
+    }
+  }
+  for (; j < width; j += n) {
+    const auto a = prepare(j);
+    for (int64_t row = 0; row < rows; ++row) whole(row, j, a);
+  }
+}
+
+template <typename C, int terms>
+using Terms = std::array<Vec<C>, terms>;
+
+// Writes the sums down the rows of each of the vectors that term(row, j, prepare(j)) gives: [terms, width].
+template <int terms, typename C, typename Prepare, typename Term>
+inline void sum_columns(C* sums, int64_t rows, int64_t width, const Prepare& prepare, const Term& term) {
+  constexpr int64_t n = kLanes<C>;
+  const auto go_down = [&]<int columns>(std::integral_constant<int, columns>, int64_t j) {
+    using Prepared = decltype(prepare(j));
+    const std::array<Prepared, columns> prepared = [&]<size_t... u>(std::index_sequence<u...>) {
+      return std::array<Prepared, columns>{prepare(j + static_cast<int64_t>(u) * n)...};
+    }(std::make_index_sequence<columns>{});
+    Terms<C, terms> total[columns] = {};
+    for (int64_t row = 0; row < rows; ++row) {
+      for (int u = 0; u < columns; ++u) {
+        const Terms<C, terms> found = term(row, j + u * n, prepared[u]);
+        for (int k = 0; k < terms; ++k) total[u][k] += found[k];
+      }
+    }
+    for (int u = 0; u < columns; ++u) {
+      for (int k = 0; k < terms; ++k) store(sums + k * width + j + u * n, total[u][k]);
+    }
+  };
+  int64_t j = 0;
+  for (; j + 4 * n <= width; j += 4 * n) go_down(std::integral_constant<int, 4>{}, j);
+  for (; j < width; j += n) go_down(std::integral_constant<int, 1>{}, j);
+}
+
+// Rows of channels in blocks of about kBlock entries. The channels of a vector's lanes repeat after a period, which is a
+// multiple of both the channels and the lanes, so that memory may be seen as rows of a period.
 template <typename C>
 struct Rows {
-  static constexpr int64_t kBlock = 1 << 14;
+  static constexpr int64_t kBlock = 1 << 13;
 
-  int64_t rows, channels;
-  int64_t period;  // a multiple of both the channels and the lanes, and at least 8 vectors
-  int64_t height;  // rows of a block
+  int64_t rows, channels, period, height;  // rows in all, and in a block
 
   Rows(int64_t row_count, int64_t channel_count)
       : rows(row_count),
         channels(channel_count),
         period(std::lcm(channels, static_cast<int64_t>(kLanes<C>))),
         height(std::max<int64_t>(kBlock / channels, 1)) {
-    period *= (8 * kLanes<C> + period - 1) / period;
+    if (period < 16 * kLanes<C>) period = std::lcm(period, static_cast<int64_t>(4 * kLanes<C>));
   }
 
   int64_t count() const { return (rows + height - 1) / height; }
-
   int64_t first(int64_t block) const { return block * height; }
   int64_t last(int64_t block) const { return std::min((block + 1) * height, rows); }
 
@@ -216,102 +265,129 @@ struct Rows {
                  body);
   }
 
-  // Calls whole(i, j) for each whole vector of n entries that begin with a channel 0, and rest(i, j, n): i is their
-  // place, and j that in a period.
-  template <typename Whole, typename Rest>
-  void each(int64_t n, const Whole& whole, const Rest& rest) const {
-    constexpr int64_t step = kLanes<C>;
-    int64_t i = 0, j = 0;
-    for (; i + period <= n; i += period) {
-      for (j = 0; j < period; j += step) whole(i + j, j);
-    }
-    for (j = 0; i + step <= n; i += step, j += step) whole(i, j);
-    if (i < n) rest(i, j, n - i);
+  // Calls whole(i, prepare(j)) for the whole vectors of n entries that begin with channel 0, i their place and j that in
+  // a period, and rest(i, prepare(j), left) for the entries that are left.
+  template <typename Prepare, typename Whole, typename Rest>
+  void each(int64_t n, const Prepare& prepare, const Whole& whole, const Rest& rest) const {
+    for_columns<C>(n / period, period, prepare,
+                   [&](int64_t row, int64_t j, const auto& prepared) { whole(row * period + j, prepared); });
+    each_left(n, prepare, whole, rest);
+  }
+
+  // Writes the sums, for each place in a period, of the vectors that term(i, prepare(j)) gives; rest(i, prepare(j),
+  // left) gives those of a part, with zeros in the other lanes.
+  template <int terms, typename Prepare, typename Term, typename Rest>
+  void sum(C* sums, int64_t n, const Prepare& prepare, const Term& term, const Rest& rest) const {
+    sum_columns<terms>(sums, n / period, period, prepare, [&](int64_t row, int64_t j, const auto& prepared) {
+      return term(row * period + j, prepared);
+    });
+    const int64_t begin = n / period * period;
+    const auto add = [&](int64_t i, const Terms<C, terms>& found) {
+      for (int k = 0; k < terms; ++k) {
+        C* const to = sums + k * period + i - begin;
+        store(to, load(to) + found[k]);
+      }
+    };
+    each_left(
+        n, prepare, [&](int64_t i, const auto& prepared) { add(i, term(i, prepared)); },
+        [&](int64_t i, const auto& prepared, int64_t left) { add(i, rest(i, prepared, left)); });
   }
 
   // A period of the channels' values.
   template <typename V>
   std::vector<C> spread(const V* values) const {
     std::vector<C> out(period);
-    for (int64_t i = 0, c = 0; i < period; ++i) {
-      out[i] = static_cast<C>(values[c]);
-      if (++c == channels) c = 0;
-    }
+    spread(out.data(), values);
     return out;
+  }
+
+  template <typename V>
+  void spread(C* out, const V* values) const {
+    for (int64_t i = 0; i < period; i += channels) {
+      for (int64_t c = 0; c < channels; ++c) out[i + c] = static_cast<C>(values[c]);
+    }
   }
 
   // The sum for each channel of a period of sums.
   void fold(double* out, const C* sums) const {
-    std::fill(out, out + channels, 0.0);
-    for (int64_t i = 0, c = 0; i < period; ++i) {
-      out[c] += static_cast<double>(sums[i]);
-      if (++c == channels) c = 0;
+    for (int64_t c = 0; c < channels; ++c) out[c] = static_cast<double>(sums[c]);
+    for (int64_t i = channels; i < period; i += channels) {
+      for (int64_t c = 0; c < channels; ++c) out[c] += static_cast<double>(sums[i + c]);
     }
+  }
+
+ private:
+  template <typename Prepare, typename Whole, typename Rest>
+  void each_left(int64_t n, const Prepare& prepare, const Whole& whole, const Rest& rest) const {
+    const int64_t begin = n / period * period;
+    int64_t i = begin;
+    for (; i + kLanes<C> <= n; i += kLanes<C>) whole(i, prepare(i - begin));
+    if (i < n) rest(i, prepare(i - begin), n - i);
   }
 };
 
-// Adds v to the vector at `to`.
+// The parameters of the lanes of a period.
 template <typename C>
-inline void add(C* to, Vec<C> v) {
-  store(to, load(to) + v);
-}
+struct Spread {
+  std::vector<C> mean, scale, bias;
+
+  Affine<C> operator()(int64_t j) const {
+    return {load(mean.data() + j), load(scale.data() + j), load(bias.data() + j)};
+  }
+};
 
 // Mean and biased variance of each channel of rows of T. read(first, last, buffer) gives those rows without gaps, in
 // its buffer or elsewhere.
 template <typename T, typename C, typename Read>
 void row_statistics(C* mean, C* var, const Rows<C>& rows, int threads, const Read& read) {
   const int64_t channels = rows.channels;
-  std::vector<double> means(rows.count() * channels), squares(means.size());
+  std::vector<double> parts(2 * rows.count() * channels);  // mean and squares of the channels of each block
   rows.run(threads, [&](int64_t begin, int64_t end) {
     std::vector<T> buffer;
-    std::vector<C> distance(rows.period), square(rows.period);
-    std::vector<double> sums(channels);
+    std::vector<C> sums(2 * rows.period), shift(rows.period);
     for (int64_t block = begin; block < end; ++block) {
       const T* const x = read(rows.first(block), rows.last(block), buffer);
       const double count = static_cast<double>(rows.last(block) - rows.first(block));
       const int64_t n = (rows.last(block) - rows.first(block)) * channels;
-      std::fill(distance.begin(), distance.end(), C{0});
-      std::fill(square.begin(), square.end(), C{0});
-      rows.each(
-          n, [&](int64_t i, int64_t j) { add(distance.data() + j, load(x + i)); },
-          [&](int64_t i, int64_t j, int64_t left) { add(distance.data() + j, load_part(x + i, left)); });
-      rows.fold(sums.data(), distance.data());
-      for (double& s : sums) s /= count;
-      const std::vector<C> shift = rows.spread(sums.data());
-      std::fill(distance.begin(), distance.end(), C{0});
-      rows.each(
-          n,
-          [&](int64_t i, int64_t j) {
-            const Vec<C> d = load(x + i) - load(shift.data() + j);
-            add(distance.data() + j, d);
-            add(square.data() + j, d * d);
-          },
-          [&](int64_t i, int64_t j, int64_t left) {
-            const Vec<C> d = first_lanes<C>(load_part(x + i, left) - load(shift.data() + j), left);
-            add(distance.data() + j, d);
-            add(square.data() + j, d * d);
+      double *const means = parts.data() + 2 * block * channels, *const squares = means + channels;
+      rows.template sum<1>(
+          sums.data(), n, [](int64_t) { return 0; }, [&](int64_t i, int) { return Terms<C, 1>{load(x + i)}; },
+          [&](int64_t i, int, int64_t left) { return Terms<C, 1>{load_part(x + i, left)}; });
+      rows.fold(means, sums.data());
+      for (int64_t c = 0; c < channels; ++c) means[c] /= count;
+      rows.spread(shift.data(), means);
+      const auto distances = [](Vec<C> d) { return Terms<C, 2>{d, d * d}; };
+      rows.template sum<2>(
+          sums.data(), n, [&](int64_t j) { return load(shift.data() + j); },
+          [&](int64_t i, Vec<C> s) { return distances(load(x + i) - s); },
+          [&](int64_t i, Vec<C> s, int64_t left) {
+            return distances(first_lanes<C>(load_part(x + i, left) - s, left));
           });
-      double* const block_means = means.data() + block * channels;
-      double* const block_squares = squares.data() + block * channels;
-      rows.fold(block_means, distance.data());
-      rows.fold(block_squares, square.data());
+      rows.fold(means, sums.data());
+      rows.fold(squares, sums.data() + rows.period);
       for (int64_t c = 0; c < channels; ++c) {
-        const Moments m = moments(count, static_cast<double>(shift[c]), block_means[c], block_squares[c]);
-        block_means[c] = m.mean;
-        block_squares[c] = m.squares;
+        const Moments m = moments(count, static_cast<double>(shift[c]), means[c], squares[c]);
+        means[c] = m.mean;
+        squares[c] = m.squares;
       }
     }
   });
-  std::vector<Moments> all(channels);
+  // As Moments::add, for all channels at once.
+  std::vector<double> means(channels), squares(channels);
+  double total = 0;
   for (int64_t block = 0; block < rows.count(); ++block) {
-    const double count = static_cast<double>(rows.last(block) - rows.first(block));
+    const double before = total, count = static_cast<double>(rows.last(block) - rows.first(block));
+    total += count;
+    const double share = count / total, *part = parts.data() + 2 * block * channels;
     for (int64_t c = 0; c < channels; ++c) {
-      all[c].add({count, means[block * channels + c], squares[block * channels + c]});
+      const double delta = part[c] - means[c];
+      means[c] += delta * share;
+      squares[c] += part[channels + c] + delta * delta * before * share;
     }
   }
   for (int64_t c = 0; c < channels; ++c) {
-    mean[c] = static_cast<C>(all[c].mean);
-    var[c] = static_cast<C>(all[c].squares / all[c].count);
+    mean[c] = static_cast<C>(means[c]);
+    var[c] = static_cast<C>(squares[c] / total);
   }
 }
 

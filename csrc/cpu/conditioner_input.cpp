@@ -24,8 +24,6 @@ class Board {
     }
   }
 
-  bool kept(int64_t site) const { return table_[site % period_] != 0; }
-
   // Gives the lanes from a site on, vector by vector.
   class Cursor {
    public:
@@ -90,6 +88,23 @@ struct Parameters {
 
   Affine<C> channel(int64_t k) const { return {splat(mean[k]), splat(scale[k]), splat(bias[k])}; }
 };
+
+// With the channels last, whether they are whole vectors, which are then read and written where they lie; otherwise
+// they are gathered first.
+bool in_place(const ConditionerInput& shape) { return shape.kept % kLanes<float> == 0; }
+
+// Entries of so many gathered rows, in whole periods.
+template <typename C>
+int64_t padded(const Rows<C>& rows, int64_t count) {
+  return (count * rows.channels + rows.period - 1) / rows.period * rows.period;
+}
+
+// As for_runs, for the kept channels and the condition.
+template <typename T, typename Body>
+void for_pixels(int64_t rows, const ConditionerInput& shape, const Body& body) {
+  const int64_t size = static_cast<int64_t>(sizeof(T)), condition = shape.condition > 0 ? shape.condition : shape.kept;
+  for_runs(rows, size * std::min(shape.kept, condition), size * std::max(shape.kept, condition), body);
+}
 
 // The gradient of v from those of relu(v) and relu(-v).
 template <typename V>
@@ -161,33 +176,48 @@ void forward(T* h, C* mean, C* var, const T* x, const T* condition, const C* off
   });
 }
 
-// Rows of the kept channels without gaps, with zeros at the sites that are not kept.
-template <typename T, typename C>
-const T* gather(const T* x, int64_t first, int64_t last, std::vector<T>& buffer, const ConditionerInput& shape,
-                const Board<C>& board) {
-  buffer.resize((last - first) * shape.kept);
-  T* to = buffer.data();
+// Which rows of a block are kept, as lanes; a vector of them may be written behind the last.
+template <typename C>
+using Lanes = std::vector<typename Board<C>::Lane>;
+
+template <typename C>
+void set_lanes(Lanes<C>& lanes, int64_t first, int64_t last, const ConditionerInput& shape, const Board<C>& board) {
+  const int64_t count = last - first;
+  lanes.resize(count + kLanes<C>);
   int64_t site = first % shape.sites();
-  for (int64_t row = first; row < last; ++row, to += shape.kept) {
-    if (board.kept(site)) {
-      copy_run(to, x + row * shape.channels + shape.start, shape.kept);
-    } else {
-      zero_run(to, shape.kept);
+  for (int64_t row = 0; row < count; site = 0) {
+    const int64_t end = std::min(count, row + shape.sites() - site);
+    auto cursor = board.from(site);
+    for (int64_t i = row; i < end; i += kLanes<C>) {
+      const IntVec<C> next = cursor.next();
+      std::memcpy(lanes.data() + i, &next, sizeof(next));
     }
-    if (++site == shape.sites()) site = 0;
+    row = end;
   }
+}
+
+// Rows of the kept channels without gaps, with zeros at the sites that are not kept and behind the last row.
+template <typename T, typename C>
+const T* gather(const T* x, int64_t first, int64_t count, const Lanes<C>& lanes, std::vector<T>& buffer, const Rows<C>& rows,
+                const ConditionerInput& shape) {
+  buffer.resize(padded(rows, count));
+  T* const to = buffer.data();
+  const T* const from = x + first * shape.channels + shape.start;
+  for_pixels<T>(count, shape, [&](int64_t row, auto move) {
+    if (lanes[row]) {
+      move.copy(to + row * shape.kept, from + row * shape.channels, shape.kept);
+    } else {
+      move.zero(to + row * shape.kept, shape.kept);
+    }
+  });
+  zero_run(to + count * shape.kept, padded(rows, count) - count * shape.kept);
   return buffer.data();
 }
 
 template <typename C>
-struct Spread {
-  std::vector<C> mean, scale, bias;
-
-  Spread(const Rows<C>& rows, const Parameters<C>& p)
-      : mean(rows.spread(p.mean.data())), scale(rows.spread(p.scale.data())), bias(rows.spread(p.bias.data())) {}
-
-  Affine<C> at(int64_t j) const { return {load(mean.data() + j), load(scale.data() + j), load(bias.data() + j)}; }
-};
+Spread<C> spread(const Rows<C>& rows, const Parameters<C>& p) {
+  return {rows.spread(p.mean.data()), rows.spread(p.scale.data()), rows.spread(p.bias.data())};
+}
 
 template <typename T, typename C>
 void forward_rows(T* h, C* mean, C* var, const T* x, const T* condition, const C* offset,
@@ -197,39 +227,54 @@ void forward_rows(T* h, C* mean, C* var, const T* x, const T* condition, const C
   const Rows<C> rows(shape.batch * shape.sites(), kept);
   if (norm == Norm::kBatch) {
     row_statistics<T>(mean, var, rows, threads, [&](int64_t first, int64_t last, std::vector<T>& buffer) {
-      return gather(x, first, last, buffer, shape, board);
+      Lanes<C> lanes;
+      set_lanes(lanes, first, last, shape, board);
+      return gather(x, first, last - first, lanes, buffer, rows, shape);
     });
   }
   Parameters<C> p(shape, gain);
   for (int64_t k = 0; k < kept && norm != Norm::kNone; ++k) p.set(k, mean[k], var[k], offset[k], eps);
-  const Spread<C> spread(rows, p);
+  const Spread<C> affine = spread(rows, p);
   const T one = narrow<T>(1), zero = narrow<T>(0);
   rows.run(threads, [&](int64_t begin, int64_t end) {
-    std::vector<T> buffer, halves(2 * rows.height * kept);
+    Lanes<C> lanes;
+    std::vector<T> buffer, halves;
     for (int64_t block = begin; block < end; ++block) {
-      const int64_t first = rows.first(block), last = rows.last(block), n = (last - first) * kept;
-      const T* from = gather(x, first, last, buffer, shape, board);
-      T *positive = halves.data(), *negative = positive + n;
-      rows.each(
-          n,
-          [&](int64_t i, int64_t j) {
-            const Vec<C> v = spread.at(j)(load(from + i)) * p.gain;
-            store(positive + i, relu(v));
-            store(negative + i, relu(-v));
-          },
-          [&](int64_t i, int64_t j, int64_t count) {
-            const Vec<C> v = spread.at(j)(load_part(from + i, count)) * p.gain;
-            store_part(positive + i, relu(v), count);
-            store_part(negative + i, relu(-v), count);
-          });
-      int64_t site = first % shape.sites();
+      const int64_t first = rows.first(block), count = rows.last(block) - first;
+      set_lanes(lanes, first, first + count, shape, board);
       T* to = h + first * columns;
-      for (int64_t row = first; row < last; ++row, to += columns, positive += kept, negative += kept) {
-        copy_run(to, positive, kept);
-        copy_run(to + kept, negative, kept);
-        if (shape.board) to[2 * kept] = board.kept(site) ? one : zero;
-        copy_run(to + columns - shape.condition, condition + row * shape.condition, shape.condition);
-        if (++site == shape.sites()) site = 0;
+      const auto split = [&](T* positive, T* negative, Vec<C> v) {
+        store(positive, relu(v));
+        store(negative, relu(-v));
+      };
+      const T* const beside = condition + first * shape.condition;
+      if (in_place(shape)) {
+        const T* from = x + first * shape.channels + shape.start;
+        for_columns<C>(count, kept, affine, [&](int64_t row, int64_t j, const Affine<C>& a) {
+          const Vec<C> v = where<C>(lanes[row] - IntVec<C>{}, load(from + row * shape.channels + j));
+          split(to + row * columns + j, to + row * columns + kept + j, a(v) * p.gain);
+        });
+        for (int64_t row = 0; row < count; ++row) {
+          T* const at = to + row * columns;
+          if (shape.board) at[2 * kept] = lanes[row] ? one : zero;
+          copy_run(at + columns - shape.condition, beside + row * shape.condition, shape.condition);
+        }
+      } else {
+        const int64_t n = padded(rows, count);
+        const T* from = gather(x, first, count, lanes, buffer, rows, shape);
+        halves.resize(2 * n);
+        T *const positive = halves.data(), *const negative = positive + n;
+        for_columns<C>(n / rows.period, rows.period, affine, [&](int64_t row, int64_t j, const Affine<C>& a) {
+          const int64_t i = row * rows.period + j;
+          split(positive + i, negative + i, a(load(from + i)) * p.gain);
+        });
+        for_pixels<T>(count, shape, [&](int64_t row, auto move) {
+          T* const at = to + row * columns;
+          move.copy(at, positive + row * kept, kept);
+          move.copy(at + kept, negative + row * kept, kept);
+          if (shape.board) at[2 * kept] = lanes[row] ? one : zero;
+          move.copy(at + columns - shape.condition, beside + row * shape.condition, shape.condition);
+        });
       }
     }
   });
@@ -238,11 +283,11 @@ void forward_rows(T* h, C* mean, C* var, const T* x, const T* condition, const C
 // The sums over d, the gradient of u = (x - mean) / sqrt(var + eps) + offset, and over d (x - mean), as the gradient of
 // the offset, and the two terms that statistics of the batch take away from d.
 template <typename C>
-struct Terms {
+struct Corrections {
   C mean = 0, slope = 0;
 
-  Terms() = default;
-  Terms(C* grad_offset, double sum, double product, double scale, double entries)
+  Corrections() = default;
+  Corrections(C* grad_offset, double sum, double product, double scale, double entries)
       : mean(static_cast<C>(sum / entries)), slope(static_cast<C>(product * scale * scale / entries)) {
     *grad_offset = static_cast<C>(sum);
   }
@@ -257,7 +302,7 @@ void backward(T* grad_x, C* grad_offset, const T* grad_h, const T* x, const Para
   const Pieces pieces(shape.batch, sites);
   const int64_t n = pieces.count();
   std::vector<double> parts(norm == Norm::kNone ? 0 : 2 * kept * n);
-  std::vector<Terms<C>> terms(kept);
+  std::vector<Corrections<C>> terms(kept);
   // Calls body(d, distance from the mean, kept lanes, to, count) for each vector of a piece.
   const auto each = [&](int64_t k, int64_t piece, const auto& body) {
     const Affine<C> affine = p.channel(k);
@@ -308,7 +353,7 @@ void backward(T* grad_x, C* grad_offset, const T* grad_h, const T* x, const Para
         if (norm == Norm::kNone) return;
         double sum = 0, product = 0;
         for (int64_t i = k * n; i < (k + 1) * n; ++i) sum += parts[2 * i], product += parts[2 * i + 1];
-        terms[k] = Terms<C>(grad_offset + k, sum, product, static_cast<double>(p.scale[k]), entries);
+        terms[k] = Corrections<C>(grad_offset + k, sum, product, static_cast<double>(p.scale[k]), entries);
       },
       [&](int64_t k, int64_t piece) {
         if (norm == Norm::kGiven) return;
@@ -327,96 +372,118 @@ void backward(T* grad_x, C* grad_offset, const T* grad_h, const T* x, const Para
 template <typename T, typename C>
 void backward_rows(T* grad_x, C* grad_offset, const T* grad_h, const T* x, const Parameters<C>& p,
                    const ConditionerInput& shape, Norm norm, int threads) {
-  const int64_t kept = shape.kept;
+  const int64_t kept = shape.kept, columns = shape.columns(), channels = shape.channels;
   const Board<C> board(shape);
   const Rows<C> rows(shape.batch * shape.sites(), kept);
-  const Spread<C> spread(rows, p);
-  // The gradients of the two halves, without gaps and one after the other.
-  const auto gather_halves = [&](int64_t first, int64_t last, std::vector<T>& buffer) {
-    const int64_t n = (last - first) * kept;
-    buffer.resize(2 * n);
-    for (int64_t row = first; row < last; ++row) {
-      const T* from = grad_h + row * shape.columns();
-      copy_run(buffer.data() + (row - first) * kept, from, kept);
-      copy_run(buffer.data() + n + (row - first) * kept, from + kept, kept);
-    }
-    return static_cast<const T*>(buffer.data());
+  const Spread<C> affine = spread(rows, p);
+  std::vector<double> parts(norm == Norm::kNone ? 0 : 2 * rows.count() * kept), totals(2 * kept);
+  std::vector<C> mean(rows.period), slope(rows.period);
+
+  // A block where it lies, or gathered: rows of `width` entries, each so many entries behind the one before.
+  struct View {
+    const T *x, *positive, *negative;
+    T* to;
+    int64_t rows, width, x_pitch, h_pitch, to_pitch;
   };
-  // Writes the gradient of some rows, of which `grad` has no gaps.
-  const auto scatter = [&](int64_t first, int64_t last, const T* grad) {
-    int64_t site = first % shape.sites();
-    for (int64_t row = first; row < last; ++row, grad += kept) {
-      T* to = grad_x + row * shape.channels;
-      if (board.kept(site)) {
-        copy_run(to + shape.start, grad, kept);
-      } else {
-        zero_run(to + shape.start, kept);
-      }
-      zero_run(to + (shape.start == 0 ? kept : 0), shape.channels - kept);
-      if (++site == shape.sites()) site = 0;
-    }
+  struct Prepared {
+    Affine<C> affine;
+    Vec<C> mean, slope;
   };
-  std::vector<double> parts(norm == Norm::kNone ? 0 : 2 * rows.count() * kept);
-  const auto pass = [&](bool reduce, bool write, const std::vector<C>& mean, const std::vector<C>& slope) {
+  const auto prepare = [&](int64_t j) {
+    return Prepared{affine(j), load(mean.data() + j), load(slope.data() + j)};
+  };
+  const auto pass = [&](bool reduce, bool write) {
     rows.run(threads, [&](int64_t begin, int64_t end) {
-      std::vector<T> buffer, halves, grad(write ? rows.height * kept : 0);
-      std::vector<C> sum(rows.period), product(rows.period);
+      Lanes<C> lanes;
+      std::vector<T> buffer, halves, grad;
+      std::vector<C> sums(2 * rows.period);
       for (int64_t block = begin; block < end; ++block) {
-        const int64_t first = rows.first(block), last = rows.last(block), n = (last - first) * kept;
-        const T* from = gather(x, first, last, buffer, shape, board);
-        const T *positive = gather_halves(first, last, halves), *negative = positive + n;
-        std::fill(sum.begin(), sum.end(), C{0});
-        std::fill(product.begin(), product.end(), C{0});
-        const auto both = [&](int64_t j, Vec<C> d, Vec<C> centred) {
-          if (reduce) {
-            add(sum.data() + j, d);
-            add(product.data() + j, d * centred);
-          }
-          const Vec<C> rest = norm == Norm::kBatch ? load(mean.data() + j) + centred * load(slope.data() + j) : Vec<C>{};
-          return load(spread.scale.data() + j) * (d - rest);
-        };
-        rows.each(
-            n,
-            [&](int64_t i, int64_t j) {
-              const Affine<C> affine = spread.at(j);
-              const Vec<C> v = load(from + i);
-              const Vec<C> d = split_backward(load(positive + i), load(negative + i), affine(v) * p.gain) * p.gain;
-              const Vec<C> g = both(j, d, affine.centred(v));
-              if (write) store(grad.data() + i, g);
-            },
-            [&](int64_t i, int64_t j, int64_t count) {
-              const Affine<C> affine = spread.at(j);
-              const Vec<C> v = load_part(from + i, count);
-              const Vec<C> d = split_backward(load_part(positive + i, count), load_part(negative + i, count),
-                                              affine(v) * p.gain);
-              const Vec<C> g = both(j, d * p.gain, first_lanes<C>(affine.centred(v), count));
-              if (write) store_part(grad.data() + i, g, count);
-            });
-        if (reduce) {
-          rows.fold(parts.data() + 2 * block * kept, sum.data());
-          rows.fold(parts.data() + (2 * block + 1) * kept, product.data());
+        const int64_t first = rows.first(block), count = rows.last(block) - first, n = padded(rows, count);
+        set_lanes(lanes, first, first + count, shape, board);
+        const T* const from = grad_h + first * columns;
+        T* const to = grad_x + first * channels;
+        View view{x + first * channels + shape.start, from,     from + kept, to + shape.start, count, kept,
+                  channels,                           columns, channels};
+        if (!in_place(shape)) {
+          halves.resize(2 * n);
+          grad.resize(n);
+          for_pixels<T>(count, shape, [&](int64_t row, auto move) {
+            move.copy(halves.data() + row * kept, from + row * columns, kept);
+            move.copy(halves.data() + n + row * kept, from + row * columns + kept, kept);
+          });
+          zero_run(halves.data() + count * kept, n - count * kept);
+          zero_run(halves.data() + n + count * kept, n - count * kept);
+          view = {gather(x, first, count, lanes, buffer, rows, shape), halves.data(), halves.data() + n, grad.data(),
+                  n / rows.period, rows.period, rows.period, rows.period, rows.period};
         }
-        if (write) scatter(first, last, grad.data());
+        const auto lanes_of = [&](int64_t row) {
+          return in_place(shape) ? lanes[row] - IntVec<C>{} : ~IntVec<C>{};
+        };
+        // The gradient of u and the distance from the mean, of which there is a gradient where nothing is normalised
+        // that needs neither.
+        const auto gradients = [&](int64_t row, int64_t j, const Prepared& a) {
+          const Vec<C> v = where<C>(lanes_of(row), load(view.x + row * view.x_pitch + j));
+          const int64_t at = row * view.h_pitch + j;
+          const Vec<C> d = split_backward(load(view.positive + at), load(view.negative + at), a.affine(v) * p.gain);
+          return Terms<C, 2>{d * p.gain, a.affine.centred(v)};
+        };
+        const auto put = [&](int64_t row, int64_t j, Vec<C> g) {
+          store(view.to + row * view.to_pitch + j, where<C>(lanes_of(row), g));
+        };
+        if (reduce) {
+          sum_columns<2>(sums.data(), view.rows, view.width, prepare, [&](int64_t row, int64_t j, const Prepared& a) {
+            const auto [d, centred] = gradients(row, j, a);
+            if (write) put(row, j, a.affine.scale * d);
+            return Terms<C, 2>{d, d * centred};
+          });
+          double* const part = parts.data() + 2 * block * kept;
+          if (in_place(shape)) {
+            std::copy(sums.data(), sums.data() + 2 * kept, part);
+          } else {
+            rows.fold(part, sums.data());
+            rows.fold(part + kept, sums.data() + rows.period);
+          }
+        } else {
+          for_columns<C>(view.rows, view.width, prepare, [&](int64_t row, int64_t j, const Prepared& a) {
+            const auto [d, centred] = gradients(row, j, a);
+            put(row, j, norm == Norm::kNone ? d : a.affine.scale * (d - a.mean - centred * a.slope));
+          });
+        }
+        if (!write) continue;
+        if (in_place(shape)) {
+          for (int64_t row = 0; row < count; ++row) {
+            zero_run(to + row * channels + (shape.start == 0 ? kept : 0), channels - kept);
+          }
+          continue;
+        }
+        for_pixels<T>(count, shape, [&](int64_t row, auto move) {
+          T* const at = to + row * channels;
+          move.zero(at, shape.start);
+          if (lanes[row]) {
+            move.copy(at + shape.start, grad.data() + row * kept, kept);
+          } else {
+            move.zero(at + shape.start, kept);
+          }
+          move.zero(at + shape.start + kept, channels - kept - shape.start);
+        });
       }
     });
   };
-  std::vector<C> mean(rows.period), slope(rows.period);
-  if (norm == Norm::kNone) return pass(false, true, mean, slope);
-  pass(true, norm == Norm::kGiven, mean, slope);
-  std::vector<double> totals(2 * kept);
+  if (norm == Norm::kNone) return pass(false, true);
+  pass(true, norm == Norm::kGiven);
   for (int64_t block = 0; block < rows.count(); ++block) {
     for (int64_t k = 0; k < 2 * kept; ++k) totals[k] += parts[2 * block * kept + k];
   }
   for (int64_t k = 0; k < kept; ++k) {
-    const Terms<C> terms(grad_offset + k, totals[k], totals[kept + k], static_cast<double>(p.scale[k]),
-                         static_cast<double>(rows.rows));
+    const Corrections<C> terms(grad_offset + k, totals[k], totals[kept + k], static_cast<double>(p.scale[k]),
+                               static_cast<double>(rows.rows));
     totals[k] = static_cast<double>(terms.mean);
     totals[kept + k] = static_cast<double>(terms.slope);
   }
   if (norm == Norm::kGiven) return;
-  mean = rows.spread(totals.data());
-  slope = rows.spread(totals.data() + kept);
-  pass(false, true, mean, slope);
+  rows.spread(mean.data(), totals.data());
+  rows.spread(slope.data(), totals.data() + kept);
+  pass(false, true);
 }
 
 }  // namespace
