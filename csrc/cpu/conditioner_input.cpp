@@ -24,8 +24,6 @@ class Board {
     }
   }
 
-  bool kept(int64_t site) const { return table_[site % period_] != 0; }
-
   // Gives the lanes from a site on, vector by vector.
   class Cursor {
    public:
@@ -101,6 +99,13 @@ int64_t padded(const Rows<C>& rows, int64_t count) {
   return (count * rows.channels + rows.period - 1) / rows.period * rows.period;
 }
 
+// As for_runs, for the kept channels and the condition.
+template <typename T, typename Body>
+void for_pixels(int64_t rows, const ConditionerInput& shape, const Body& body) {
+  const int64_t size = static_cast<int64_t>(sizeof(T)), condition = shape.condition > 0 ? shape.condition : shape.kept;
+  for_runs(rows, size * std::min(shape.kept, condition), size * std::max(shape.kept, condition), body);
+}
+
 // The gradient of v from those of relu(v) and relu(-v).
 template <typename V>
 inline V split_backward(V positive, V negative, V v) {
@@ -171,36 +176,41 @@ void forward(T* h, C* mean, C* var, const T* x, const T* condition, const C* off
   });
 }
 
-// Which rows of a block are kept, as lanes.
+// Which rows of a block are kept, as lanes; a vector of them may be written behind the last.
 template <typename C>
 using Lanes = std::vector<typename Board<C>::Lane>;
 
 template <typename C>
 void set_lanes(Lanes<C>& lanes, int64_t first, int64_t last, const ConditionerInput& shape, const Board<C>& board) {
-  lanes.resize(last - first);
+  const int64_t count = last - first;
+  lanes.resize(count + kLanes<C>);
   int64_t site = first % shape.sites();
-  for (auto& lane : lanes) {
-    lane = board.kept(site) ? -1 : 0;
-    if (++site == shape.sites()) site = 0;
+  for (int64_t row = 0; row < count; site = 0) {
+    const int64_t end = std::min(count, row + shape.sites() - site);
+    auto cursor = board.from(site);
+    for (int64_t i = row; i < end; i += kLanes<C>) {
+      const IntVec<C> next = cursor.next();
+      std::memcpy(lanes.data() + i, &next, sizeof(next));
+    }
+    row = end;
   }
 }
 
 // Rows of the kept channels without gaps, with zeros at the sites that are not kept and behind the last row.
 template <typename T, typename C>
-const T* gather(const T* x, int64_t first, const Lanes<C>& lanes, std::vector<T>& buffer, const Rows<C>& rows,
+const T* gather(const T* x, int64_t first, int64_t count, const Lanes<C>& lanes, std::vector<T>& buffer, const Rows<C>& rows,
                 const ConditionerInput& shape) {
-  const int64_t count = static_cast<int64_t>(lanes.size());
   buffer.resize(padded(rows, count));
-  T* to = buffer.data();
-  const T* from = x + first * shape.channels + shape.start;
-  for (int64_t row = 0; row < count; ++row, to += shape.kept, from += shape.channels) {
+  T* const to = buffer.data();
+  const T* const from = x + first * shape.channels + shape.start;
+  for_pixels<T>(count, shape, [&](int64_t row, auto move) {
     if (lanes[row]) {
-      copy_run(to, from, shape.kept);
+      move.copy(to + row * shape.kept, from + row * shape.channels, shape.kept);
     } else {
-      zero_run(to, shape.kept);
+      move.zero(to + row * shape.kept, shape.kept);
     }
-  }
-  zero_run(to, padded(rows, count) - count * shape.kept);
+  });
+  zero_run(to + count * shape.kept, padded(rows, count) - count * shape.kept);
   return buffer.data();
 }
 
@@ -219,7 +229,7 @@ void forward_rows(T* h, C* mean, C* var, const T* x, const T* condition, const C
     row_statistics<T>(mean, var, rows, threads, [&](int64_t first, int64_t last, std::vector<T>& buffer) {
       Lanes<C> lanes;
       set_lanes(lanes, first, last, shape, board);
-      return gather(x, first, lanes, buffer, rows, shape);
+      return gather(x, first, last - first, lanes, buffer, rows, shape);
     });
   }
   Parameters<C> p(shape, gain);
@@ -237,30 +247,34 @@ void forward_rows(T* h, C* mean, C* var, const T* x, const T* condition, const C
         store(positive, relu(v));
         store(negative, relu(-v));
       };
+      const T* const beside = condition + first * shape.condition;
       if (in_place(shape)) {
         const T* from = x + first * shape.channels + shape.start;
         for_columns<C>(count, kept, affine, [&](int64_t row, int64_t j, const Affine<C>& a) {
           const Vec<C> v = where<C>(lanes[row] - IntVec<C>{}, load(from + row * shape.channels + j));
           split(to + row * columns + j, to + row * columns + kept + j, a(v) * p.gain);
         });
+        for (int64_t row = 0; row < count; ++row) {
+          T* const at = to + row * columns;
+          if (shape.board) at[2 * kept] = lanes[row] ? one : zero;
+          copy_run(at + columns - shape.condition, beside + row * shape.condition, shape.condition);
+        }
       } else {
         const int64_t n = padded(rows, count);
-        const T* from = gather(x, first, lanes, buffer, rows, shape);
+        const T* from = gather(x, first, count, lanes, buffer, rows, shape);
         halves.resize(2 * n);
         T *const positive = halves.data(), *const negative = positive + n;
         for_columns<C>(n / rows.period, rows.period, affine, [&](int64_t row, int64_t j, const Affine<C>& a) {
           const int64_t i = row * rows.period + j;
           split(positive + i, negative + i, a(load(from + i)) * p.gain);
         });
-        for (int64_t row = 0; row < count; ++row) {
-          copy_run(to + row * columns, positive + row * kept, kept);
-          copy_run(to + row * columns + kept, negative + row * kept, kept);
-        }
-      }
-      const T* beside = condition + first * shape.condition;
-      for (int64_t row = 0; row < count; ++row, to += columns, beside += shape.condition) {
-        if (shape.board) to[2 * kept] = lanes[row] ? one : zero;
-        copy_run(to + columns - shape.condition, beside, shape.condition);
+        for_pixels<T>(count, shape, [&](int64_t row, auto move) {
+          T* const at = to + row * columns;
+          move.copy(at, positive + row * kept, kept);
+          move.copy(at + kept, negative + row * kept, kept);
+          if (shape.board) at[2 * kept] = lanes[row] ? one : zero;
+          move.copy(at + columns - shape.condition, beside + row * shape.condition, shape.condition);
+        });
       }
     }
   });
@@ -393,13 +407,13 @@ void backward_rows(T* grad_x, C* grad_offset, const T* grad_h, const T* x, const
         if (!in_place(shape)) {
           halves.resize(2 * n);
           grad.resize(n);
-          for (int64_t row = 0; row < count; ++row) {
-            copy_run(halves.data() + row * kept, from + row * columns, kept);
-            copy_run(halves.data() + n + row * kept, from + row * columns + kept, kept);
-          }
+          for_pixels<T>(count, shape, [&](int64_t row, auto move) {
+            move.copy(halves.data() + row * kept, from + row * columns, kept);
+            move.copy(halves.data() + n + row * kept, from + row * columns + kept, kept);
+          });
           zero_run(halves.data() + count * kept, n - count * kept);
           zero_run(halves.data() + n + count * kept, n - count * kept);
-          view = {gather(x, first, lanes, buffer, rows, shape), halves.data(), halves.data() + n, grad.data(),
+          view = {gather(x, first, count, lanes, buffer, rows, shape), halves.data(), halves.data() + n, grad.data(),
                   n / rows.period, rows.period, rows.period, rows.period, rows.period};
         }
         const auto lanes_of = [&](int64_t row) {
@@ -436,14 +450,22 @@ void backward_rows(T* grad_x, C* grad_offset, const T* grad_h, const T* x, const
           });
         }
         if (!write) continue;
-        for (int64_t row = 0; row < count; ++row) {
-          if (!in_place(shape) && lanes[row]) {
-            copy_run(to + row * channels + shape.start, grad.data() + row * kept, kept);
-          } else if (!in_place(shape)) {
-            zero_run(to + row * channels + shape.start, kept);
+        if (in_place(shape)) {
+          for (int64_t row = 0; row < count; ++row) {
+            zero_run(to + row * channels + (shape.start == 0 ? kept : 0), channels - kept);
           }
-          zero_run(to + row * channels + (shape.start == 0 ? kept : 0), channels - kept);
+          continue;
         }
+        for_pixels<T>(count, shape, [&](int64_t row, auto move) {
+          T* const at = to + row * channels;
+          move.zero(at, shape.start);
+          if (lanes[row]) {
+            move.copy(at + shape.start, grad.data() + row * kept, kept);
+          } else {
+            move.zero(at + shape.start, kept);
+          }
+          move.zero(at + shape.start + kept, channels - kept - shape.start);
+        });
       }
     });
   };

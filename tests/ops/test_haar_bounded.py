@@ -12,18 +12,12 @@ from torch import Tensor
 from pnf import ops, reference
 from pnf.reference.haar_bounded import BOUNDARY
 
+# NumPy, which interprets Triton, warns of what is no mistake here.
+INVALID = pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning", "ignore:overflow:RuntimeWarning")
+
 # Shapes of x and the axis of its pairs: vectors with a rest, rows of odd lengths, more channels than a tile has pairs,
 # more than one chunk of a row, and nothing.
-SHAPES = [
-    ((2, 3, 4, 6), 3),
-    ((2, 3, 4, 6), 2),
-    ((3, 1, 10, 7), 2),
-    ((2, 2, 2, 4, 3), 3),
-    ((1, 300, 2, 1), 2),
-    ((1, 3, 8258), 2),
-    ((0, 3, 4, 4), 3),
-    ((2, 3, 0, 4), 2),
-]
+SHAPES = [((2, 3, 4, 6), 3), ((3, 2, 10, 7), 2), ((2, 300, 2), 2), ((2, 2, 8258), 2), ((0, 3, 4, 4), 3)]
 
 
 def pixels(*shape: int) -> Tensor:
@@ -32,6 +26,10 @@ def pixels(*shape: int) -> Tensor:
 
 def normal(*shape: int) -> Tensor:
     return torch.randn(shape, dtype=torch.float64)
+
+
+def gammas(channels: int) -> Tensor:
+    return 2 * torch.rand(channels, dtype=torch.float64) - 1
 
 
 def half(shape: Sequence[int], dim: int) -> list[int]:
@@ -43,8 +41,8 @@ def split(x: tuple[int, ...], dim: int) -> dict[str, Case]:
     grads: Callable[[], list[Tensor]] = lambda: [normal(*s), normal(*s), normal(x[0])]  # noqa: E731
     name = f"{x} {dim}"
     return {
-        name: Case("haar_bounded_split", lambda: [pixels(*x), normal(x[1]), dim]),
-        f"backward {name}": Case("haar_bounded_split_backward", lambda: [*grads(), pixels(*x), normal(x[1]), dim]),
+        name: Case("haar_bounded_split", lambda: [pixels(*x), gammas(x[1]), dim]),
+        f"backward {name}": Case("haar_bounded_split_backward", lambda: [*grads(), pixels(*x), gammas(x[1]), dim]),
     }
 
 
@@ -52,10 +50,10 @@ def merge(x: tuple[int, ...], dim: int) -> dict[str, Case]:
     s = half(x, dim)
     name = f"{x} {dim}"
     return {
-        name: Case("haar_bounded_merge", lambda: [pixels(*s), normal(*s), normal(x[1]), dim]),
+        name: Case("haar_bounded_merge", lambda: [pixels(*s), normal(*s), gammas(x[1]), dim]),
         f"backward {name}": Case(
             "haar_bounded_merge_backward",
-            lambda: [normal(*x), normal(x[0]), pixels(*s), normal(*s), normal(x[1]), dim],
+            lambda: [normal(*x), normal(x[0]), pixels(*s), normal(*s), gammas(x[1]), dim],
         ),
     }
 
@@ -68,13 +66,19 @@ class TestMerge(OpTests):
     cases = {name: case for x, dim in SHAPES for name, case in merge(x, dim).items()}
 
 
+def weights(out: Tensor) -> Tensor:
+    sizes = torch.linspace(1, 2, out.numel(), dtype=out.dtype, device=out.device)
+    sizes[1::2] *= -1
+    return sizes.view(out.shape)
+
+
 def results_and_gradients(implementation: Implementation, name: str, args: list[Any]) -> list[Tensor]:
-    """The results, and the gradients of the sum of each by itself."""
+    """The results, and the gradients of a weighted sum of each by itself."""
     moved = [a.to(implementation.device) if isinstance(a, Tensor) else a for a in args]
     results = implementation.run(name, moved)
     found = list(results)
     for i in range(len(results)):
-        grads = [torch.full_like(out, float(i == j)) for j, out in enumerate(results)]
+        grads = [weights(out) if i == j else torch.zeros_like(out) for j, out in enumerate(results)]
         found += implementation.run(f"{name}_backward", [*grads, *moved])
     return [out.cpu() for out in found]
 
@@ -84,53 +88,44 @@ def of_reference(name: str, args: list[Any]) -> list[Tensor]:
     results = getattr(reference, name)(*leaves)
     found = list(results)
     for out in results:
-        grads = torch.autograd.grad(out.sum(), leaves[:-1], retain_graph=True, allow_unused=True)
-        found += [torch.zeros_like(a) if g is None else g for g, a in zip(grads, leaves, strict=False)]
+        sum_of_it = (weights(out) * out).sum()
+        found += torch.autograd.grad(sum_of_it, leaves[:-1], retain_graph=True, materialize_grads=True)
     return [out.detach() for out in found]
 
 
-EDGES = [0.0, BOUNDARY / 2, BOUNDARY, 2 * BOUNDARY, 0.25, 0.5 - 2**-20, 0.5, 0.5 + 2**-20, 0.75, 1 - BOUNDARY, 1.0]
-GAMMAS = [-1e3, -6.0, -4.0, -0.5, 0.0, 1.0, 4.0, 6.0, 1e3]
+GREY = [0.5 - 2**-10, 0.5, 0.5 + 2**-10]
+EDGES = [0.0, BOUNDARY / 2, BOUNDARY, 2 * BOUNDARY, 0.25, *GREY, 0.75, 1 - 2 * BOUNDARY, 1 - BOUNDARY, 1.0]
+DETAILS = [0.0, -0.0, 1e-40, 0.3, -0.3, 15.0, -15.0, 200.0, -200.0]
 
 
+def assert_edges(implementation: Implementation, name: str, args: list[Any], dtype: torch.dtype) -> None:
+    """In float64 entry by entry, to show a branch that is taken wrongly; float32 rounds exponents as large as 64."""
+    for a, b in zip(results_and_gradients(implementation, name, args), of_reference(name, args), strict=True):
+        assert a.isfinite().all()
+        if dtype is torch.float64:
+            torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-7)
+        else:
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5 * max(b.abs().max().item(), 1))
+
+
+@pytest.mark.parametrize("gamma", [-1e3, -6.0, -4.0, -0.5, 0.0, 1.0, 4.0, 6.0, 1e3])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 @pytest.mark.parametrize("implementation", implementations("haar_bounded_split"), ids=str)
-def test_edges_of_split(implementation: Implementation, dtype: torch.dtype) -> None:
-    """Black, white and grey, d = m, d = -m, d = 0 and both sides of each clamp; an example is one pair of pixels."""
-    edges = torch.tensor(EDGES, dtype=dtype)
-    pairs = torch.cartesian_prod(edges, edges)
-    gamma = torch.tensor(GAMMAS, dtype=dtype)
-    args = [pairs[:, None].expand(-1, len(gamma), -1), gamma, 2]
-    for got, want in zip(
-        results_and_gradients(implementation, "haar_bounded_split", args),
-        of_reference("haar_bounded_split", args),
-        strict=True,
-    ):
-        assert got.isfinite().all()
-        # gamma log m is as large as 64, and its rounding becomes one of the factor.
-        rtol = 64 * torch.finfo(dtype).eps
-        torch.testing.assert_close(got, want, rtol=rtol, atol=rtol)
+def test_black_white_and_grey(implementation: Implementation, dtype: torch.dtype, gamma: float) -> None:
+    """Both sides of each clamp and of 1/2, ``d = m``, ``d = -m`` and ``d = 0``."""
+    edges, details = torch.tensor(EDGES, dtype=dtype), torch.tensor(DETAILS, dtype=dtype)
+    x, g = torch.cartesian_prod(edges, edges).view(1, 1, -1), torch.tensor([gamma], dtype=dtype)
+    assert_edges(implementation, "haar_bounded_split", [x, g, 2], dtype)
+    # Pixels are clipped where the mean is none.
+    means = torch.cat((edges, torch.tensor([-0.1, 1.2], dtype=dtype)))
+    s, u = torch.cartesian_prod(means, details).T[:, None, None].contiguous()
+    assert_edges(implementation, "haar_bounded_merge", [s, u, g, 2], dtype)
+    pixels = implementation.run("haar_bounded_merge", [a.to(implementation.device) for a in (s, u, g)] + [2])[0]
+    assert pixels.min() >= 0
+    assert pixels.max() <= 1
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
-@pytest.mark.parametrize("implementation", implementations("haar_bounded_merge"), ids=str)
-def test_edges_of_merge(implementation: Implementation, dtype: torch.dtype) -> None:
-    """With means outside of [0, 1] as well, for which the pixels are clipped."""
-    s = torch.tensor([*EDGES, -0.1, 1.2], dtype=dtype)
-    u = torch.tensor([0.0, -0.0, 1e-40, 0.3, -0.3, 15.0, -15.0, 200.0, -200.0, 1e5, -1e5], dtype=dtype)
-    gamma = torch.tensor(GAMMAS, dtype=dtype)
-    s, u = (x[:, None, None].expand(-1, len(gamma), -1) for x in torch.cartesian_prod(s, u).unbind(1))
-    args = [s, u, gamma, 2]
-    got = results_and_gradients(implementation, "haar_bounded_merge", args)
-    want = of_reference("haar_bounded_merge", args)
-    assert got[0].min() >= 0
-    assert got[0].max() <= 1
-    for a, b in zip(got, want, strict=True):
-        assert a.isfinite().all()
-        eps = torch.finfo(dtype).eps
-        torch.testing.assert_close(a, b, rtol=128 * eps, atol=64 * eps * b.abs().median().clamp(min=1).item())
-
-
+@INVALID
 @pytest.mark.parametrize("implementation", implementations("haar_bounded_split"), ids=str)
 def test_nan_and_infinities_in_split(implementation: Implementation) -> None:
     nan, inf = math.nan, math.inf
@@ -143,6 +138,7 @@ def test_nan_and_infinities_in_split(implementation: Implementation) -> None:
         torch.testing.assert_close(a.cpu(), b, equal_nan=True)
 
 
+@INVALID
 @pytest.mark.parametrize("implementation", implementations("haar_bounded_merge"), ids=str)
 def test_nan_and_infinities_in_merge(implementation: Implementation) -> None:
     nan, inf = math.nan, math.inf
@@ -234,11 +230,10 @@ def test_gamma_of_another_dtype(dtype: torch.dtype, gamma_dtype: torch.dtype, di
         for functions in (ops, reference):
             leaves = [a.detach().requires_grad_() for a in args]
             results = getattr(functions, name)(*leaves, dim)
-            loss = sum(out.float().sin().sum() for out in results)
-            outcomes.append([*results, *torch.autograd.grad(loss, leaves)])
+            outcomes.append([*results, *torch.autograd.grad(results, leaves, [weights(out) for out in results])])
         for a, b in zip(*outcomes, strict=True):
-            eps = torch.finfo(dtype).eps
-            torch.testing.assert_close(a, b, rtol=16 * eps, atol=16 * eps)
+            eps = max(torch.finfo(dtype).eps, torch.finfo(b.dtype).eps)
+            torch.testing.assert_close(a, b, rtol=0, atol=16 * eps * b.abs().max().item())
 
 
 X, G = torch.rand(2, 3, 4, 4), torch.zeros(3)
