@@ -184,15 +184,16 @@ def vjp(reference: Callable[..., Any]) -> tuple[Callable[..., Any], Callable[...
         ctx.places = [i for i, x in enumerate(flat) if isinstance(x, Tensor)]
 
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
-        def function(*tensors: Tensor) -> Any:
+        def function(*tensors: Tensor) -> tuple[Tensor, ...]:
             inputs = list(ctx.others)
             for i, x in zip(ctx.places, tensors, strict=True):
                 inputs[i] = x
-            return reference(*tree_unflatten(inputs, ctx.tree))
+            output = reference(*tree_unflatten(inputs, ctx.tree))
+            return (output,) if isinstance(output, Tensor) else tuple(output)
 
         pull: Callable[..., Any] = torch.func.vjp(function, *ctx.saved_tensors)[1]
         found: list[Any] = [None] * len(ctx.others)
-        for i, grad in zip(ctx.places, pull(grads if len(grads) > 1 else grads[0]), strict=True):
+        for i, grad in zip(ctx.places, pull(grads), strict=True):
             found[i] = grad
         return tuple(found)
 

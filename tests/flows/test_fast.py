@@ -49,10 +49,11 @@ def test_equals_the_reference(
     assert_close(got, want, rtol=1e-5, atol=1e-5 * want.abs().max().item())
     want.sum().backward()
     got.sum().backward()
-    for (name, a), b in zip([*flow.named_parameters(), ("x", xs[0])], [*twin.parameters(), xs[1]], strict=True):
-        assert_close(
-            b.grad, a.grad, rtol=1e-4, atol=1e-4 * a.grad.abs().max().item(), msg=lambda m, n=name: f"{n}: {m}"
-        )
+    grads = [(name, p.grad) for name, p in [*flow.named_parameters(), ("x", xs[0])]]
+    # What is 0 but for rounding, such as a bias before batch normalisation, is known no better than the others' scale.
+    scale = max(grad.abs().max().item() for _, grad in grads)
+    for (name, a), b in zip(grads, [*twin.parameters(), xs[1]], strict=True):
+        assert_close(b.grad, a, rtol=1e-4, atol=1e-6 * scale, msg=lambda m, n=name: f"{n}: {m}")
     for (name, a), b in zip(flow.state_dict().items(), twin.state_dict().values(), strict=True):
         assert_close(b, a, rtol=1e-5, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
     z = 0.5 * torch.randn(5, flow.dims)
