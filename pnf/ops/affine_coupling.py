@@ -15,7 +15,7 @@ from pnf.ops._library import DTYPES, Kernel, Launch, cpp, documented_by, kernels
 from pnf.reference import affine_coupling as reference
 from pnf.reference import affine_coupling_inverse as reference_inverse
 from pnf.reference.affine_coupling import check_affine_coupling
-from pnf.reference.masking import mask_apply
+from pnf.reference.masking import kept_entries
 
 __all__ = ["affine_coupling", "affine_coupling_inverse"]
 
@@ -139,25 +139,22 @@ def _reference_backward(inverse: bool) -> Callable[..., tuple[Tensor, Tensor, Te
         shift, u = raw.to(dtype).chunk(2, 1)
         bound, tanh = scale.to(dtype).view(-1, *ones), u.tanh()
         (moved, _), (grad, kept) = (_halves(tensor.to(dtype), mask, parity) for tensor in (x, grad_y))
-        if mask == "checkerboard":
-            kept, grad = mask_apply(grad, mask, parity), mask_apply(grad, mask, 1 - parity)
         sign = -1 if inverse else 1
         grad_moved = grad * (sign * bound * tanh).exp()
         grad_shift = -grad_moved if inverse else grad
         change = moved - shift if inverse else moved
         grad_s = sign * (grad_moved * change + grad_log_det.to(dtype).view(-1, 1, *ones))
+        grad_u, grad_bound = grad_s * bound * (1 - tanh.square()), grad_s * tanh
         if mask == "checkerboard":
-            grad_s = mask_apply(grad_s, mask, 1 - parity)
-        grad_raw = torch.cat((grad_shift, grad_s * bound * (1 - tanh.square())), 1)
-        if mask == "checkerboard":
-            grad_x = grad_moved + kept
-        elif mask == "channel":
-            grad_x = torch.cat((grad_moved, kept) if parity else (kept, grad_moved), 1)
-        else:
-            grad_x = grad_moved
-        grad_scale = (grad_s * tanh).movedim(1, 0).flatten(1).sum(1)
+            stay = kept_entries(x, mask, parity)
+            grad_moved = torch.where(stay, grad, grad_moved)
+            grad_shift, grad_u, grad_bound = (torch.where(stay, 0, part) for part in (grad_shift, grad_u, grad_bound))
+        if mask == "channel":
+            grad_moved = torch.cat((grad_moved, kept) if parity else (kept, grad_moved), 1)
+        grad_raw = torch.cat((grad_shift, grad_u), 1)
+        grad_scale = grad_bound.movedim(1, 0).flatten(1).sum(1)
         return (
-            lay_out(grad_x.to(x.dtype), last),
+            lay_out(grad_moved.to(x.dtype), last),
             lay_out(grad_raw.to(raw.dtype), last),
             grad_scale.to(scale.dtype),
         )

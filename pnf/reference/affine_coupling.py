@@ -9,7 +9,7 @@ Source: Dinh, Sohl-Dickstein and Bengio, "Density estimation using Real NVP" (20
 import torch
 from torch import Tensor
 
-from pnf.reference.masking import check_mask, mask_apply
+from pnf.reference.masking import check_mask, kept_entries, mask_apply
 
 
 def affine_coupling(
@@ -113,7 +113,7 @@ def _put_back(transformed: Tensor, x: Tensor, mask: str | None, parity: int) -> 
     if mask == "channel":
         kept = x.chunk(2, 1)[parity].to(transformed.dtype)
         return torch.cat((transformed, kept) if parity else (kept, transformed), 1)
-    return mask_apply(x.to(transformed.dtype), mask, parity) + mask_apply(transformed, mask, 1 - parity)
+    return torch.where(kept_entries(x, mask, parity), x.to(transformed.dtype), transformed)
 
 
 def _transformed_sum(s: Tensor, mask: str | None, parity: int) -> Tensor:

@@ -40,7 +40,7 @@ def mask_apply(
         ValueError: an unknown mask or parity, too few dims, or an odd number of channels under a channel mask.
     """
     check_mask("mask_apply", x, mask, parity)
-    return torch.where(_kept(x, mask, parity), x, torch.zeros((), dtype=x.dtype, device=x.device))
+    return torch.where(kept_entries(x, mask, parity), x, torch.zeros((), dtype=x.dtype, device=x.device))
 
 
 def mask_pack(
@@ -200,8 +200,8 @@ def _check_kind(op: str, mask: str, parity: int) -> None:
         raise ValueError(f"{op}: parity must be 0 or 1, got {parity!r}")
 
 
-def _kept(x: Tensor, mask: str, parity: int) -> Tensor:
-    """The mask as a bool tensor that broadcasts against x."""
+def kept_entries(x: Tensor, mask: str, parity: int) -> Tensor:
+    """The mask as a bool tensor that broadcasts against x, true where it keeps."""
     if mask == "channel":
         first = torch.arange(x.shape[1], device=x.device) < x.shape[1] // 2
         return (first ^ bool(parity)).view(-1, *(1,) * (x.dim() - 2))

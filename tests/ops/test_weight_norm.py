@@ -16,7 +16,6 @@ LAYERS = {
     "vectors and signals": [((3,), True), ((2, 5), True), ((2, 3, 5), False)],
     "long rows": [((2, 1000, 3, 3), True)],
     "empty": [((0, 3, 1, 1), True), ((2, 0, 1, 1), True), ((2, 3, 1, 1), False)],
-    "nothing": [],
 }
 
 
@@ -40,6 +39,12 @@ class TestWeightNorm(OpTests):
             for name, sizes in LAYERS.items()
         },
     }
+
+
+@pytest.mark.parametrize("implementation", implementations("weight_norm"), ids=str)
+def test_no_layers(implementation: Implementation) -> None:
+    assert implementation.run("weight_norm", [[], []]) == []
+    assert implementation.run("weight_norm_backward", [[], [], []]) == []
 
 
 @pytest.mark.parametrize("implementation", implementations("weight_norm"), ids=str)
