@@ -12,10 +12,14 @@ from pnf import reference as ref
 
 
 class Case(NamedTuple):
-    """An op as a function of floating tensors alone, and a maker of float64 arguments for a batch of a given size."""
+    """An op as a function of floating tensors alone, and a maker of float64 arguments for a batch of a given size.
+
+    A batch may be empty, unless the op takes its statistics.
+    """
 
     op: Callable[..., Tensor | Sequence[Tensor]]
     arguments: Callable[[int], list[Tensor]]
+    may_be_empty: bool = True
 
 
 def normal(*shape: int) -> Tensor:
@@ -31,6 +35,35 @@ def coupling(op: Callable[..., tuple[Tensor, Tensor]], mask: str | None, parity:
     return Case(
         lambda x, raw, scale, log_det: op(x, raw, scale, log_det, mask, parity),
         lambda b: [normal(b, 4, 3, 2), normal(b, 2 * transformed, 3, 2), normal(transformed), normal(b)],
+    )
+
+
+def statistics(channels: int, given: bool) -> tuple[Tensor | None, Tensor | None]:
+    """Statistics to give to an op, or none. They are constants to it, so no arguments here."""
+    if not given:
+        return None, None
+    return torch.linspace(-1, 1, channels, dtype=torch.float64), torch.linspace(0.5, 2, channels, dtype=torch.float64)
+
+
+def batch_norm_relu(given: bool) -> Case:
+    return Case(
+        lambda *args: ref.batch_norm_relu(*args, *statistics(4, given))[0],
+        lambda b: [normal(b, 4, 3, 2), normal(4), normal(4)],
+        may_be_empty=given,
+    )
+
+
+def conditioner_input(mask: str, parity: int, norm: str) -> Case:
+    kept, given = 2 if mask == "channel" else 4, norm == "given"
+
+    def op(x: Tensor, condition: Tensor, offset: Tensor | None = None) -> Tensor:
+        used = statistics(kept, given)
+        return ref.conditioner_input(x, condition, offset, *used, mask=mask, parity=parity, gain=2.0)[0]
+
+    return Case(
+        op,
+        lambda b: [normal(b, 4, 3, 2), normal(b, 2, 3, 2), *([] if norm == "none" else [normal(kept)])],
+        may_be_empty=norm != "batch",
     )
 
 
@@ -91,6 +124,13 @@ CASES = {
         f"logit_inverse {alpha}": Case(lambda y, a=alpha: ref.logit_inverse(y, a), lambda b: [normal(b, 2, 3, 2)])
         for alpha in (0.0, 0.05)
     },
+    **{f"batch_norm_relu {norm}": batch_norm_relu(norm == "given") for norm in ("batch", "given")},
+    **{
+        f"conditioner_input {mask} {parity} {norm}": conditioner_input(mask, parity, norm)
+        for mask in ("checkerboard", "channel")
+        for parity in (0, 1)
+        for norm in ("batch", "given", "none")
+    },
 }
 
 every_op = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
@@ -136,6 +176,10 @@ def test_inputs_are_left_alone(case: Case) -> None:
 
 @every_op
 def test_empty_batch(case: Case) -> None:
+    if not case.may_be_empty:
+        with pytest.raises(ValueError, match="at least one entry per channel"):
+            case.op(*case.arguments(0))
+        return
     one, none = results(case, case.arguments(1)), results(case, case.arguments(0))
     assert [a.shape[1:] for a in one] == [a.shape[1:] for a in none]
     assert all(a.shape[0] == 0 for a in none)

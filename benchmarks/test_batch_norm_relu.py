@@ -1,0 +1,29 @@
+"""Batch normalisation with ReLU, with the statistics of the batch."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+
+@pytest.mark.parametrize("implementation", ["reference", "compiled", "pnf"])
+@pytest.mark.parametrize("passes", ["forward", "forward+backward"])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize("shape", [(8, 4, 8, 8), (16, 64, 32, 32), (64, 32, 16, 16)], ids=str)
+def test_batch_norm_relu(
+    race: Callable[..., None],
+    implementation: str,
+    passes: str,
+    layout: torch.memory_format,
+    shape: tuple[int, ...],
+    device: str,
+) -> None:
+    x = torch.randn(shape, device=device).contiguous(memory_format=layout)
+    weight, bias = torch.randn(2, shape[1], device=device)
+
+    def make(functions: Any) -> Callable[..., Tensor]:
+        return lambda *args: functions.batch_norm_relu(*args)[0]
+
+    race(implementation, passes, "batch_norm_relu", make, [x, weight, bias], saved=1)

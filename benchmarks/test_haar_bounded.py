@@ -1,0 +1,54 @@
+"""The bounded-detail map and its inverse along the last axis and the height."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from pnf import reference
+
+shapes = pytest.mark.parametrize("shape", [(8, 4, 8, 8), (64, 1, 32, 32), (16, 3, 256, 256)], ids=str)
+every_pass = pytest.mark.parametrize("passes", ["forward", "forward+backward"])
+every_implementation = pytest.mark.parametrize("implementation", ["reference", "compiled", "pnf"])
+
+
+@every_implementation
+@every_pass
+@shapes
+@pytest.mark.parametrize("dim", [-1, -2])
+def test_haar_bounded_split(
+    race: Callable[..., None],
+    implementation: str,
+    passes: str,
+    shape: tuple[int, ...],
+    dim: int,
+    device: str,
+) -> None:
+    x, gamma = torch.rand(shape, device=device), torch.rand(shape[1], device=device)
+
+    def make(functions: Any) -> Callable[..., Any]:
+        return lambda *args: functions.haar_bounded_split(*args, dim)
+
+    race(implementation, passes, f"haar_bounded_split {dim}", make, [x, gamma], saved=1)
+
+
+@every_implementation
+@every_pass
+@shapes
+@pytest.mark.parametrize("dim", [-1, -2])
+def test_haar_bounded_merge(
+    race: Callable[..., None],
+    implementation: str,
+    passes: str,
+    shape: tuple[int, ...],
+    dim: int,
+    device: str,
+) -> None:
+    gamma = torch.rand(shape[1], device=device)
+    s, u, _ = reference.haar_bounded_split(torch.rand(shape, device=device), gamma, dim)
+
+    def make(functions: Any) -> Callable[..., Any]:
+        return lambda *args: functions.haar_bounded_merge(*args, dim)
+
+    race(implementation, passes, f"haar_bounded_merge {dim}", make, [s, u, gamma], saved=1)
