@@ -63,7 +63,7 @@ class Call(NamedTuple):
 
 
 def show(value: Any) -> str:
-    if isinstance(value, list) and value and isinstance(value[0], Tensor):
+    if isinstance(value, list) and any(isinstance(x, Tensor) for x in value):
         return f"[{', '.join(map(show, value))}]"
     if not isinstance(value, Tensor):
         return repr(value)
@@ -235,6 +235,71 @@ def affine_coupling(make: Maker) -> Call:
         return Call(op, [x, raw, scale, log_det, mask, parity])
     grads = make.normal(*shape), make.wide_normal(shape[0])
     return Call(f"{op}_backward", [*grads, x, raw, scale, mask, parity])
+
+
+@family
+def haar_bounded(make: Maker) -> Call:
+    dim = make.draw(st.integers(2, 3))
+    shape = make.shape((dim + 1, 4), even=[dim])
+    half = halved(shape, dim)
+    gamma = lay_out(make.draw, make.wide_normal(shape[1]))
+    if make.draw(st.booleans()):
+        arguments = [make.uniform(*shape), gamma, dim]
+        if make.draw(st.booleans()):
+            return Call("haar_bounded_split", arguments)
+        grads = make.normal(*half), make.normal(*half), make.wide_normal(shape[0])
+        return Call("haar_bounded_split_backward", [*grads, *arguments])
+    arguments = [make.uniform(*half), make.normal(*half), gamma, dim]
+    if make.draw(st.booleans()):
+        return Call("haar_bounded_merge", arguments)
+    return Call("haar_bounded_merge_backward", [make.normal(*shape), make.wide_normal(shape[0]), *arguments])
+
+
+def statistics(make: Maker, channels: int) -> tuple[Tensor, Tensor]:
+    """A mean and a variance."""
+    return make.wide_normal(channels), make.wide_normal(channels).square() + 0.1
+
+
+@family
+def batch_norm_relu(make: Maker) -> Call:
+    x = make.normal(*make.shape((2, 5)))
+    weight, bias = make.wide_normal(x.shape[1]), make.wide_normal(x.shape[1])
+    given = statistics(make, x.shape[1])
+    # Without entries a batch has no statistics.
+    batch = make.draw(st.booleans()) and x.numel() > 0
+    if make.draw(st.booleans()):
+        return Call("batch_norm_relu", [x, weight, bias, *((None, None) if batch else given), 1e-4])
+    return Call("batch_norm_relu_backward", [make.normal(*x.shape), x, weight, bias, *given, 1e-4, batch])
+
+
+@family
+def conditioner_input(make: Maker) -> Call:
+    mask, parity = make.draw(st.sampled_from(["checkerboard", "channel"])), make.draw(st.integers(0, 1))
+    shape = make.shape((3, 4), even=[1])
+    kept = shape[1] // 2 if mask == "channel" else shape[1]
+    others = make.draw(st.integers(0, 4))
+    x, condition = make.normal(*shape), make.normal(shape[0], others, *shape[2:])
+    offset = make.draw(st.sampled_from([None, make.wide_normal(kept)]))
+    given = statistics(make, 0 if offset is None else kept)
+    batch = make.draw(st.booleans()) and x.numel() > 0
+    gain = make.draw(st.sampled_from([1.0, 2.0]))
+    if make.draw(st.booleans()):
+        used = (None, None) if batch or offset is None else given
+        return Call("conditioner_input", [x, condition if others else None, offset, *used, mask, parity, gain, 1e-4])
+    grad = make.normal(shape[0], 2 * kept + (mask == "checkerboard") + others, *shape[2:])
+    return Call("conditioner_input_backward", [grad, x, offset, *given, mask, parity, gain, 1e-4, batch])
+
+
+@family
+def weight_norm(make: Maker) -> Call:
+    shapes = [make.shape((1, 4)) for _ in range(make.draw(st.integers(1, 3)))]
+    directions = [make.normal(*shape) for shape in shapes]
+    magnitudes = [
+        make.normal(shape[0], *[1] * (len(shape) - 1)) if make.draw(st.booleans()) else None for shape in shapes
+    ]
+    if make.draw(st.booleans()):
+        return Call("weight_norm", [directions, magnitudes])
+    return Call("weight_norm_backward", [[make.normal(*shape) for shape in shapes], directions, magnitudes])
 
 
 class Filled(NamedTuple):
