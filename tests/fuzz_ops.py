@@ -40,7 +40,7 @@ KNOWN, FILLINGS = 128, 64
 TRIED = 2
 
 # Calls, after which every op must have been called.
-ENOUGH = 400
+ENOUGH = 4000
 
 LONG = st.sampled_from([127, 1024, 4097, 12289])
 

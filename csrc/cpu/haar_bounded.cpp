@@ -161,9 +161,9 @@ template <typename C>
 void add_log_det(C* log_det, const Rows& rows, const std::vector<double>& parts) {
   const int64_t n = rows.of_example * rows.chunks;
   for (int64_t i = 0; i < rows.examples; ++i) {
-    double total = 0;
-    for (int64_t k = 0; k < n; ++k) total += parts[static_cast<size_t>(i * n + k)];
-    log_det[i] = static_cast<C>(total);
+    ExactSum total;
+    for (int64_t k = 0; k < n; ++k) total.add(parts[static_cast<size_t>(i * n + k)]);
+    log_det[i] = static_cast<C>(total.value());
   }
 }
 
@@ -272,8 +272,9 @@ void haar_bounded_split(void* s, void* u, void* log_det, const void* x, const vo
       const T* from = of_row<T>(x, row, 2 * rows.length);
       T *to_s = of_row<T>(s, row, rows.length), *to_u = of_row<T>(u, row, rows.length);
       Pair<T> pair{};
-      Vec<C> total{};
+      ExactSum chunk;
       for_tiles(rows, first, end, [&](int64_t start, int64_t count, int64_t turn) {
+        Vec<C> total{};
         take_apart(pair, from, start, count, rows.stride);
         for (int64_t k = 0; k < count; k += kLanes<C>) {
           const Vec<C> b_gamma = load(g.data() + rows.place(turn + k));
@@ -284,8 +285,9 @@ void haar_bounded_split(void* s, void* u, void* log_det, const void* x, const vo
           const Vec<C> cost = pixels.log_a + pixels.log_b + static_cast<C>(kLog2);
           total += keep<C>((1 + b_gamma) * pixels.log_m - cost, count - k);
         }
+        chunk.add(static_cast<double>(sum<C>(total)));
       });
-      parts[static_cast<size_t>(i)] = static_cast<double>(sum<C>(total));
+      parts[static_cast<size_t>(i)] = chunk.value();
     });
     add_log_det(static_cast<C*>(log_det), rows, parts);
   });
@@ -347,8 +349,9 @@ void haar_bounded_merge(void* x, void* log_det, const void* s, const void* u, co
       T* to = of_row<T>(x, row, 2 * rows.length);
       Pair<T> pair;
       C means[kTile], v[kTile];
-      Vec<C> total{};
+      ExactSum chunk;
       for_tiles(rows, first, end, [&](int64_t start, int64_t count, int64_t turn) {
+        Vec<C> total{};
         for (int64_t k = 0; k < count; k += kLanes<C>) {
           const Vec<C> b_gamma = load(g.data() + rows.place(turn + k)), b_s = load_some(from_s + start + k, count - k);
           const Vec<C> log_m = Mean<C>(b_s).log_m();
@@ -366,8 +369,9 @@ void haar_bounded_merge(void* x, void* log_det, const void* s, const void* u, co
           total -= keep<C>(sigmoid.cost(), count - k);
         }
         put_together(to, pair, start, count, rows.stride);
+        chunk.add(static_cast<double>(sum<C>(total)));
       });
-      parts[static_cast<size_t>(i)] = static_cast<double>(sum<C>(total));
+      parts[static_cast<size_t>(i)] = chunk.value();
     });
     add_log_det(static_cast<C*>(log_det), rows, parts);
   });

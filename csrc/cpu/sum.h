@@ -11,7 +11,7 @@ namespace pnf::cpu::PNF_ISA {
 
 // Entries of a row that are summed by one call: few enough that the lanes of a vector stay exact, and enough to be
 // worth a thread.
-inline constexpr int64_t kChunk = 4096;
+inline constexpr int64_t kChunk = 1024;
 
 // Calls body(row, first, last) for entries [first, last) of each row, in parallel; an empty row has one empty chunk.
 template <typename Body>
@@ -26,6 +26,21 @@ void for_chunks(int64_t rows, int64_t length, int threads, const Body& body) {
     }
   });
 }
+
+// A sum in double that is rounded at its end only (Neumaier's), so that many parts cost no accuracy.
+class ExactSum {
+ public:
+  void add(double x) {
+    const double next = total_ + x;
+    lost_ += std::abs(total_) >= std::abs(x) ? (total_ - next) + x : (x - next) + total_;
+    total_ = next;
+  }
+  // Past infinity, nothing is known of what was lost.
+  double value() const { return std::isfinite(lost_) ? total_ + lost_ : total_; }
+
+ private:
+  double total_ = 0, lost_ = 0;
+};
 
 // Calls finish(row, total), total in double, for each row: the sum of part(row, first, last) over its chunks, in order.
 template <typename Part, typename Finish>
@@ -42,9 +57,9 @@ void sum_rows(int64_t rows, int64_t length, int threads, const Part& part, const
     parts[static_cast<size_t>(row * chunks + first / kChunk)] = static_cast<double>(part(row, first, last));
   });
   for (int64_t row = 0; row < rows; ++row) {
-    double total = 0;
-    for (int64_t i = 0; i < chunks; ++i) total += parts[static_cast<size_t>(row * chunks + i)];
-    finish(row, total);
+    ExactSum total;
+    for (int64_t i = 0; i < chunks; ++i) total.add(parts[static_cast<size_t>(row * chunks + i)]);
+    finish(row, total.value());
   }
 }
 

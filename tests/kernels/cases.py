@@ -68,7 +68,8 @@ def coupling(op: str, mask: str | None) -> Case:
         tensors = [x(*s), x(s[0], 2 * transformed, *s[2:]), x.wide(transformed)]
         return [*grads, *tensors, *([] if grads else [x.wide(s[0])]), mask, 0]
 
-    return Case(op, arguments, mode=mask or "")
+    few = "one entry for each example"
+    return Case(op, arguments, mode=mask or "", narrow={"out": few, "parts": few, "log_det": few})
 
 
 CASES = [
