@@ -34,6 +34,8 @@ struct alignas(sizeof(T) * width) Vector {
   T v[width];
 };
 
-inline bool aligned(const void* pointer, int bytes) { return reinterpret_cast<std::uintptr_t>(pointer) % bytes == 0; }
+__host__ __device__ inline bool aligned(const void* pointer, int bytes) {
+  return reinterpret_cast<std::uintptr_t>(pointer) % bytes == 0;
+}
 
 }  // namespace pnf::cuda
