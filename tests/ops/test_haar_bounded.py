@@ -6,10 +6,21 @@ from typing import Any
 
 import pytest
 import torch
-from op_tests import DTYPES, Case, Implementation, OpTests, implementations
+from op_tests import (
+    DRAWS,
+    DTYPES,
+    Case,
+    Implementation,
+    OpTests,
+    assert_accurate,
+    convert,
+    implementations,
+    largest_errors,
+)
 from torch import Tensor
 
 from pnf import ops, reference
+from pnf.ops._library import KERNELS
 from pnf.reference.haar_bounded import BOUNDARY
 
 # NumPy, which interprets Triton, warns of what is no mistake here.
@@ -17,7 +28,7 @@ INVALID = pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning", "ign
 
 # Shapes of x and the axis of its pairs: vectors with a rest, rows of odd lengths, more channels than a tile has pairs,
 # more than one chunk of a row, and nothing.
-SHAPES = [((2, 3, 4, 6), 3), ((3, 2, 10, 7), 2), ((2, 300, 2), 2), ((2, 2, 8258), 2), ((0, 3, 4, 4), 3)]
+SHAPES = [((2, 3, 4, 6), 3), ((3, 2, 10, 7), 2), ((2, 20, 2), 2), ((0, 3, 4, 4), 3)]
 
 
 def pixels(*shape: int) -> Tensor:
@@ -158,6 +169,21 @@ def test_nan_and_infinities_in_merge(implementation: Implementation) -> None:
     got = implementation.run("haar_bounded_merge", [a.to(implementation.device) for a in args] + [2])
     for a, b in zip(got, reference.haar_bounded_merge(*args, 2), strict=True):
         torch.testing.assert_close(a.cpu(), b, equal_nan=True)
+
+
+@pytest.mark.parametrize(
+    "implementation", [i for i in implementations("haar_bounded_split") if i.kind == "cpp"], ids=str
+)
+@pytest.mark.parametrize("shape", [(2, 2, 8258), (1, 300, 2)], ids=str)
+def test_long_rows_and_many_channels(implementation: Implementation, shape: tuple[int, ...]) -> None:
+    for case in (split(shape, 2) | merge(shape, 2)).values():
+        fallback, draws = KERNELS[case.op]["reference"], []
+        for _ in range(DRAWS):
+            args = convert(case.arguments(), torch.Tensor.float)
+            exact, low = fallback(*convert(args, torch.Tensor.double)), fallback(*args)
+            draws.append(largest_errors(low, exact))
+        errors = [max(found) for found in zip(*draws, strict=True)]
+        assert_accurate(implementation.run(case.op, args), low, exact, case.op, errors)
 
 
 def units(got: Tensor, want: Tensor, least: float = 0.0) -> float:
