@@ -63,12 +63,16 @@ every_implementation = pytest.mark.parametrize("implementation", implementations
 def test_statistics_far_from_zero(
     implementation: Implementation, layout: str, shape: tuple[int, ...], ratio: float
 ) -> None:
+    torch.manual_seed(0)
     x = LAYOUTS[layout]((torch.randn(shape) + ratio).to(implementation.device))
     ones = torch.ones(shape[1], device=implementation.device)
     _, mean, var = implementation.run("batch_norm_relu", [x, ones, ones, None, None, EPS])
     dims = [0, *range(2, x.dim())]
     want_var, want_mean = torch.var_mean(x.double(), dims, correction=0)
-    torch.testing.assert_close(mean.double(), want_mean, rtol=2e-7, atol=0)
+    # PyTorch sums in float32 and the kernels in float64.
+    torch.testing.assert_close(
+        mean.double(), want_mean, rtol=1e-6 if implementation.kind == "reference" else 2e-7, atol=0
+    )
     torch.testing.assert_close(var.double(), want_var, rtol=4e-6, atol=0)
 
 
