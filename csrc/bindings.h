@@ -25,6 +25,7 @@ void def(py::module_& m, const char* name, const Function& function) {
 void bind_affine_coupling(py::module_& cpu);
 void bind_batch_norm_relu(py::module_& cpu);
 void bind_conditioner_input(py::module_& cpu);
+void bind_convolution(py::module_& cpu);
 void bind_logit(py::module_& cpu);
 void bind_haar(py::module_& cpu);
 void bind_haar_bounded(py::module_& cpu);

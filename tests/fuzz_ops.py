@@ -291,6 +291,17 @@ def conditioner_input(make: Maker) -> Call:
 
 
 @family
+def convolution(make: Maker) -> Call:
+    channels = st.sampled_from([16, 32, 48, 3])
+    batch, inputs, outputs = make.draw(st.integers(0, 3)), make.draw(channels), make.draw(channels)
+    size = [make.draw(st.integers(1, 9)) for _ in range(2)]
+    x, weight = make.normal(batch, inputs, *size), make.normal(outputs, inputs, 3, 3)
+    if make.draw(st.booleans()):
+        return Call("convolution", [x, weight, make.normal(outputs)])
+    return Call("convolution_backward", [make.normal(batch, outputs, *size), x, weight, make.draw(st.booleans())])
+
+
+@family
 def weight_norm(make: Maker) -> Call:
     shapes = [make.shape((1, 4)) for _ in range(make.draw(st.integers(1, 3)))]
     directions = [make.normal(*shape) for shape in shapes]

@@ -152,6 +152,7 @@ class ConvCoupling(Coupling):
         mask, parity: which half is kept.
         hidden, blocks, kernel: of the network.
         norm: see :class:`Coupling`; with ``"batch"`` the network has batch normalisation too.
+        network_class: the network, as it is to be run.
         ops: the op table.
     """
 
@@ -167,19 +168,22 @@ class ConvCoupling(Coupling):
         kernel: tuple[int, int],
         norm: str,
         ops: OpTable,
+        network_class: type[ResidualNetwork] = ResidualNetwork,
     ) -> None:
         transformed = channels if mask == "checkerboard" else channels // 2
         super().__init__(transformed, norm, ops)
         self.mask, self.parity = mask, parity
-        self.network = ResidualNetwork(
-            channels if mask == "checkerboard" else channels // 2,
+        self.network = network_class(
+            channels,
             2 * transformed,
             condition,
+            mask,
+            parity,
             hidden=hidden,
             blocks=blocks,
             kernel=kernel,
-            checkerboard=mask == "checkerboard",
             batch_norm=norm == "batch",
+            ops=ops,
         )
 
     def forward(self, x: Tensor, log_det: Tensor, condition: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -200,13 +204,9 @@ class ConvCoupling(Coupling):
         return self.ops.affine_coupling_inverse(y, raw, self.scale, log_det, self.mask, self.parity)
 
     def _raw(self, x: Tensor, condition: Tensor | None) -> Tensor:
-        if self.mask == "channel":
-            kept, board = x.chunk(2, 1)[self.parity], None
-        else:
-            kept = self.ops.mask_apply(x, self.mask, self.parity)
-            board = self.ops.mask_apply(torch.ones_like(x[:1, :1]), self.mask, self.parity)
         with self.precision(x):
-            return self.network(kept, board, condition)
+            raw: Tensor = self.network(x, condition)
+            return raw
 
 
 class DenseCoupling(Coupling):

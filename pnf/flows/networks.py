@@ -11,8 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, relu
 
+from pnf.flows.op_table import OpTable
+
 NETWORK_EPS = 1e-4
 """Added to variances by every batch normalisation."""
+
+MOMENTUM = 0.1
+"""The weight of a batch in running statistics."""
 
 
 class WeightNormConv2d(nn.Module):
@@ -38,22 +43,22 @@ class WeightNormConv2d(nn.Module):
 
 
 def _batch_norm(channels: int, enabled: bool) -> nn.Module:
-    return nn.BatchNorm2d(channels, eps=NETWORK_EPS) if enabled else nn.Identity()
+    return nn.BatchNorm2d(channels, NETWORK_EPS, MOMENTUM) if enabled else nn.Identity()
 
 
-class _InputNorm(nn.Module):
+class InputNorm(nn.Module):
     """Batch normalisation with an offset and no gain."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.norm = nn.BatchNorm2d(channels, eps=NETWORK_EPS, affine=False)
+        self.norm = nn.BatchNorm2d(channels, NETWORK_EPS, MOMENTUM, affine=False)
         self.offset = nn.Parameter(torch.zeros(channels, 1, 1))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.norm(x) + self.offset
 
 
-class _Block(nn.Module):
+class Block(nn.Module):
     """Pre-activation residual block: ``h + conv(relu(bn(conv(relu(bn(h))))))``."""
 
     def __init__(self, hidden: int, size: tuple[int, int], batch_norm: bool) -> None:
@@ -70,55 +75,63 @@ class _Block(nn.Module):
 class ResidualNetwork(nn.Module):
     """The network of a convolutional coupling.
 
-    The kept input x (zero where a checkerboard drops it) becomes ``relu([bn(x), -bn(x), mask])``, beside the
+    What the mask keeps of x (zero where a checkerboard drops it) becomes ``relu([bn(x), -bn(x), board])``, beside the
     condition; a 3x3 convolution, residual blocks with 1x1 skip convolutions into one output, then BN, ReLU and a 1x1
     convolution.
 
     Args:
-        inputs: channels of x.
+        channels: of x.
         outputs: channels of the result.
         condition: channels of the condition, 0 for none.
+        mask, parity: which half of x is kept. A checkerboard is shown to the network; half of the pixels under it are
+            zero, so with batch normalisation they are scaled by 2.
         hidden: width.
         blocks: residual blocks.
         kernel: size of the "3x3" convolutions, ``(1, 3)`` for signals of height 1.
-        checkerboard: whether x comes from under a checkerboard: half of its pixels are zero, so with batch
-            normalisation it is scaled by 2, and the mask is shown to the network.
         batch_norm: with batch normalisation, or with weight normalisation alone.
+        ops: the op table.
     """
 
     def __init__(
         self,
-        inputs: int,
+        channels: int,
         outputs: int,
         condition: int,
+        mask: str,
+        parity: int,
         *,
         hidden: int,
         blocks: int,
         kernel: tuple[int, int],
-        checkerboard: bool,
         batch_norm: bool,
+        ops: OpTable,
     ) -> None:
         super().__init__()
+        self.ops, self.mask, self.parity = ops, mask, parity
+        checkerboard = mask == "checkerboard"
+        inputs = channels if checkerboard else channels // 2
         self.gain = 2.0 if checkerboard and batch_norm else 1.0
-        self.norm = _InputNorm(inputs) if batch_norm else nn.Identity()
+        self.norm: nn.Module = InputNorm(inputs) if batch_norm else nn.Identity()
         first = 2 * inputs + checkerboard + condition
         self.conv = WeightNormConv2d(first, hidden, kernel, magnitude=False)
         self.skip = WeightNormConv2d(hidden, hidden, (1, 1), magnitude=True)
-        self.blocks = nn.ModuleList(_Block(hidden, kernel, batch_norm) for _ in range(blocks))
+        self.blocks = nn.ModuleList(Block(hidden, kernel, batch_norm) for _ in range(blocks))
         self.skips = nn.ModuleList(WeightNormConv2d(hidden, hidden, (1, 1), magnitude=True) for _ in range(blocks))
         self.out_norm = _batch_norm(hidden, batch_norm)
         self.out = WeightNormConv2d(hidden, outputs, (1, 1), magnitude=True, gain=0.0)
 
     def forward(
         self,
-        x: Tensor,  # [B, inputs, H, W]
-        mask: Tensor | None,  # [1, 1, H, W], 1 where x is kept
+        x: Tensor,  # [B, channels, H, W]
         condition: Tensor | None,  # [B, condition, H, W]
     ) -> Tensor:  # [B, outputs, H, W]
-        x = self.norm(x) * self.gain
-        parts = [x, -x]
-        if mask is not None:
-            parts.append(mask.expand(x.shape[0], -1, -1, -1))
+        if self.mask == "channel":
+            v = self.norm(x.chunk(2, 1)[self.parity]) * self.gain
+            parts = [v, -v]
+        else:
+            v = self.norm(self.ops.mask_apply(x, self.mask, self.parity)) * self.gain
+            board = self.ops.mask_apply(torch.ones_like(x[:1, :1]), self.mask, self.parity)
+            parts = [v, -v, board.expand(x.shape[0], -1, -1, -1)]
         h = relu(torch.cat(parts, 1))
         if condition is not None:
             h = torch.cat((h, condition), 1)

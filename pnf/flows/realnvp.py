@@ -7,12 +7,13 @@ the flows f1x, f1y, ... of "PNF: Progressive normalizing flows", section 3.
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import ClassVar, Self, cast
+from typing import ClassVar, Self, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
 from pnf.flows.couplings import ActNorm, ConvCoupling, DenseCoupling, make_norm
+from pnf.flows.networks import ResidualNetwork
 from pnf.flows.op_table import OpTable
 from pnf.flows.pretrained import Pretrained
 from pnf.flows.shapes import (
@@ -25,6 +26,8 @@ from pnf.flows.shapes import (
     draw_noise,
     zero_log_det,
 )
+
+OptionalTensor = TypeVar("OptionalTensor", Tensor, Tensor | None)
 
 NORMS = ("act", "batch", "none")
 COUPLINGS = ("conv", "dense")
@@ -57,6 +60,8 @@ class RealNVP(Pretrained):
     """
 
     ops: ClassVar[OpTable]
+    network_class: ClassVar[type[ResidualNetwork]] = ResidualNetwork
+    memory_format: ClassVar[torch.memory_format] = torch.preserve_format
 
     def __init__(
         self,
@@ -282,6 +287,7 @@ class _Scale(nn.Module):
                     kernel=kernel,
                     norm=owner.norm,
                     ops=owner.ops,
+                    network_class=owner.network_class,
                 )
                 for i in range(count)
             )
@@ -299,7 +305,7 @@ class _ConvFlow(nn.Module):
 
     def __init__(self, channels: int, size: Sequence[int], condition: int, scales: int | None, owner: RealNVP) -> None:
         super().__init__()
-        self.ops = owner.ops
+        self.ops, self.memory_format = owner.ops, owner.memory_format
         self.size = tuple(size) if len(size) == 2 else (1, *size)
         self.signal = len(size) == 1
         self.scales = num_scales(self.size) if scales is None else scales
@@ -322,6 +328,7 @@ class _ConvFlow(nn.Module):
     def forward(self, x: Tensor, log_det: Tensor, condition: Tensor | None) -> tuple[Tensor, Tensor]:
         if self.signal:
             x, condition = x.unsqueeze(2), None if condition is None else condition.unsqueeze(2)
+        x, condition = self._laid_out(x), self._laid_out(condition)
         if self.norm is not None:
             x, log_det = self.norm(x, log_det)
         factored = []
@@ -340,16 +347,16 @@ class _ConvFlow(nn.Module):
     def inverse(self, z: Tensor, log_det: Tensor, condition: Tensor | None) -> tuple[Tensor, Tensor]:
         if self.signal:
             condition = None if condition is None else condition.unsqueeze(2)
-        conditions = [condition]
+        conditions = [self._laid_out(condition)]
         for _ in self.levels[:-1]:
             conditions.append(self._squeezed(conditions[-1]))
         dims = z.shape[1]
         *factored, x = z.split([dims >> (k + 1) for k in range(self.scales - 1)] + [dims >> (self.scales - 1)], 1)
-        x = x.reshape(-1, *self._shape(self.scales - 1))
+        x = self._laid_out(x.reshape(-1, *self._shape(self.scales - 1)))
         for coupling in reversed(self.levels[-1].checkerboard):
             x, log_det = coupling.inverse(x, log_det, conditions[-1])
         for k in reversed(range(self.scales - 1)):
-            x = torch.cat((x, factored[k].reshape(-1, *self._shape(k + 1))), 1)
+            x = torch.cat((x, self._laid_out(factored[k].reshape(-1, *self._shape(k + 1)))), 1)
             x = self.ops.squeeze(self.ops.squeeze_inverse(x, "factor"))
             for coupling in reversed(self.levels[k].channel):
                 x, log_det = coupling.inverse(x, log_det, conditions[k + 1])
@@ -359,6 +366,9 @@ class _ConvFlow(nn.Module):
         if self.norm is not None:
             x, log_det = self.norm.inverse(x, log_det)
         return x.squeeze(2) if self.signal else x, log_det
+
+    def _laid_out(self, x: OptionalTensor) -> OptionalTensor:
+        return None if x is None else x.to(memory_format=self.memory_format)
 
     def _squeezed(self, condition: Tensor | None) -> Tensor | None:
         return None if condition is None else self.ops.squeeze(condition)

@@ -3,6 +3,7 @@
 from pnf.ops.affine_coupling import affine_coupling, affine_coupling_inverse
 from pnf.ops.batch_norm_relu import batch_norm_relu
 from pnf.ops.conditioner_input import conditioner_input
+from pnf.ops.convolution import convolution
 from pnf.ops.haar import haar_merge, haar_pyramid, haar_pyramid_inverse, haar_split
 from pnf.ops.haar_bounded import haar_bounded_merge, haar_bounded_split
 from pnf.ops.logit import logit, logit_inverse
@@ -16,6 +17,7 @@ __all__ = [
     "affine_coupling_inverse",
     "batch_norm_relu",
     "conditioner_input",
+    "convolution",
     "haar_bounded_merge",
     "haar_bounded_split",
     "haar_merge",

@@ -24,6 +24,8 @@ def mask_apply(
     mask: str,
     parity: int,
 ) -> Tensor:
+    if _torch_is_faster(x, mask):
+        return reference.mask_apply(x, mask, parity)
     reference.check_mask("mask_apply", x, mask, parity)
     return _apply(x, mask, parity)
 
@@ -35,7 +37,7 @@ def mask_pack(
     parity: int,
 ) -> tuple[Tensor, Tensor]:
     if _torch_is_faster(x, mask):
-        return _reference_pack(x, mask, parity)
+        return reference.mask_pack(x, mask, parity)
     reference.check_mask("mask_pack", x, mask, parity)
     kept, rest = _pack(x, mask, parity)
     return kept, rest
@@ -50,7 +52,7 @@ def mask_unpack(
     size: Sequence[int],
 ) -> Tensor:
     if _torch_is_faster(kept, mask):
-        return _reference_unpack(kept, rest, mask, parity, size)
+        return reference.mask_unpack(kept, rest, mask, parity, size)
     reference.check_halves("mask_unpack", kept, rest, mask, parity, size)
     return _unpack(kept, rest, mask, parity, size)
 
@@ -63,7 +65,7 @@ def mask_input(
     parity: int,
 ) -> Tensor:
     if _torch_is_faster(x, mask):
-        return _reference_input(x, condition, mask, parity)
+        return reference.mask_input(x, condition, mask, parity)
     reference.check_mask("mask_input", x, mask, parity)
     reference.check_condition("mask_input", x, condition)
     return _input(x, condition, mask, parity)
@@ -74,8 +76,10 @@ _SMALL = 1 << 15
 
 
 def _torch_is_faster(x: Tensor, mask: str) -> bool:
-    """Whether to leave channels to the reference, which is a PyTorch call or two: those of a small tensor on a CPU."""
-    return mask == "channel" and isinstance(x, Tensor) and x.is_cpu and x.numel() <= _SMALL
+    """Whether to leave channels to the reference, which copies contiguous halves on a CPU by a PyTorch call or two."""
+    if mask != "channel" or not isinstance(x, Tensor) or not x.is_cpu:
+        return False
+    return x.numel() <= _SMALL or x.is_contiguous()
 
 
 def _packed_shapes(x: Tensor, mask: str, parity: int) -> tuple[list[int], list[int]]:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.functional import batch_norm, relu
 
 from pnf.flows.networks import NETWORK_EPS, ResidualNetwork
-from pnf.reference import batch_norm_relu
+from pnf.reference import OPS, batch_norm_relu
 
 EPS = 1e-3
 shapes = pytest.mark.parametrize("shape", [(3, 4, 2, 5), (5, 3, 7), (6, 2), (2, 3, 2, 1, 3)], ids=str)
@@ -92,7 +92,7 @@ def inputs_of(module: nn.Module) -> list[Tensor]:
 @pytest.mark.parametrize("training", [True, False])
 def test_is_what_the_networks_compute(training: bool) -> None:
     sizes = {"hidden": 4, "blocks": 2, "kernel": (3, 3)}
-    network = ResidualNetwork(2, 3, 0, **sizes, checkerboard=False, batch_norm=True).double()
+    network = ResidualNetwork(4, 3, 0, "channel", 0, **sizes, batch_norm=True, ops=OPS).double()
     for parameter in network.parameters():
         nn.init.normal_(parameter)
     # Each normalisation, and the convolution that its ReLU goes into.
@@ -103,7 +103,7 @@ def test_is_what_the_networks_compute(training: bool) -> None:
         nn.init.normal_(norm.running_mean)
         nn.init.uniform_(norm.running_var, 0.5, 2.0)
     before = [(norm.running_mean.clone(), norm.running_var.clone()) for norm, _ in stages]
-    network.train(training)(normal(3, 2, 4, 5), None, None)
+    network.train(training)(normal(3, 4, 4, 5), None)
     for (norm, inputs, outputs), running in zip(calls, before, strict=True):
         (x,), (want,) = inputs, outputs
         given = (None, None) if training else running

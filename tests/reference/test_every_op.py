@@ -124,6 +124,7 @@ CASES = {
         f"logit_inverse {alpha}": Case(lambda y, a=alpha: ref.logit_inverse(y, a), lambda b: [normal(b, 2, 3, 2)])
         for alpha in (0.0, 0.05)
     },
+    "convolution": Case(ref.convolution, lambda b: [normal(b, 2, 4, 3), normal(5, 2, 3, 3), normal(5)]),
     **{f"batch_norm_relu {norm}": batch_norm_relu(norm == "given") for norm in ("batch", "given")},
     **{
         f"conditioner_input {mask} {parity} {norm}": conditioner_input(mask, parity, norm)

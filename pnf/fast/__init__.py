@@ -1,6 +1,9 @@
 """The flows on compiled ops: a drop-in for those of :mod:`pnf.reference`, with the same parameters and results."""
 
+import torch
+
 from pnf import flows, ops
+from pnf.fast import networks
 
 OPS = flows.OpTable(**{name: getattr(ops, name) for name in flows.OpTable._fields})
 
@@ -8,6 +11,8 @@ OPS = flows.OpTable(**{name: getattr(ops, name) for name in flows.OpTable._field
 class RealNVP(flows.RealNVP):
     __doc__ = flows.RealNVP.__doc__
     ops = OPS
+    network_class = networks.ResidualNetwork
+    memory_format = torch.channels_last
 
 
 class ProgressiveFlow(flows.ProgressiveFlow):

@@ -1,0 +1,331 @@
+#include "cpu/convolution.h"
+
+#include <algorithm>
+#include <memory>
+#include <new>
+
+#include "cpu/parallel.h"
+#include "cpu/simd.h"
+
+// Winograd's F(2x2, 3x3): tiles of 4x4 pixels and the weights are transformed so that 16 products of matrices give tiles
+// of 2x2 results, with 16 multiplications for what takes 36.
+//
+// Source: Lavin and Gray, "Fast algorithms for convolutional neural networks" (2015), section 4.1.
+
+namespace pnf::cpu::PNF_ISA {
+namespace {
+
+using V = Vec<float>;
+constexpr int64_t kWidth = kLanes<float>;
+
+// A product keeps kRows x 2 vectors of its result in registers, of which AVX-512 has 32 and its predecessors 16.
+#ifdef __AVX512F__
+constexpr int kRows = 14;
+#else
+constexpr int kRows = 6;
+#endif
+
+constexpr int64_t kPoints = 16;           // of a transformed tile
+constexpr int64_t kTiles = 4 * kRows;     // tiles of a block, which stay in the second cache
+constexpr int64_t kChunk = 4 * kTiles;    // tiles that are multiplied at once for the gradient of the weights
+
+// Memory of a thread that is kept between calls, since new memory has to be mapped, page by page, before it can be used.
+enum Use { kFrom, kTo, kZeros, kWeight, kProduct, kLeft, kRight, kUses };
+
+float* workspace(Use use, int64_t n) {
+  struct Free {
+    void operator()(float* p) const { ::operator delete(p, std::align_val_t{64}); }
+  };
+  struct Block {
+    std::unique_ptr<float[], Free> memory;
+    int64_t size = 0;
+  };
+  thread_local Block blocks[kUses];
+  Block& block = blocks[use];
+  if (block.size < n) {
+    block.memory.reset();
+    block.memory.reset(static_cast<float*>(::operator new(static_cast<size_t>(n) * sizeof(float), std::align_val_t{64})));
+    block.size = n;
+  }
+  return block.memory.get();
+}
+
+const float* zeros(int64_t n) {
+  float* found = workspace(kZeros, n);
+  std::fill_n(found, n, 0.0f);
+  return found;
+}
+
+// c[i][j] = start[i][j] + sum over k of a[i][k] b[k][j] for kRows rows and `vectors` vectors of columns.
+template <int vectors>
+inline void multiply_panel(float* c, const float* start, const float* a, const float* b, int64_t depth, int64_t c_row,
+                           int64_t start_row, int64_t a_row, int64_t a_column, int64_t b_row) {
+  V sum[kRows][vectors];
+#pragma GCC unroll 14
+  for (int i = 0; i < kRows; ++i) {
+#pragma GCC unroll 2
+    for (int j = 0; j < vectors; ++j) sum[i][j] = load(start + i * start_row + j * kWidth);
+  }
+  for (int64_t k = 0; k < depth; ++k) {
+    V right[vectors];
+#pragma GCC unroll 2
+    for (int j = 0; j < vectors; ++j) right[j] = load(b + k * b_row + j * kWidth);
+#pragma GCC unroll 14
+    for (int i = 0; i < kRows; ++i) {
+      const V left = splat(a[i * a_row + k * a_column]);
+#pragma GCC unroll 2
+      for (int j = 0; j < vectors; ++j) sum[i][j] += left * right[j];
+    }
+  }
+#pragma GCC unroll 14
+  for (int i = 0; i < kRows; ++i) {
+#pragma GCC unroll 2
+    for (int j = 0; j < vectors; ++j) store(c + i * c_row + j * kWidth, sum[i][j]);
+  }
+}
+
+// The same for any numbers of rows and columns, multiples of kRows and kWidth; start_row may be 0, for one row.
+void multiply(float* c, const float* start, const float* a, const float* b, int64_t rows, int64_t columns, int64_t depth,
+              int64_t c_row, int64_t start_row, int64_t a_row, int64_t a_column, int64_t b_row) {
+  for (int64_t j = 0; j < columns; j += 2 * kWidth) {
+    const auto panel = columns - j > kWidth ? multiply_panel<2> : multiply_panel<1>;
+    for (int64_t i = 0; i < rows; i += kRows) {
+      panel(c + i * c_row + j, start + i * start_row + j, a + i * a_row, b + j, depth, c_row, start_row, a_row, a_column,
+            b_row);
+    }
+  }
+}
+
+// Transforms of four entries along one axis.
+inline void of_input(V* to, V a, V b, V c, V d) { to[0] = a - c, to[1] = b + c, to[2] = c - b, to[3] = b - d; }
+inline void of_result(V* to, V a, V b, V c, V d) { to[0] = a + b + c, to[1] = b - c - d; }
+inline void of_weight(V* to, V a, V b, V c) {
+  const V sum = (a + c) * 0.5f, half = b * 0.5f;
+  to[0] = a, to[1] = sum + half, to[2] = sum - half, to[3] = c;
+}
+// The transposes of the last two.
+inline void of_result_backward(V* to, V a, V b) { to[0] = a, to[1] = a + b, to[2] = a - b, to[3] = -b; }
+inline void of_weight_backward(V* to, V a, V b, V c, V d) {
+  const V sum = (b + c) * 0.5f;
+  to[0] = a + sum, to[1] = (b - c) * 0.5f, to[2] = sum + d;
+}
+
+// The tiles of 2x2 pixels of all images, row by row.
+struct Grid {
+  int64_t height, width, down, across, count;
+
+  explicit Grid(const Convolution& c)
+      : height(c.height),
+        width(c.width),
+        down((c.height + 1) / 2),
+        across((c.width + 1) / 2),
+        count(c.batch * down * across) {}
+
+  // Calls body(i, image, row, column) for tiles [first, last), with the first pixel of each.
+  template <typename Body>
+  void each(int64_t first, int64_t last, const Body& body) const {
+    int64_t column = first % across, row = first / across % down, image = first / across / down;
+    for (int64_t i = first; i < last; ++i) {
+      body(i - first, image, 2 * row, 2 * column);
+      if (++column == across) column = 0, ++row;
+      if (row == down) row = 0, ++image;
+    }
+  }
+};
+
+// [points][tiles][channels] of tiles [first, last): the pixels that a tile of results sees, transformed.
+void transform_input(float* to, const float* x, const float* zeros, const Grid& grid, int64_t channels, int64_t first,
+                     int64_t last, int64_t tiles) {
+  const int64_t point = tiles * channels;
+  grid.each(first, last, [&](int64_t i, int64_t image, int64_t row, int64_t column) {
+    const float* pixels[4][4];
+    for (int64_t r = 0; r < 4; ++r) {
+      for (int64_t c = 0; c < 4; ++c) {
+        const int64_t y = row + r - 1, z = column + c - 1;
+        const bool inside = y >= 0 && y < grid.height && z >= 0 && z < grid.width;
+        pixels[r][c] = inside ? x + ((image * grid.height + y) * grid.width + z) * channels : zeros;
+      }
+    }
+    float* out = to + i * channels;
+    for (int64_t c = 0; c < channels; c += kWidth, out += kWidth) {
+      V half[4][4], whole[4];
+      for (int r = 0; r < 4; ++r) {
+        of_input(half[r], load(pixels[r][0] + c), load(pixels[r][1] + c), load(pixels[r][2] + c), load(pixels[r][3] + c));
+      }
+      for (int s = 0; s < 4; ++s) {
+        of_input(whole, half[0][s], half[1][s], half[2][s], half[3][s]);
+        for (int r = 0; r < 4; ++r) store(out + (4 * r + s) * point, whole[r]);
+      }
+    }
+  });
+}
+
+// Results of tiles [first, last) from [points][tiles][channels].
+void transform_result(float* y, const float* from, const float* bias, const Grid& grid, int64_t channels, int64_t first,
+                      int64_t last, int64_t tiles) {
+  const int64_t point = tiles * channels;
+  grid.each(first, last, [&](int64_t i, int64_t image, int64_t row, int64_t column) {
+    float* const to = y + ((image * grid.height + row) * grid.width + column) * channels;
+    const bool below = row + 1 < grid.height, right = column + 1 < grid.width;
+    for (int64_t c = 0; c < channels; c += kWidth) {
+      const float* p = from + i * channels + c;
+      V half[4][2], whole[2][2];
+      for (int r = 0; r < 4; ++r) {
+        const float* q = p + 4 * r * point;
+        of_result(half[r], load(q), load(q + point), load(q + 2 * point), load(q + 3 * point));
+      }
+      const V b = bias ? load(bias + c) : V{};
+      for (int s = 0; s < 2; ++s) of_result(whole[s], half[0][s], half[1][s], half[2][s], half[3][s]);
+      store(to + c, whole[0][0] + b);
+      if (right) store(to + channels + c, whole[1][0] + b);
+      if (below) store(to + grid.width * channels + c, whole[0][1] + b);
+      if (below && right) store(to + (grid.width + 1) * channels + c, whole[1][1] + b);
+    }
+  });
+}
+
+// The transpose of transform_result.
+void transform_gradient(float* to, const float* grad_y, const float* zeros, const Grid& grid, int64_t channels,
+                        int64_t first, int64_t last, int64_t tiles) {
+  const int64_t point = tiles * channels;
+  grid.each(first, last, [&](int64_t i, int64_t image, int64_t row, int64_t column) {
+    const float* const p = grad_y + ((image * grid.height + row) * grid.width + column) * channels;
+    const bool below = row + 1 < grid.height, right = column + 1 < grid.width;
+    const float* const p01 = right ? p + channels : zeros;
+    const float* const p10 = below ? p + grid.width * channels : zeros;
+    const float* const p11 = below && right ? p + (grid.width + 1) * channels : zeros;
+    float* out = to + i * channels;
+    for (int64_t c = 0; c < channels; c += kWidth, out += kWidth) {
+      V half[2][4], whole[4];
+      of_result_backward(half[0], load(p + c), load(p01 + c));
+      of_result_backward(half[1], load(p10 + c), load(p11 + c));
+      for (int s = 0; s < 4; ++s) {
+        of_result_backward(whole, half[0][s], half[1][s]);
+        for (int r = 0; r < 4; ++r) store(out + (4 * r + s) * point, whole[r]);
+      }
+    }
+  });
+}
+
+// [points][depth][columns] of a weight whose entry (row, column, tap) is at the strides; a turned one has its taps in
+// the reverse order.
+void transform_weight(float* to, const float* weight, int64_t depth, int64_t columns, int64_t row, int64_t column,
+                      int64_t tap, bool turned, int threads) {
+  const int64_t point = depth * columns;
+  parallel_for(depth, std::max<int64_t>(4096 / columns, 1), threads, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      for (int64_t j = 0; j < columns; j += kWidth) {
+        float taps[9][kWidth];
+        const float* from = weight + i * row + j * column;
+        for (int t = 0; t < 9; ++t) {
+          float* lane = taps[turned ? 8 - t : t];
+          for (int64_t k = 0; k < kWidth; ++k) lane[k] = from[t * tap + k * column];
+        }
+        V half[3][4], whole[4];
+        for (int r = 0; r < 3; ++r) of_weight(half[r], load(taps[3 * r]), load(taps[3 * r + 1]), load(taps[3 * r + 2]));
+        for (int s = 0; s < 4; ++s) {
+          of_weight(whole, half[0][s], half[1][s], half[2][s]);
+          for (int r = 0; r < 4; ++r) store(to + (4 * r + s) * point + i * columns + j, whole[r]);
+        }
+      }
+    }
+  });
+}
+
+void convolve(float* y, const float* x, const float* weight, const float* bias, const Grid& grid, int64_t inputs,
+              int64_t outputs, int threads) {
+  const int64_t blocks = (grid.count + kTiles - 1) / kTiles;
+  const float* const outside = zeros(std::max(inputs, outputs));
+  parallel_for(blocks, 1, threads, [&](int64_t begin, int64_t end) {
+    float* const from = workspace(kFrom, kPoints * kTiles * inputs);
+    float* const to = workspace(kTo, kPoints * kTiles * outputs);
+    // Rows past the last tile are multiplied too; what they hold must not slow the others down, as denormals would.
+    if (end == blocks) std::fill_n(from, kPoints * kTiles * inputs, 0.0f);
+    for (int64_t block = begin; block < end; ++block) {
+      const int64_t first = block * kTiles, last = std::min(first + kTiles, grid.count);
+      transform_input(from, x, outside, grid, inputs, first, last, kTiles);
+      for (int64_t p = 0; p < kPoints; ++p) {
+        multiply(to + p * kTiles * outputs, outside, from + p * kTiles * inputs, weight + p * inputs * outputs, kTiles,
+                 outputs, inputs, outputs, 0, inputs, 1, outputs);
+      }
+      transform_result(y, to, bias, grid, outputs, first, last, kTiles);
+    }
+  });
+}
+
+}  // namespace
+
+void convolution(float* y, const float* x, const float* weight, const float* bias, const Convolution& c, int threads) {
+  float* const transformed = workspace(kWeight, kPoints * c.inputs * c.outputs);
+  transform_weight(transformed, weight, c.inputs, c.outputs, c.input, c.output, c.tap, false, threads);
+  convolve(y, x, transformed, bias, Grid(c), c.inputs, c.outputs, threads);
+}
+
+void convolution_backward_input(float* grad_x, const float* grad_y, const float* weight, const Convolution& c,
+                                int threads) {
+  float* const transformed = workspace(kWeight, kPoints * c.inputs * c.outputs);
+  transform_weight(transformed, weight, c.outputs, c.inputs, c.output, c.input, c.tap, true, threads);
+  convolve(grad_x, grad_y, transformed, nullptr, Grid(c), c.outputs, c.inputs, threads);
+}
+
+void convolution_backward_weight(float* grad_weight, float* grad_bias, const float* grad_y, const float* x,
+                                 const Convolution& c, int threads) {
+  const Grid grid(c);
+  const int64_t rows = (c.inputs + kRows - 1) / kRows, padded = rows * kRows;
+  const int64_t chunk = std::min(kChunk, grid.count);
+  // [points][inputs][outputs], with rows that no input has; and what is multiplied, readable up to those rows.
+  float* const product = workspace(kProduct, kPoints * padded * c.outputs);
+  float* const left = workspace(kLeft, kPoints * chunk * c.inputs + kRows);
+  float* const right = workspace(kRight, kPoints * chunk * c.outputs);
+  const float* const outside = zeros(std::max(c.inputs, c.outputs));
+  std::fill_n(product, kPoints * padded * c.outputs, 0.0f);
+  std::fill_n(left + kPoints * chunk * c.inputs, kRows, 0.0f);
+  std::fill_n(grad_bias, c.outputs, 0.0f);
+  for (int64_t start = 0; start < grid.count; start += chunk) {
+    const int64_t tiles = std::min(chunk, grid.count - start);
+    parallel_for(tiles, 16, threads, [&](int64_t begin, int64_t end) {
+      transform_input(left + begin * c.inputs, x, outside, grid, c.inputs, start + begin, start + end, chunk);
+      transform_gradient(right + begin * c.outputs, grad_y, outside, grid, c.outputs, start + begin,
+                         start + end, chunk);
+    });
+    parallel_for(kPoints * rows, 1, threads, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        const int64_t p = i / rows, row = i % rows * kRows;
+        float* const sum = product + (p * padded + row) * c.outputs;
+        multiply(sum, sum, left + p * chunk * c.inputs + row, right + p * chunk * c.outputs, kRows, c.outputs, tiles,
+                 c.outputs, c.outputs, 1, c.inputs, c.outputs);
+      }
+    });
+    // At this point all four pixels of a tile are added.
+    const float* sums = right + 5 * chunk * c.outputs;
+    for (int64_t j = 0; j < c.outputs; j += kWidth) {
+      V total = load(grad_bias + j);
+      for (int64_t i = 0; i < tiles; ++i) total += load(sums + i * c.outputs + j);
+      store(grad_bias + j, total);
+    }
+  }
+  const int64_t point = padded * c.outputs;
+  parallel_for(c.inputs, std::max<int64_t>(4096 / c.outputs, 1), threads, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      for (int64_t j = 0; j < c.outputs; j += kWidth) {
+        const float* from = product + i * c.outputs + j;
+        V half[4][3], whole[3];
+        for (int r = 0; r < 4; ++r) {
+          const float* q = from + 4 * r * point;
+          of_weight_backward(half[r], load(q), load(q + point), load(q + 2 * point), load(q + 3 * point));
+        }
+        for (int s = 0; s < 3; ++s) {
+          of_weight_backward(whole, half[0][s], half[1][s], half[2][s], half[3][s]);
+          for (int r = 0; r < 3; ++r) {
+            float lanes[kWidth];
+            store(lanes, whole[r]);
+            float* to = grad_weight + i * c.input + j * c.output + (3 * r + s) * c.tap;
+            for (int64_t k = 0; k < kWidth; ++k) to[k * c.output] = lanes[k];
+          }
+        }
+      }
+    }
+  });
+}
+
+}  // namespace pnf::cpu::PNF_ISA

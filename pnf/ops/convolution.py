@@ -1,0 +1,151 @@
+"""Convolutions; the compiled twin of :mod:`pnf.reference.convolution`.
+
+On a CPU, 3x3 convolutions of float32 take Winograd's form, with 16 multiplications for what takes 36: its rounding
+errors are a little larger, and a NaN or an infinity spreads over a tile of 2x2 pixels. All others are PyTorch's.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import conv2d, unfold
+
+from pnf.ops._layout import dense, empty, lay_out
+from pnf.ops._library import Launch, cpp, documented_by, kernels, register, vjp
+from pnf.reference.convolution import check_convolution
+from pnf.reference.convolution import convolution as reference
+
+__all__ = ["convolution"]
+
+MULTIPLE = 16
+"""Of which both numbers of channels must be multiples: the longest vector of float32."""
+
+
+@documented_by(reference)
+def convolution(
+    x: Tensor,  # [B, I, H, W]
+    weight: Tensor,  # [O, I, h, w]
+    bias: Tensor,  # [O]
+) -> Tensor:
+    if not _has_kernel(x, weight):
+        return reference(x, weight, bias)
+    check_convolution(x, weight, bias)
+    return _convolution(x, weight, bias)
+
+
+def _has_kernel(x: Tensor, weight: Tensor) -> bool:
+    if not isinstance(x, Tensor) or not isinstance(weight, Tensor) or not x.is_cpu or torch.is_autocast_enabled("cpu"):
+        return False
+    outputs, inputs, *size = weight.shape if weight.dim() == 4 else (0, 0)
+    return (
+        x.dtype == weight.dtype == torch.float32
+        and size == [3, 3]
+        and outputs % MULTIPLE == 0
+        and inputs % MULTIPLE == 0
+        and weight.numel() > 0
+    )
+
+
+def _sizes(x: Tensor, weight: Tensor, last: bool) -> tuple[int, ...]:
+    """Batch, height, width, inputs and outputs, and the strides of the weight: output, input, tap."""
+    batch, inputs, height, width = x.shape
+    strides = (9 * inputs, 1, inputs) if last else (9 * inputs, 9, 1)
+    return batch, height, width, inputs, weight.shape[0], *strides
+
+
+def _compiled(launch: Launch) -> Callable[..., Tensor]:
+    def run(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        if not _has_kernel(x, weight):
+            return _reference(x, weight, bias)
+        x = x.contiguous(memory_format=torch.channels_last)
+        weight, last = dense(weight)
+        y = empty(x, (x.shape[0], weight.shape[0], *x.shape[2:]), True)
+        launch((y, x, weight, bias.contiguous()), *_sizes(x, weight, last))
+        return y
+
+    return run
+
+
+def _compiled_backward(launch: Launch) -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
+    def run(grad_y: Tensor, x: Tensor, weight: Tensor, of_input: bool) -> tuple[Tensor, Tensor, Tensor]:
+        if not _has_kernel(x, weight):
+            return _reference_backward(grad_y, x, weight, of_input)
+        x, grad_y = (t.contiguous(memory_format=torch.channels_last) for t in (x, grad_y))
+        weight, last = dense(weight)
+        grad_x = empty(x, x.shape, True) if of_input else x.new_empty(0)
+        grad_weight, grad_bias = empty(weight, weight.shape, last), weight.new_empty(weight.shape[0])
+        launch((grad_x, grad_weight, grad_bias, grad_y, x, weight), *_sizes(x, weight, last), of_input)
+        return grad_x, grad_weight, grad_bias
+
+    return run
+
+
+def _reference(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return lay_out(reference(x, weight, bias), True)
+
+
+def _reference_backward(grad_y: Tensor, x: Tensor, weight: Tensor, of_input: bool) -> tuple[Tensor, Tensor, Tensor]:
+    padding = [size // 2 for size in weight.shape[2:]]
+    mask = [of_input, True, True]
+    grad_x, grad_weight, grad_bias = torch.ops.aten.convolution_backward(
+        grad_y, x, weight, [weight.shape[0]], [1, 1], padding, [1, 1], False, [0, 0], 1, mask
+    )
+    grad_x = lay_out(grad_x, True) if of_input else x.new_empty(0)
+    return grad_x, lay_out(grad_weight, dense(weight)[1]), grad_bias
+
+
+def _as_products(grad_y: Tensor, x: Tensor, weight: Tensor, of_input: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """The backward, for its derivatives: those of PyTorch's own do not take symbolic sizes."""
+    padding = [size // 2 for size in weight.shape[2:]]
+    grad_x = conv2d(grad_y, weight.transpose(0, 1).flip(2, 3), padding=padding) if of_input else x.new_empty(0)
+    seen = unfold(x, weight.shape[2:], padding=tuple(padding))
+    grad_weight = (grad_y.flatten(2) @ seen.transpose(1, 2)).sum(0).view(weight.shape)
+    return grad_x, grad_weight, grad_y.sum((0, 2, 3))
+
+
+def _fake(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:  # noqa: ARG001
+    return empty(x, (x.shape[0], weight.shape[0], *x.shape[2:]), True)
+
+
+def _fake_backward(
+    grad_y: Tensor,  # noqa: ARG001
+    x: Tensor,
+    weight: Tensor,
+    of_input: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    grad_x = empty(x, x.shape, True) if of_input else x.new_empty(0)
+    return grad_x, empty(weight, weight.shape, dense(weight)[1]), weight.new_empty(weight.shape[0])
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG001
+    x, weight, _ = inputs
+    ctx.of_input = x.requires_grad
+    ctx.save_for_backward(x, weight)
+
+
+def _differentiate(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
+    grad_x, grad_weight, grad_bias = _backward(grad_y, *ctx.saved_tensors, ctx.of_input)
+    return grad_x if ctx.of_input else None, grad_weight, grad_bias
+
+
+_convolution = register(
+    "convolution",
+    "convolution(Tensor x, Tensor weight, Tensor bias) -> Tensor",
+    reference=_reference,
+    fake=_fake,
+    backward=_differentiate,
+    setup_context=_save,
+    kernels=kernels(_compiled, cpp=cpp("convolution")),
+)
+
+_second, _save_second = vjp(_as_products)
+_backward = register(
+    "convolution",
+    "convolution_backward(Tensor grad_y, Tensor x, Tensor weight, bool of_input) -> (Tensor, Tensor, Tensor)",
+    reference=_reference_backward,
+    fake=_fake_backward,
+    backward=_second,
+    setup_context=_save_second,
+    kernels=kernels(_compiled_backward, cpp=cpp("convolution_backward")),
+)

@@ -1,0 +1,50 @@
+"""Convolutions of the conditioner networks."""
+
+import torch
+from torch import Tensor
+from torch.nn.functional import conv2d
+
+from pnf.reference.batch_norm_relu import check_floating
+
+
+def convolution(
+    x: Tensor,  # [B, I, H, W]
+    weight: Tensor,  # [O, I, h, w]
+    bias: Tensor,  # [O]
+) -> Tensor:
+    """A convolution (as in all of deep learning, a cross-correlation) with zeros around x that keep its size.
+
+    ``y[b, o, i, j] = bias[o] + sum weight[o, c, k, l] x[b, c, i + k - h // 2, j + l - w // 2]`` over c, k and l.
+
+    Args:
+        x: ``[B, I, H, W]``, floating.
+        weight: ``[O, I, h, w]`` of the same dtype, h and w odd.
+        bias: ``[O]`` of the same dtype.
+
+    Returns:
+        ``[B, O, H, W]`` of the same dtype.
+
+    Raises:
+        TypeError: an argument is no floating tensor, or their dtypes differ.
+        ValueError: shapes that do not belong together, or an even h or w.
+    """
+    check_convolution(x, weight, bias)
+    return conv2d(x, weight, bias, padding=(weight.shape[2] // 2, weight.shape[3] // 2))
+
+
+def check_convolution(x: Tensor, weight: Tensor, bias: Tensor) -> None:
+    """Raise the errors that :func:`convolution` documents."""
+    op = "convolution"
+    check_floating(op, {"x": x, "weight": weight, "bias": bias})
+    if torch.is_autocast_enabled(x.device.type):
+        pass  # PyTorch converts what the network is made of
+    elif not x.dtype == weight.dtype == bias.dtype:
+        raise TypeError(f"{op}: weight and bias must have the dtype of x, {x.dtype}, got {weight.dtype}, {bias.dtype}")
+    if x.dim() != 4:
+        raise ValueError(f"{op}: x must be [B, I, H, W], got {list(x.shape)}")
+    if weight.dim() != 4 or weight.shape[1] != x.shape[1] or not weight.shape[2] % 2 or not weight.shape[3] % 2:
+        raise ValueError(
+            f"{op}: weight must be [O, {x.shape[1]}, h, w] with odd sizes h and w, got {list(weight.shape)}"
+        )
+    if bias.shape != weight.shape[:1]:
+        raise ValueError(f"{op}: bias must be [{weight.shape[0]}], got {list(bias.shape)}")

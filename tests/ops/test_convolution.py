@@ -1,0 +1,81 @@
+"""The compiled convolution against PyTorch's."""
+
+import pytest
+import torch
+from op_tests import Case, OpTests, implementations
+from torch import Tensor
+
+from pnf import ops, reference
+
+# Batch, inputs, outputs, height, width: tiles cut at the edges, several blocks of tiles, one and two vectors of
+# channels, and channels that no kernel takes.
+SHAPES = [
+    (2, 16, 32, 5, 7),
+    (1, 48, 16, 1, 1),
+    (3, 32, 16, 12, 14),
+    (5, 16, 16, 16, 18),
+    (2, 3, 5, 4, 6),
+    (0, 16, 16, 4, 4),
+]
+
+
+def normal(*shape: int) -> Tensor:
+    return torch.randn(shape, dtype=torch.float64)
+
+
+def forward(batch: int, inputs: int, outputs: int, height: int, width: int, size: int = 3) -> list[Tensor]:
+    return [normal(batch, inputs, height, width), normal(outputs, inputs, size, size), normal(outputs)]
+
+
+def backward(batch: int, inputs: int, outputs: int, height: int, width: int, of_input: bool = True) -> list[object]:
+    x, weight, _ = forward(batch, inputs, outputs, height, width)
+    return [normal(batch, outputs, height, width), x, weight, of_input]
+
+
+class TestConvolution(OpTests):
+    cases = {
+        **{f"{shape}": Case("convolution", lambda s=shape: forward(*s)) for shape in SHAPES},
+        **{f"backward {shape}": Case("convolution_backward", lambda s=shape: backward(*s)) for shape in SHAPES},
+        "1x1": Case("convolution", lambda: forward(2, 16, 16, 3, 4, size=1)),
+        "backward of the weight": Case("convolution_backward", lambda: backward(2, 16, 16, 4, 4, of_input=False)),
+    }
+
+
+@pytest.mark.parametrize("implementation", implementations("convolution"), ids=str)
+def test_values_that_are_not_finite_stay_near(implementation: object) -> None:
+    x, weight, bias = (t.float() for t in forward(1, 16, 16, 9, 9))
+    want = implementation.run("convolution", [x, weight, bias])[0]
+    x[0, 3, 4, 4] = torch.nan
+    (got,) = implementation.run("convolution", [x, weight, bias])
+    # Tiles of 2x2 results, of which each sees 4x4 pixels.
+    assert got[..., 3:6, 3:6].isnan().all()
+    far = torch.ones(9, 9, dtype=torch.bool)
+    far[2:6, 2:6] = False
+    assert torch.equal(got[..., far], want[..., far])
+
+
+def test_gradients_that_nobody_needs_are_not_computed() -> None:
+    x, weight, bias = (t.float() for t in forward(2, 16, 16, 4, 4))
+    weight.requires_grad_()
+    ops.convolution(x, weight, bias).sum().backward()
+    reference_weight = weight.detach().clone().requires_grad_()
+    reference.convolution(x, reference_weight, bias).sum().backward()
+    torch.testing.assert_close(weight.grad, reference_weight.grad)
+
+
+@pytest.mark.parametrize("function", [ops.convolution, reference.convolution])
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        (lambda x, w, b: (x.long(), w, b), TypeError, "x must be a floating Tensor"),
+        (lambda x, w, b: (x, w.double(), b), TypeError, "must have the dtype of x"),
+        (lambda x, w, b: (x[0], w, b), ValueError, r"x must be \[B, I, H, W\]"),
+        (lambda x, w, b: (x, w[:, :8], b), ValueError, r"weight must be \[O, 16, h, w\]"),
+        (lambda x, w, b: (x, w[..., :2], b), ValueError, "odd sizes"),
+        (lambda x, w, b: (x, w, b[:4]), ValueError, r"bias must be \[16\]"),
+    ],
+)
+def test_errors(function: object, change: object, error: type[Exception], message: str) -> None:
+    arguments = change(*(t.float() for t in forward(2, 16, 16, 4, 4)))
+    with pytest.raises(error, match=message):
+        function(*arguments)
