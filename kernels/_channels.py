@@ -90,6 +90,20 @@ def kept(o_site, width, parity):
 
 
 @triton.jit
+def load_kept(x, o_x, o_site, m_x, width, parity, LAST: tl.constexpr, BOARD: tl.constexpr):
+    """The entries that a board keeps, and zeros for the others."""
+    if BOARD and LAST:
+        b_x = wide(tl.load(x + o_x, mask=m_x & kept(o_site, width, parity), other=0.0))
+    elif BOARD:
+        # Neighbours share their bytes with those that are kept, and 16 of them are read at once without a mask.
+        b_x = wide(tl.load(x + o_x, mask=m_x, other=0.0))
+        b_x = tl.where(kept(o_site, width, parity), b_x, 0.0)
+    else:
+        b_x = wide(tl.load(x + o_x, mask=m_x, other=0.0))
+    return b_x
+
+
+@triton.jit
 def over_rows(b_x, LAST: tl.constexpr):
     """The sum for each channel of a block."""
     b_sum = tl.sum(b_x, 0, keep_dims=True)
@@ -200,17 +214,16 @@ def moments(
     i_block, i_part = tl.program_id(0) // n_parts, tl.program_id(0) % n_parts
     first, last = i_part * loops, tl.minimum(i_part * loops + loops, tiles)
     o_row, o_channel, o_site, m_x = tile(i_block, first, rows, channels, sites, across, LAST, ROWS, COLUMNS)
-    m_read = m_x & kept(o_site, width, parity) if BOARD else m_x
     o_x = place(o_row, start + o_channel, o_site, x_channels, sites, LAST)
-    b_x = wide(tl.load(x + o_x, mask=m_read, other=0.0))
+    b_x = load_kept(x, o_x, o_site, m_x, width, parity, LAST, BOARD)
     b_shift = over_rows(b_x, LAST) / tl.maximum(over_rows(m_x.to(b_x.dtype), LAST), 1.0)
     b_sum = tl.where(m_x, b_x - b_shift, 0.0)
     b_squares = b_sum * b_sum
     for i_tile in range(first + 1, last):
         o_row, o_channel, o_site, m_x = tile(i_block, i_tile, rows, channels, sites, across, LAST, ROWS, COLUMNS)
-        m_read = m_x & kept(o_site, width, parity) if BOARD else m_x
         o_x = place(o_row, start + o_channel, o_site, x_channels, sites, LAST)
-        b_distance = tl.where(m_x, wide(tl.load(x + o_x, mask=m_read, other=0.0)) - b_shift, 0.0)
+        b_x = load_kept(x, o_x, o_site, m_x, width, parity, LAST, BOARD)
+        b_distance = tl.where(m_x, b_x - b_shift, 0.0)
         b_sum += b_distance
         b_squares += b_distance * b_distance
     count = entries_before(last, rows, sites, across, LAST, ROWS, COLUMNS)

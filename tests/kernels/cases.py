@@ -57,6 +57,11 @@ class Case(NamedTuple):
     narrow: dict[str, str] = {}
 
 
+SMALL = {
+    name: "a row of a coarse image of 32 x 32 has fewer bytes" for name in ("base", "d_2", "d_3", "d_4", "d_5")
+}
+
+
 def rows(shape: Shape) -> tuple[int, int]:
     return shape[0], math.prod(shape[1:])
 
@@ -70,6 +75,89 @@ def coupling(op: str, mask: str | None) -> Case:
 
     few = "one entry for each example"
     return Case(op, arguments, mode=mask or "", narrow={"out": few, "parts": few, "log_det": few})
+
+
+def haar_parts(x: Meta, s: Shape, levels: int, axes: str) -> list[Tensor]:
+    """The base and the details of a pyramid, coarse first."""
+    size, details = [*s], []
+    for axis in axes[::-1] * levels:
+        size[3 if axis == "x" else 2] //= 2
+        details.append(x(*size))
+    return [x(*size), *details[::-1]]
+
+
+def pyramid(levels: int, axes: str) -> list[Case]:
+    return [
+        Case("haar_pyramid", lambda x, s: [x(*s), levels, axes, 0.5], f"{levels} {axes}", narrow=SMALL),
+        Case(
+            "haar_pyramid_inverse",
+            lambda x, s: [haar_parts(x, s, levels, axes), axes, 1.0],
+            f"{levels} {axes}",
+            narrow=SMALL,
+        ),
+    ]
+
+
+def haar(dim: int) -> list[Case]:
+    mode = f"dim {dim}"
+
+    def halves(x: Meta, s: Shape) -> list[Tensor]:
+        return haar_parts(x, s, 1, "yx"[dim - 2])
+
+    def gamma(x: Meta, s: Shape) -> list[Any]:
+        return [x.wide(s[1]), dim]
+
+    return [
+        Case("haar_split", lambda x, s: [x(*s), dim, 0.5], mode),
+        Case("haar_merge", lambda x, s: [*halves(x, s), dim, 1.0], mode),
+        Case("haar_bounded_split", lambda x, s: [x(*s), *gamma(x, s)], mode),
+        Case("haar_bounded_merge", lambda x, s: [*halves(x, s), *gamma(x, s)], mode),
+        Case("haar_bounded_split_backward", lambda x, s: [*halves(x, s), x.wide(s[0]), x(*s), *gamma(x, s)], mode),
+        Case("haar_bounded_merge_backward", lambda x, s: [x(*s), x.wide(s[0]), *halves(x, s), *gamma(x, s)], mode),
+    ]
+
+
+def batch_norm_relu(batch: bool) -> list[Case]:
+    mode = "batch" if batch else "given"
+
+    def parameters(x: Meta, s: Shape, count: int) -> list[Tensor]:
+        return [x.wide(s[1]) for _ in range(count)]
+
+    def forward(x: Meta, s: Shape) -> list[Any]:
+        return [x(*s), *parameters(x, s, 2), *([None, None] if batch else parameters(x, s, 2)), 1e-4]
+
+    def backward(x: Meta, s: Shape) -> list[Any]:
+        return [x(*s), x(*s), *parameters(x, s, 4), 1e-4, batch]
+
+    return [
+        # The statistics are those of all of x, which is read again to apply them.
+        Case("batch_norm_relu", forward, mode, moved=3 / 2 if batch else 1.0),
+        # The sums of all of grad_y times x are part of each entry of grad_x.
+        Case("batch_norm_relu_backward", backward, mode, moved=5 / 3 if batch else 1.0),
+    ]
+
+
+def conditioner_input(mask: str, norm: str, moved: float, moved_backward: float) -> list[Case]:
+    mode = f"{mask} {norm}"
+
+    def kept(s: Shape) -> int:
+        return s[1] // 2 if mask == "channel" else s[1]
+
+    def forward(x: Meta, s: Shape) -> list[Any]:
+        offset, *given = [None if norm == "none" else x.wide(kept(s)) for _ in range(3)]
+        return [x(*s), x(s[0], 4, *s[2:]), offset, *([None, None] if norm == "batch" else given), *others]
+
+    def backward(x: Meta, s: Shape) -> list[Any]:
+        offset = None if norm == "none" else x.wide(kept(s))
+        given = [x.wide(0 if norm == "none" else kept(s)) for _ in range(2)]
+        grad = x(s[0], 2 * kept(s) + (mask == "checkerboard") + 4, *s[2:])
+        return [grad, x(*s), offset, *given, *others, norm == "batch"]
+
+    others = [mask, 0, 2.0, 1e-4]
+    return [
+        Case("conditioner_input", forward, mode, moved=moved),
+        Case("conditioner_input_backward", backward, mode, moved=moved_backward),
+    ]
 
 
 CASES = [
@@ -88,4 +176,15 @@ CASES = [
     *(coupling("affine_coupling_backward", mask) for mask in (None, "checkerboard", "channel")),
     coupling("affine_coupling_inverse", "checkerboard"),
     coupling("affine_coupling_inverse_backward", "checkerboard"),
+    *haar(2),
+    *haar(3),
+    *pyramid(3, "xy"),
+    *pyramid(1, "yx"),
+    *pyramid(3, "x"),
+    *batch_norm_relu(batch=True),
+    *batch_norm_relu(batch=False),
+    *conditioner_input("checkerboard", "batch", 1, 1),
+    *conditioner_input("checkerboard", "given", 1, 1),
+    *conditioner_input("channel", "batch", 1, 1),
+    *conditioner_input("channel", "none", 1, 1),
 ]

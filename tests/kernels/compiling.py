@@ -74,7 +74,7 @@ def amd_resources(assembly: str) -> dict[str, int]:
 
 
 def widths(ptx: str, names: list[str]) -> dict[str, list[int]]:
-    """The bits of each access to global memory, by the argument that its address comes from."""
+    """The bits of each access to global memory, by the argument that its address comes from, if the kernel takes it."""
     sources: dict[str, set[str]] = defaultdict(set)
     accesses = []
     for statement in re.split(r"[;\n]", ptx):
@@ -108,7 +108,8 @@ def widths(ptx: str, names: list[str]) -> dict[str, list[int]]:
         seen.add(register)
         return set().union(*(roots(source, seen) for source in sources[register]))
 
-    found: dict[str, list[int]] = defaultdict(list)
+    # Which of its arguments a kernel takes depends on its constants; one that it takes and never accesses is suspect.
+    found: dict[str, list[int]] = {name: [] for name in set().union(*sources.values()) & {*names}}
     for address, bits in accesses:
         for name in roots(address, set()):
             found[name].append(bits)
@@ -117,17 +118,14 @@ def widths(ptx: str, names: list[str]) -> dict[str, list[int]]:
 
 def describe(module: str, kernel: Any, tensors: dict[str, Tensor], target: GPUTarget) -> dict[str, Any]:
     pointers = {name for name, kind in kernel.src.signature.items() if str(kind).startswith("*")}
-    largest = max(tensors[name].nbytes for name in pointers)
-    told: dict[str, Any] = {
-        "kernel": f"{module.rpartition('.')[2]}.{kernel.name}",
-        "shared": kernel.metadata.shared,
-        "main": sorted(name for name in pointers if tensors[name].nbytes >= MAIN * largest),
-    }
+    told: dict[str, Any] = {"kernel": f"{module.rpartition('.')[2]}.{kernel.name}", "shared": kernel.metadata.shared}
     if target.backend == "hip":
         return told | amd_resources(kernel.asm["amdgcn"])
     arguments = [name for name, kind in kernel.src.signature.items() if kind != "constexpr"]
-    by_argument = widths(kernel.asm["ptx"], arguments)
-    told["widths"] = {name: sorted(set(by_argument[name])) for name in arguments if name in pointers}
+    taken = {name: bits for name, bits in widths(kernel.asm["ptx"], arguments).items() if name in pointers}
+    largest = max(tensors[name].nbytes for name in taken)
+    told["widths"] = {name: sorted(set(taken[name])) for name in arguments if name in taken}
+    told["main"] = [name for name in told["widths"] if tensors[name].nbytes >= MAIN * largest]
     told["atomics"] = len(re.findall(r"\b(?:atom|red)\.", kernel.asm["ptx"]))
     return told | resources(kernel.asm["cubin"])
 
