@@ -42,7 +42,8 @@ def tiling(x: Tensor, batch: int, channels: int, sites: int, last: bool) -> Tili
     """The tiles of so many channels of x, ``[batch, ..., sites]`` or ``[batch, sites, ...]``."""
     rows = batch * sites if last else batch
     columns = min(triton.next_power_of_2(channels), 32) if last else min(triton.next_power_of_2(sites), 1024)
-    height = min(triton.next_power_of_2(rows), TILE // columns)
+    # With the channels last an access of a thread may be as narrow as an entry, and its addresses fill the registers.
+    height = min(triton.next_power_of_2(rows), (TILE // 2 if last else TILE) // columns)
     across = 1 if last else triton.cdiv(sites, columns)
     tiles = triton.cdiv(rows, height) * across
     # Every program of a block reads 16 bytes from all of them, and no more than a twentieth of what three passes over

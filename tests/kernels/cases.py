@@ -46,6 +46,7 @@ class Case(NamedTuple):
         channels_last: whether the op's kernels see that layout.
         moved: bytes that its kernels move over the least, its arguments and its results once each; more than 1 where
             something must be read twice.
+        moved_last: the same with the channels last, where it differs.
         narrow: the kernels' tensors that they cannot access in 128 bits at a time, and why.
     """
 
@@ -54,12 +55,11 @@ class Case(NamedTuple):
     mode: str = ""
     channels_last: bool = True
     moved: float = 1.0
+    moved_last: float | None = None
     narrow: dict[str, str] = {}
 
 
-SMALL = {
-    name: "a row of a coarse image of 32 x 32 has fewer bytes" for name in ("base", "d_2", "d_3", "d_4", "d_5")
-}
+SMALL = dict.fromkeys(("base", "d_2", "d_3", "d_4", "d_5"), "a row of a coarse image of 32 x 32 has fewer bytes")
 
 
 def rows(shape: Shape) -> tuple[int, int]:
@@ -87,11 +87,15 @@ def haar_parts(x: Meta, s: Shape, levels: int, axes: str) -> list[Tensor]:
 
 
 def pyramid(levels: int, axes: str) -> list[Case]:
+    def whole(s: Shape) -> Shape:
+        """The width is halved three times."""
+        return *s[:3], s[3] + -s[3] % 8
+
     return [
-        Case("haar_pyramid", lambda x, s: [x(*s), levels, axes, 0.5], f"{levels} {axes}", narrow=SMALL),
+        Case("haar_pyramid", lambda x, s: [x(*whole(s)), levels, axes, 0.5], f"{levels} {axes}", narrow=SMALL),
         Case(
             "haar_pyramid_inverse",
-            lambda x, s: [haar_parts(x, s, levels, axes), axes, 1.0],
+            lambda x, s: [haar_parts(x, whole(s), levels, axes), axes, 1.0],
             f"{levels} {axes}",
             narrow=SMALL,
         ),
@@ -137,26 +141,55 @@ def batch_norm_relu(batch: bool) -> list[Case]:
     ]
 
 
-def conditioner_input(mask: str, norm: str, moved: float, moved_backward: float) -> list[Case]:
-    mode = f"{mask} {norm}"
+CONDITIONS = 4
+
+
+def conditioner_input(mask: str, norm: str) -> list[Case]:
+    board = mask == "checkerboard"
 
     def kept(s: Shape) -> int:
-        return s[1] // 2 if mask == "channel" else s[1]
+        return s[1] if board else s[1] // 2
+
+    def columns(s: Shape) -> int:
+        """The channels of h."""
+        return 2 * kept(s) + board + CONDITIONS
 
     def forward(x: Meta, s: Shape) -> list[Any]:
         offset, *given = [None if norm == "none" else x.wide(kept(s)) for _ in range(3)]
-        return [x(*s), x(s[0], 4, *s[2:]), offset, *([None, None] if norm == "batch" else given), *others]
+        condition = x(s[0], CONDITIONS, *s[2:])
+        return [x(*s), condition, offset, *([None, None] if norm == "batch" else given), *others]
 
     def backward(x: Meta, s: Shape) -> list[Any]:
         offset = None if norm == "none" else x.wide(kept(s))
         given = [x.wide(0 if norm == "none" else kept(s)) for _ in range(2)]
-        grad = x(s[0], 2 * kept(s) + (mask == "checkerboard") + 4, *s[2:])
-        return [grad, x(*s), offset, *given, *others, norm == "batch"]
+        return [x(s[0], columns(s), *s[2:]), x(*s), offset, *given, *others, norm == "batch"]
 
-    others = [mask, 0, 2.0, 1e-4]
+    def moved(last: bool) -> float:
+        """Channels read and written, over those there are. The statistics are those of all that is kept of x."""
+        read = (2 if norm == "batch" else 1) * kept(ORDINARY) * share(last)
+        h = columns(ORDINARY)
+        return (read + CONDITIONS + h) / (ORDINARY[1] + CONDITIONS + h)
+
+    def moved_backward(last: bool) -> float:
+        """The same of the gradients; the sums of all grad_h are part of each entry of grad_x.
+
+        Nothing is read of the gradients of the board and the condition. Where a board keeps nothing grad_h is part of
+        the sums, but grad_x is zero whatever it is.
+        """
+        once = kept(ORDINARY) * (share(last) + 2 * (share(last) if norm != "given" else 1))
+        sums = kept(ORDINARY) * (share(last) + 2) if norm == "batch" else 0
+        return (sums + once + ORDINARY[1]) / (columns(ORDINARY) + 2 * ORDINARY[1])
+
+    def share(last: bool) -> float:
+        """How much is read where a board keeps every other entry; neighbours share the bytes of an access."""
+        return 1 / 2 if board and last else 1
+
+    mode, others = f"{mask} {norm}", [mask, 0, 2.0, 1e-4]
     return [
-        Case("conditioner_input", forward, mode, moved=moved),
-        Case("conditioner_input_backward", backward, mode, moved=moved_backward),
+        Case("conditioner_input", forward, mode, moved=moved(False), moved_last=moved(True)),
+        Case(
+            "conditioner_input_backward", backward, mode, moved=moved_backward(False), moved_last=moved_backward(True)
+        ),
     ]
 
 
@@ -183,8 +216,8 @@ CASES = [
     *pyramid(3, "x"),
     *batch_norm_relu(batch=True),
     *batch_norm_relu(batch=False),
-    *conditioner_input("checkerboard", "batch", 1, 1),
-    *conditioner_input("checkerboard", "given", 1, 1),
-    *conditioner_input("channel", "batch", 1, 1),
-    *conditioner_input("channel", "none", 1, 1),
+    *conditioner_input("checkerboard", "batch"),
+    *conditioner_input("checkerboard", "given"),
+    *conditioner_input("channel", "batch"),
+    *conditioner_input("channel", "none"),
 ]

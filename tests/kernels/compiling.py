@@ -123,7 +123,7 @@ def describe(module: str, kernel: Any, tensors: dict[str, Tensor], target: GPUTa
         return told | amd_resources(kernel.asm["amdgcn"])
     arguments = [name for name, kind in kernel.src.signature.items() if kind != "constexpr"]
     taken = {name: bits for name, bits in widths(kernel.asm["ptx"], arguments).items() if name in pointers}
-    largest = max(tensors[name].nbytes for name in taken)
+    largest = max(x.nbytes for x in tensors.values())
     told["widths"] = {name: sorted(set(taken[name])) for name in arguments if name in taken}
     told["main"] = [name for name in told["widths"] if tensors[name].nbytes >= MAIN * largest]
     told["atomics"] = len(re.findall(r"\b(?:atom|red)\.", kernel.asm["ptx"]))
