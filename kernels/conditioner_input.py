@@ -1,9 +1,14 @@
-"""The first stage of a conditioner network: two launches in training, one in evaluation; as many for the backward.
+"""The first stage of a conditioner network: a launch, and one before it where statistics are taken or gradients summed.
 
-The first launch of a forward in training takes the moments of parts of each channel that is kept, the second merges
-them and writes. Training reads what is kept of x twice, the condition once, and writes h once; the backward reads what
-is kept of x and its two channels of grad_h twice and writes grad_x once. In evaluation each is read once. So these
-bytes over the memory's bandwidth are the floor.
+In training the first launch of a forward takes the moments of parts of each channel that is kept, and the second merges
+them and writes; the first of a backward takes sums, and the second merges and applies them. With given statistics a
+forward is one launch, while the first of a backward applies too, and the second merges the sums. Where nothing is
+normalised both are one launch.
+
+Training reads what is kept of x twice, the condition once, and writes h once; the backward reads what is kept of x and
+its two channels of grad_h twice and writes grad_x once. Otherwise each is read once. So these bytes over the memory's
+bandwidth are the floor; but what a checkerboard keeps shares the bytes of an access with what it does not, unless the
+channels are last, so that all of x is read.
 """
 
 import torch

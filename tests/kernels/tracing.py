@@ -119,6 +119,14 @@ def tracing(trace: Trace) -> Iterator[None]:
         kind = tl.str_to_ty(mangle_type(value), None)
         return tl.tensor(interpreter.TensorHandle(data, kind), kind)
 
+    scopes: dict[int, Any] = {}
+
+    def patch(function: Any) -> Any:
+        """Once for each module: at every call of a function it would wrap once more what is wrapped already."""
+        if id(function.__globals__) not in scopes:
+            scopes[id(function.__globals__)] = patch_lang(function)
+        return interpreter._LangPatchScope()
+
     def turns(*bounds: Any) -> Sequence[int]:
         values = range(*map(int, bounds))
         return values if trace.whole else [values[turn] for turn in few(len(values))]
@@ -131,7 +139,7 @@ def tracing(trace: Trace) -> Iterator[None]:
         if grid[0] >= 2**31 or max(grid[1:]) >= 2**16:
             trace.errors.add(f"no GPU takes a grid of {grid}")
         builder.set_grid_dim(*grid)
-        scope = interpreter._patch_lang(self.fn)
+        patch(self.fn)
         self.fn.__globals__["range"] = turns
         try:
             count = math.prod(grid)
@@ -140,9 +148,9 @@ def tracing(trace: Trace) -> Iterator[None]:
                 builder.set_grid_idx(rest // grid[1], rest % grid[1], z)
                 self.fn(**converted)
         finally:
-            scope.restore()
             del self.fn.__globals__["range"]
 
+    patch_lang, interpreter._patch_lang = interpreter._patch_lang, patch
     before = interpreter.GridExecutor.__call__, builder.create_masked_load, builder.create_masked_store
     interpreter.GridExecutor.__call__, builder.create_masked_load, builder.create_masked_store = launch, load, store
     try:
@@ -150,6 +158,9 @@ def tracing(trace: Trace) -> Iterator[None]:
             yield
     finally:
         interpreter.GridExecutor.__call__, builder.create_masked_load, builder.create_masked_store = before
+        interpreter._patch_lang = patch_lang
+        for scope in reversed(scopes.values()):
+            scope.restore()
 
 
 def some(count: int, parts: int) -> list[int]:
@@ -169,7 +180,7 @@ def few(count: int) -> list[int]:
 def trace_case(case: Case, meta: Meta, shape: tuple[int, ...]) -> dict[str, Any]:
     huge = shape != ORDINARY
     trace = Trace(whole=not huge)
-    # The check of overflows takes as long as all else, and what holds for huge tensors holds for small ones.
+    # What overflows for small tensors does so for huge ones.
     builder.options = interpreter.InterpreterOptions(debug=huge)
     arguments = case.arguments(meta, shape)
     try:
