@@ -59,9 +59,6 @@ class Case(NamedTuple):
     narrow: dict[str, str] = {}
 
 
-SMALL = dict.fromkeys(("base", "d_2", "d_3", "d_4", "d_5"), "a row of a coarse image of 32 x 32 has fewer bytes")
-
-
 def rows(shape: Shape) -> tuple[int, int]:
     return shape[0], math.prod(shape[1:])
 
@@ -91,13 +88,16 @@ def pyramid(levels: int, axes: str) -> list[Case]:
         """The width is halved three times."""
         return *s[:3], s[3] + -s[3] % 8
 
+    # Wider accesses would have more rows in a tile, and move its entries from thread to thread.
+    coarse = "a thread holds 32 bytes of a row of x, and a fourth or an eighth of them of a coarse row"
+    narrow = dict.fromkeys(("base", "d_3", "d_4", "d_5"), coarse) if (levels, len(axes)) == (3, 2) else {}
     return [
-        Case("haar_pyramid", lambda x, s: [x(*whole(s)), levels, axes, 0.5], f"{levels} {axes}", narrow=SMALL),
+        Case("haar_pyramid", lambda x, s: [x(*whole(s)), levels, axes, 0.5], f"{levels} {axes}", narrow=narrow),
         Case(
             "haar_pyramid_inverse",
             lambda x, s: [haar_parts(x, whole(s), levels, axes), axes, 1.0],
             f"{levels} {axes}",
-            narrow=SMALL,
+            narrow=narrow,
         ),
     ]
 
