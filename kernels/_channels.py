@@ -42,7 +42,8 @@ def tiling(x: Tensor, batch: int, channels: int, sites: int, last: bool) -> Tili
     """The tiles of so many channels of x, ``[batch, ..., sites]`` or ``[batch, sites, ...]``."""
     rows = batch * sites if last else batch
     columns = min(triton.next_power_of_2(channels), 32) if last else min(triton.next_power_of_2(sites), 1024)
-    height = min(triton.next_power_of_2(rows), TILE // columns)
+    # With the channels last an access of a thread may be as narrow as an entry, and its addresses fill the registers.
+    height = min(triton.next_power_of_2(rows), (TILE // 2 if last else TILE) // columns)
     across = 1 if last else triton.cdiv(sites, columns)
     tiles = triton.cdiv(rows, height) * across
     # Every program of a block reads 16 bytes from all of them, and no more than a twentieth of what three passes over
@@ -87,6 +88,20 @@ def place(o_row, o_channel, o_site, channels, sites, LAST: tl.constexpr):
 def kept(o_site, width, parity):
     """Whether a checkerboard keeps a site."""
     return (o_site // width + o_site % width) % 2 == parity
+
+
+@triton.jit
+def load_kept(x, o_x, o_site, m_x, width, parity, LAST: tl.constexpr, BOARD: tl.constexpr):
+    """The entries that a board keeps, and zeros for the others."""
+    if BOARD and LAST:
+        b_x = wide(tl.load(x + o_x, mask=m_x & kept(o_site, width, parity), other=0.0))
+    elif BOARD:
+        # Neighbours share their bytes with those that are kept, and 16 of them are read at once without a mask.
+        b_x = wide(tl.load(x + o_x, mask=m_x, other=0.0))
+        b_x = tl.where(kept(o_site, width, parity), b_x, 0.0)
+    else:
+        b_x = wide(tl.load(x + o_x, mask=m_x, other=0.0))
+    return b_x
 
 
 @triton.jit
@@ -200,17 +215,16 @@ def moments(
     i_block, i_part = tl.program_id(0) // n_parts, tl.program_id(0) % n_parts
     first, last = i_part * loops, tl.minimum(i_part * loops + loops, tiles)
     o_row, o_channel, o_site, m_x = tile(i_block, first, rows, channels, sites, across, LAST, ROWS, COLUMNS)
-    m_read = m_x & kept(o_site, width, parity) if BOARD else m_x
     o_x = place(o_row, start + o_channel, o_site, x_channels, sites, LAST)
-    b_x = wide(tl.load(x + o_x, mask=m_read, other=0.0))
+    b_x = load_kept(x, o_x, o_site, m_x, width, parity, LAST, BOARD)
     b_shift = over_rows(b_x, LAST) / tl.maximum(over_rows(m_x.to(b_x.dtype), LAST), 1.0)
     b_sum = tl.where(m_x, b_x - b_shift, 0.0)
     b_squares = b_sum * b_sum
     for i_tile in range(first + 1, last):
         o_row, o_channel, o_site, m_x = tile(i_block, i_tile, rows, channels, sites, across, LAST, ROWS, COLUMNS)
-        m_read = m_x & kept(o_site, width, parity) if BOARD else m_x
         o_x = place(o_row, start + o_channel, o_site, x_channels, sites, LAST)
-        b_distance = tl.where(m_x, wide(tl.load(x + o_x, mask=m_read, other=0.0)) - b_shift, 0.0)
+        b_x = load_kept(x, o_x, o_site, m_x, width, parity, LAST, BOARD)
+        b_distance = tl.where(m_x, b_x - b_shift, 0.0)
         b_sum += b_distance
         b_squares += b_distance * b_distance
     count = entries_before(last, rows, sites, across, LAST, ROWS, COLUMNS)

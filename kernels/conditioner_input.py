@@ -1,9 +1,14 @@
-"""The first stage of a conditioner network: two launches in training, one in evaluation; as many for the backward.
+"""The first stage of a conditioner network: a launch, and one before it where statistics are taken or gradients summed.
 
-The first launch of a forward in training takes the moments of parts of each channel that is kept, the second merges
-them and writes. Training reads what is kept of x twice, the condition once, and writes h once; the backward reads what
-is kept of x and its two channels of grad_h twice and writes grad_x once. In evaluation each is read once. So these
-bytes over the memory's bandwidth are the floor.
+In training the first launch of a forward takes the moments of parts of each channel that is kept, and the second merges
+them and writes; the first of a backward takes sums, and the second merges and applies them. With given statistics a
+forward is one launch, while the first of a backward applies too, and the second merges the sums. Where nothing is
+normalised both are one launch.
+
+Training reads what is kept of x twice, the condition once, and writes h once; the backward reads what is kept of x and
+its two channels of grad_h twice and writes grad_x once. Otherwise each is read once. So these bytes over the memory's
+bandwidth are the floor; but what a checkerboard keeps shares the bytes of an access with what it does not, unless the
+channels are last, so that all of x is read.
 """
 
 import torch
@@ -15,6 +20,7 @@ from pnf.kernels._channels import (
     WARPS,
     entries_before,
     kept,
+    load_kept,
     merge_moments,
     merge_sums,
     moments,
@@ -101,9 +107,8 @@ def _forward(
             b_mean, b_scale, b_offset = _parameters(mean, var, offset, o_channel, m_channel, EPS)
         for i_tile in range(first, last):
             o_row, o_channel, o_site, m_x = tile(i_block, i_tile, rows, channels, sites, across, LAST, ROWS, COLUMNS)
-            m_read = m_x & kept(o_site, width, parity) if BOARD else m_x
             o_x = place(o_row, start + o_channel, o_site, x_channels, sites, LAST)
-            b_v = wide(tl.load(x + o_x, mask=m_read, other=0.0))
+            b_v = load_kept(x, o_x, o_site, m_x, width, parity, LAST, BOARD)
             if NORM != NONE:
                 b_v = (b_v - b_mean) * b_scale + b_offset
             b_v *= GAIN
@@ -171,15 +176,15 @@ def _sums(
     b_product = tl.zeros([ROWS, COLUMNS], b_mean.dtype)
     for i_tile in range(i_part * loops, tl.minimum(i_part * loops + loops, tiles)):
         o_row, o_channel, o_site, m_x = tile(i_block, i_tile, rows, channels, sites, across, LAST, ROWS, COLUMNS)
-        m_read = m_x & kept(o_site, width, parity) if BOARD else m_x
         o_x = place(o_row, start + o_channel, o_site, x_channels, sites, LAST)
-        b_centred = wide(tl.load(x + o_x, mask=m_read, other=0.0)) - b_mean
+        b_centred = load_kept(x, o_x, o_site, m_x, width, parity, LAST, BOARD) - b_mean
         b_v = (b_centred * b_scale + b_offset) * GAIN
         b_grad = _gradient(grad_h, b_v, o_row, o_channel, o_site, m_x, columns, channels, sites, LAST) * GAIN
         b_sum += b_grad
         b_product += tl.where(m_x, b_grad * b_centred, 0.0)
         if NORM == GIVEN:
-            tl.store(grad_x + o_x, tl.where(m_read, b_grad * b_scale, 0.0), mask=m_x)
+            b_grad = tl.where(kept(o_site, width, parity), b_grad, 0.0) if BOARD else b_grad
+            tl.store(grad_x + o_x, b_grad * b_scale, mask=m_x)
     b_sum, b_product = over_rows(b_sum, LAST), over_rows(b_product, LAST)
     store_parts(parts, i_block, i_part, b_sum, b_product, channels, n_parts, LAST, COLUMNS)
 
@@ -233,17 +238,21 @@ def _backward(
                 o_row, o_channel, o_site, m_x = tile(
                     i_block, i_tile, rows, channels, sites, across, LAST, ROWS, COLUMNS
                 )
-                m_read = m_x & kept(o_site, width, parity) if BOARD else m_x
                 o_x = place(o_row, start + o_channel, o_site, x_channels, sites, LAST)
-                b_v = wide(tl.load(x + o_x, mask=m_read, other=0.0))
+                b_v = load_kept(x, o_x, o_site, m_x, width, parity, LAST, BOARD)
                 if NORM == BATCH:
                     b_centred = b_v - b_mean
                     b_v = b_centred * b_scale + b_offset
                 b_v *= GAIN
-                b_grad = _gradient(grad_h, b_v, o_row, o_channel, o_site, m_read, columns, channels, sites, LAST) * GAIN
+                m_grad = m_x
+                if BOARD and LAST:
+                    m_grad = m_x & kept(o_site, width, parity)
+                b_grad = _gradient(grad_h, b_v, o_row, o_channel, o_site, m_grad, columns, channels, sites, LAST) * GAIN
                 if NORM == BATCH:
                     b_grad = b_scale * (b_grad - b_sum - b_centred * b_slope)
-                tl.store(grad_x + o_x, tl.where(m_read, b_grad, 0.0), mask=m_x)
+                if BOARD:
+                    b_grad = tl.where(kept(o_site, width, parity), b_grad, 0.0)
+                tl.store(grad_x + o_x, b_grad, mask=m_x)
     else:
         for i_tile in range(first, last):
             o_row, o_channel, o_site, m_x = tile(

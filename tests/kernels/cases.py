@@ -46,6 +46,7 @@ class Case(NamedTuple):
         channels_last: whether the op's kernels see that layout.
         moved: bytes that its kernels move over the least, its arguments and its results once each; more than 1 where
             something must be read twice.
+        moved_last: the same with the channels last, where it differs.
         narrow: the kernels' tensors that they cannot access in 128 bits at a time, and why.
     """
 
@@ -54,6 +55,7 @@ class Case(NamedTuple):
     mode: str = ""
     channels_last: bool = True
     moved: float = 1.0
+    moved_last: float | None = None
     narrow: dict[str, str] = {}
 
 
@@ -72,6 +74,125 @@ def coupling(op: str, mask: str | None) -> Case:
     return Case(op, arguments, mode=mask or "", narrow={"out": few, "parts": few, "log_det": few})
 
 
+def haar_parts(x: Meta, s: Shape, levels: int, axes: str) -> list[Tensor]:
+    """The base and the details of a pyramid, coarse first."""
+    size, details = [*s], []
+    for axis in axes[::-1] * levels:
+        size[3 if axis == "x" else 2] //= 2
+        details.append(x(*size))
+    return [x(*size), *details[::-1]]
+
+
+def pyramid(levels: int, axes: str) -> list[Case]:
+    def whole(s: Shape) -> Shape:
+        """The width is halved three times."""
+        return *s[:3], s[3] + -s[3] % 8
+
+    # Wider accesses would have more rows in a tile, and move its entries from thread to thread.
+    coarse = "a thread holds 32 bytes of a row of x, and a fourth or an eighth of them of a coarse row"
+    narrow = dict.fromkeys(("base", "d_3", "d_4", "d_5"), coarse) if (levels, len(axes)) == (3, 2) else {}
+    return [
+        Case("haar_pyramid", lambda x, s: [x(*whole(s)), levels, axes, 0.5], f"{levels} {axes}", narrow=narrow),
+        Case(
+            "haar_pyramid_inverse",
+            lambda x, s: [haar_parts(x, whole(s), levels, axes), axes, 1.0],
+            f"{levels} {axes}",
+            narrow=narrow,
+        ),
+    ]
+
+
+def haar(dim: int) -> list[Case]:
+    mode = f"dim {dim}"
+
+    def halves(x: Meta, s: Shape) -> list[Tensor]:
+        return haar_parts(x, s, 1, "yx"[dim - 2])
+
+    def gamma(x: Meta, s: Shape) -> list[Any]:
+        return [x.wide(s[1]), dim]
+
+    return [
+        Case("haar_split", lambda x, s: [x(*s), dim, 0.5], mode),
+        Case("haar_merge", lambda x, s: [*halves(x, s), dim, 1.0], mode),
+        Case("haar_bounded_split", lambda x, s: [x(*s), *gamma(x, s)], mode),
+        Case("haar_bounded_merge", lambda x, s: [*halves(x, s), *gamma(x, s)], mode),
+        Case("haar_bounded_split_backward", lambda x, s: [*halves(x, s), x.wide(s[0]), x(*s), *gamma(x, s)], mode),
+        Case("haar_bounded_merge_backward", lambda x, s: [x(*s), x.wide(s[0]), *halves(x, s), *gamma(x, s)], mode),
+    ]
+
+
+def batch_norm_relu(batch: bool) -> list[Case]:
+    mode = "batch" if batch else "given"
+
+    def parameters(x: Meta, s: Shape, count: int) -> list[Tensor]:
+        return [x.wide(s[1]) for _ in range(count)]
+
+    def forward(x: Meta, s: Shape) -> list[Any]:
+        return [x(*s), *parameters(x, s, 2), *([None, None] if batch else parameters(x, s, 2)), 1e-4]
+
+    def backward(x: Meta, s: Shape) -> list[Any]:
+        return [x(*s), x(*s), *parameters(x, s, 4), 1e-4, batch]
+
+    return [
+        # The statistics are those of all of x, which is read again to apply them.
+        Case("batch_norm_relu", forward, mode, moved=3 / 2 if batch else 1.0),
+        # The sums of all of grad_y times x are part of each entry of grad_x.
+        Case("batch_norm_relu_backward", backward, mode, moved=5 / 3 if batch else 1.0),
+    ]
+
+
+CONDITIONS = 4
+
+
+def conditioner_input(mask: str, norm: str) -> list[Case]:
+    board = mask == "checkerboard"
+
+    def kept(s: Shape) -> int:
+        return s[1] if board else s[1] // 2
+
+    def columns(s: Shape) -> int:
+        """The channels of h."""
+        return 2 * kept(s) + board + CONDITIONS
+
+    def forward(x: Meta, s: Shape) -> list[Any]:
+        offset, *given = [None if norm == "none" else x.wide(kept(s)) for _ in range(3)]
+        condition = x(s[0], CONDITIONS, *s[2:])
+        return [x(*s), condition, offset, *([None, None] if norm == "batch" else given), *others]
+
+    def backward(x: Meta, s: Shape) -> list[Any]:
+        offset = None if norm == "none" else x.wide(kept(s))
+        given = [x.wide(0 if norm == "none" else kept(s)) for _ in range(2)]
+        return [x(s[0], columns(s), *s[2:]), x(*s), offset, *given, *others, norm == "batch"]
+
+    def moved(last: bool) -> float:
+        """Channels read and written, over those there are. The statistics are those of all that is kept of x."""
+        read = (2 if norm == "batch" else 1) * kept(ORDINARY) * share(last)
+        h = columns(ORDINARY)
+        return (read + CONDITIONS + h) / (ORDINARY[1] + CONDITIONS + h)
+
+    def moved_backward(last: bool) -> float:
+        """The same of the gradients; the sums of all grad_h are part of each entry of grad_x.
+
+        Nothing is read of the gradients of the board and the condition. Where a board keeps nothing grad_h is part of
+        the sums, but grad_x is zero whatever it is.
+        """
+        once = kept(ORDINARY) * (share(last) + 2 * (share(last) if norm != "given" else 1))
+        sums = kept(ORDINARY) * (share(last) + 2) if norm == "batch" else 0
+        return (sums + once + ORDINARY[1]) / (columns(ORDINARY) + 2 * ORDINARY[1])
+
+    def share(last: bool) -> float:
+        """How much is read where a board keeps every other entry; neighbours share the bytes of an access."""
+        return 1 / 2 if board and last else 1
+
+    mode, others = f"{mask} {norm}", [mask, 0, 2.0, 1e-4]
+    return [
+        Case("conditioner_input", forward, mode, moved=moved(False), moved_last=moved(True)),
+        Case(
+            "conditioner_input_backward", backward, mode, moved=moved_backward(False), moved_last=moved_backward(True)
+        ),
+    ]
+
+
 CASES = [
     Case("standard_normal", lambda x, s: [x(*rows(s))], channels_last=False),
     Case("standard_normal_backward", lambda x, s: [x.wide(s[0]), x(*rows(s))], channels_last=False),
@@ -88,4 +209,15 @@ CASES = [
     *(coupling("affine_coupling_backward", mask) for mask in (None, "checkerboard", "channel")),
     coupling("affine_coupling_inverse", "checkerboard"),
     coupling("affine_coupling_inverse_backward", "checkerboard"),
+    *haar(2),
+    *haar(3),
+    *pyramid(3, "xy"),
+    *pyramid(1, "yx"),
+    *pyramid(3, "x"),
+    *batch_norm_relu(batch=True),
+    *batch_norm_relu(batch=False),
+    *conditioner_input("checkerboard", "batch"),
+    *conditioner_input("checkerboard", "given"),
+    *conditioner_input("channel", "batch"),
+    *conditioner_input("channel", "none"),
 ]

@@ -74,7 +74,7 @@ def amd_resources(assembly: str) -> dict[str, int]:
 
 
 def widths(ptx: str, names: list[str]) -> dict[str, list[int]]:
-    """The bits of each access to global memory, by the argument that its address comes from."""
+    """The bits of each access to global memory, by the argument that its address comes from, if the kernel takes it."""
     sources: dict[str, set[str]] = defaultdict(set)
     accesses = []
     for statement in re.split(r"[;\n]", ptx):
@@ -108,7 +108,8 @@ def widths(ptx: str, names: list[str]) -> dict[str, list[int]]:
         seen.add(register)
         return set().union(*(roots(source, seen) for source in sources[register]))
 
-    found: dict[str, list[int]] = defaultdict(list)
+    # Which of its arguments a kernel takes depends on its constants; one that it takes and never accesses is suspect.
+    found: dict[str, list[int]] = {name: [] for name in set().union(*sources.values()) & {*names}}
     for address, bits in accesses:
         for name in roots(address, set()):
             found[name].append(bits)
@@ -117,17 +118,14 @@ def widths(ptx: str, names: list[str]) -> dict[str, list[int]]:
 
 def describe(module: str, kernel: Any, tensors: dict[str, Tensor], target: GPUTarget) -> dict[str, Any]:
     pointers = {name for name, kind in kernel.src.signature.items() if str(kind).startswith("*")}
-    largest = max(tensors[name].nbytes for name in pointers)
-    told: dict[str, Any] = {
-        "kernel": f"{module.rpartition('.')[2]}.{kernel.name}",
-        "shared": kernel.metadata.shared,
-        "main": sorted(name for name in pointers if tensors[name].nbytes >= MAIN * largest),
-    }
+    told: dict[str, Any] = {"kernel": f"{module.rpartition('.')[2]}.{kernel.name}", "shared": kernel.metadata.shared}
     if target.backend == "hip":
         return told | amd_resources(kernel.asm["amdgcn"])
     arguments = [name for name, kind in kernel.src.signature.items() if kind != "constexpr"]
-    by_argument = widths(kernel.asm["ptx"], arguments)
-    told["widths"] = {name: sorted(set(by_argument[name])) for name in arguments if name in pointers}
+    taken = {name: bits for name, bits in widths(kernel.asm["ptx"], arguments).items() if name in pointers}
+    largest = max(x.nbytes for x in tensors.values())
+    told["widths"] = {name: sorted(set(taken[name])) for name in arguments if name in taken}
+    told["main"] = [name for name in told["widths"] if tensors[name].nbytes >= MAIN * largest]
     told["atomics"] = len(re.findall(r"\b(?:atom|red)\.", kernel.asm["ptx"]))
     return told | resources(kernel.asm["cubin"])
 
@@ -159,7 +157,10 @@ def compile_case(case: Case, meta: Meta, shape: tuple[int, ...], target: GPUTarg
 
 
 def compile_all(device: int) -> list[dict[str, Any]]:
-    """All cases for one target; those of huge tensors for one GPU only, for their indices are the same on all."""
+    """All cases for one target; that of one huge example for one GPU only, for its indices are the same on all.
+
+    With many examples the arguments have as many bits as for ordinary tensors.
+    """
     target = TARGETS[device]
     fake = FakeDriver()
     fake.device = device
@@ -169,8 +170,8 @@ def compile_all(device: int) -> list[dict[str, Any]]:
         for channels_last in (False, True) if case.channels_last else (False,):
             for dtype in DTYPES:
                 found += compile_case(case, Meta(dtype, channels_last), ORDINARY, target)
-            for shape in HUGE if target.arch == 90 else ():
-                found += compile_case(case, Meta(torch.bfloat16, channels_last), shape, target)
+            if target.arch == 90:
+                found += compile_case(case, Meta(torch.bfloat16, channels_last), HUGE[-1], target)
     return found
 
 
