@@ -292,12 +292,14 @@ def conditioner_input(make: Maker) -> Call:
 
 @family
 def convolution(make: Maker) -> Call:
-    channels = st.sampled_from([16, 32, 48, 3])
+    channels = st.sampled_from([16, 32, 48, 3, 7])
     batch, inputs, outputs = make.draw(st.integers(0, 3)), make.draw(channels), make.draw(channels)
     size = [make.draw(st.integers(1, 9)) for _ in range(2)]
-    x, weight = make.normal(batch, inputs, *size), make.normal(outputs, inputs, 3, 3)
+    taps = make.draw(st.sampled_from([(3, 3), (1, 1), (1, 3)]))
+    x, weight = make.normal(batch, inputs, *size), make.normal(outputs, inputs, *taps)
     if make.draw(st.booleans()):
-        return Call("convolution", [x, weight, make.normal(outputs)])
+        add = make.normal(batch, outputs, *size) if make.draw(st.booleans()) else None
+        return Call("convolution", [x, weight, make.normal(outputs), add])
     return Call("convolution_backward", [make.normal(batch, outputs, *size), x, weight, make.draw(st.booleans())])
 
 

@@ -3,11 +3,14 @@
 #include <algorithm>
 #include <memory>
 #include <new>
+#include <vector>
 
 #include "cpu/parallel.h"
 #include "cpu/simd.h"
 
-// Winograd's F(2x2, 3x3): tiles of 4x4 pixels and the weights are transformed so that 16 products of matrices give tiles
+// 1x1 convolutions are products of matrices.
+//
+// 3x3 convolutions are Winograd's F(2x2, 3x3): tiles of 4x4 pixels and the weights are transformed so that 16 products of matrices give tiles
 // of 2x2 results, with 16 multiplications for what takes 36.
 //
 // Source: Lavin and Gray, "Fast algorithms for convolutional neural networks" (2015), section 4.1.
@@ -25,12 +28,12 @@ constexpr int kRows = 14;
 constexpr int kRows = 6;
 #endif
 
-constexpr int64_t kPoints = 16;           // of a transformed tile
-constexpr int64_t kTiles = 4 * kRows;     // tiles of a block, which stay in the second cache
-constexpr int64_t kChunk = 4 * kTiles;    // tiles that are multiplied at once for the gradient of the weights
+constexpr int64_t kPoints = 16;                 // of a transformed tile
+constexpr int64_t kTiles = 28 / kRows * kRows;  // tiles, or pixels, of a block, which stay in the second cache
+constexpr int64_t kChunk = 8 * kTiles;          // of those that are multiplied at once for the gradient of the weights
 
 // Memory of a thread that is kept between calls, since new memory has to be mapped, page by page, before it can be used.
-enum Use { kFrom, kTo, kZeros, kWeight, kProduct, kLeft, kRight, kUses };
+enum Use { kFrom, kTo, kSum, kZeros, kWeight, kProduct, kLeft, kRight, kUses };
 
 float* workspace(Use use, int64_t n) {
   struct Free {
@@ -64,7 +67,7 @@ inline void multiply_panel(float* c, const float* start, const float* a, const f
 #pragma GCC unroll 14
   for (int i = 0; i < kRows; ++i) {
 #pragma GCC unroll 2
-    for (int j = 0; j < vectors; ++j) sum[i][j] = load(start + i * start_row + j * kWidth);
+    for (int j = 0; j < vectors; ++j) sum[i][j] = V{};
   }
   for (int64_t k = 0; k < depth; ++k) {
     V right[vectors];
@@ -80,11 +83,24 @@ inline void multiply_panel(float* c, const float* start, const float* a, const f
 #pragma GCC unroll 14
   for (int i = 0; i < kRows; ++i) {
 #pragma GCC unroll 2
-    for (int j = 0; j < vectors; ++j) store(c + i * c_row + j * kWidth, sum[i][j]);
+    for (int j = 0; j < vectors; ++j) {
+      store(c + i * c_row + j * kWidth, load(start + i * start_row + j * kWidth) + sum[i][j]);
+    }
   }
 }
 
-// The same for any numbers of rows and columns, multiples of kRows and kWidth; start_row may be 0, for one row.
+// total[j] += sum over i of rows[i][j], of few enough rows at a time that float holds their sums.
+void add_rows(double* total, const float* rows, int64_t count, int64_t columns) {
+  for (int64_t j = 0; j < columns; j += kWidth) {
+    for (int64_t first = 0; first < count; first += 32) {
+      V sum{};
+      for (int64_t i = first; i < std::min(first + 32, count); ++i) sum += load(rows + i * columns + j);
+      for (int64_t k = 0; k < kWidth; ++k) total[j + k] += static_cast<double>(sum[k]);
+    }
+  }
+}
+
+// multiply_panel for any numbers of rows and columns, multiples of kRows and kWidth. With start_row = 0, start is one row.
 void multiply(float* c, const float* start, const float* a, const float* b, int64_t rows, int64_t columns, int64_t depth,
               int64_t c_row, int64_t start_row, int64_t a_row, int64_t a_column, int64_t b_row) {
   for (int64_t j = 0; j < columns; j += 2 * kWidth) {
@@ -93,6 +109,17 @@ void multiply(float* c, const float* start, const float* a, const float* b, int6
       panel(c + i * c_row + j, start + i * start_row + j, a + i * a_row, b + j, depth, c_row, start_row, a_row, a_column,
             b_row);
     }
+  }
+}
+
+int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
+
+// Copies rows to where they are `to_row` apart, with zeros behind each, and behind the last up to `to_rows` of them.
+void copy_rows(float* to, const float* from, int64_t rows, int64_t columns, int64_t to_rows, int64_t to_row) {
+  for (int64_t i = 0; i < to_rows; ++i, to += to_row) {
+    const int64_t n = i < rows ? columns : 0;
+    std::copy_n(from + i * columns, n, to);
+    std::fill_n(to + n, to_row - n, 0.0f);
   }
 }
 
@@ -160,12 +187,12 @@ void transform_input(float* to, const float* x, const float* zeros, const Grid& 
   });
 }
 
-// Results of tiles [first, last) from [points][tiles][channels].
-void transform_result(float* y, const float* from, const float* bias, const Grid& grid, int64_t channels, int64_t first,
+// Results of tiles [first, last) from [points][tiles][channels], plus those of `add` if it is there.
+void transform_result(float* y, const float* add, const float* from, const float* bias, const Grid& grid, int64_t channels, int64_t first,
                       int64_t last, int64_t tiles) {
   const int64_t point = tiles * channels;
   grid.each(first, last, [&](int64_t i, int64_t image, int64_t row, int64_t column) {
-    float* const to = y + ((image * grid.height + row) * grid.width + column) * channels;
+    const int64_t at = ((image * grid.height + row) * grid.width + column) * channels;
     const bool below = row + 1 < grid.height, right = column + 1 < grid.width;
     for (int64_t c = 0; c < channels; c += kWidth) {
       const float* p = from + i * channels + c;
@@ -176,10 +203,14 @@ void transform_result(float* y, const float* from, const float* bias, const Grid
       }
       const V b = bias ? load(bias + c) : V{};
       for (int s = 0; s < 2; ++s) of_result(whole[s], half[0][s], half[1][s], half[2][s], half[3][s]);
-      store(to + c, whole[0][0] + b);
-      if (right) store(to + channels + c, whole[1][0] + b);
-      if (below) store(to + grid.width * channels + c, whole[0][1] + b);
-      if (below && right) store(to + (grid.width + 1) * channels + c, whole[1][1] + b);
+      const auto put = [&](int64_t pixel, V value) {
+        const int64_t place = at + pixel * channels + c;
+        store(y + place, add ? load(add + place) + (value + b) : value + b);
+      };
+      put(0, whole[0][0]);
+      if (right) put(1, whole[1][0]);
+      if (below) put(grid.width, whole[0][1]);
+      if (below && right) put(grid.width + 1, whole[1][1]);
     }
   });
 }
@@ -232,8 +263,8 @@ void transform_weight(float* to, const float* weight, int64_t depth, int64_t col
   });
 }
 
-void convolve(float* y, const float* x, const float* weight, const float* bias, const Grid& grid, int64_t inputs,
-              int64_t outputs, int threads) {
+void convolve(float* y, const float* add, const float* x, const float* weight, const float* bias, const Grid& grid,
+              int64_t inputs, int64_t outputs, int threads) {
   const int64_t blocks = (grid.count + kTiles - 1) / kTiles;
   const float* const outside = zeros(std::max(inputs, outputs));
   parallel_for(blocks, 1, threads, [&](int64_t begin, int64_t end) {
@@ -248,30 +279,125 @@ void convolve(float* y, const float* x, const float* weight, const float* bias, 
         multiply(to + p * kTiles * outputs, outside, from + p * kTiles * inputs, weight + p * inputs * outputs, kTiles,
                  outputs, inputs, outputs, 0, inputs, 1, outputs);
       }
-      transform_result(y, to, bias, grid, outputs, first, last, kTiles);
+      transform_result(y, add, to, bias, grid, outputs, first, last, kTiles);
     }
   });
 }
 
+// [depth][round_up(columns, kWidth)] of a weight of one tap.
+float* pad_weight(const float* weight, int64_t depth, int64_t columns, int64_t row, int64_t column) {
+  const int64_t padded = round_up(columns, kWidth);
+  float* const to = workspace(kWeight, depth * padded);
+  for (int64_t i = 0; i < depth; ++i) {
+    for (int64_t j = 0; j < columns; ++j) to[i * padded + j] = weight[i * row + j * column];
+    std::fill_n(to + i * padded + columns, padded - columns, 0.0f);
+  }
+  return to;
+}
+
+// y[i][j] = add[i][j] + bias[j] + sum over k of x[i][k] weight[k][j]; rows of the weight and the bias are padded.
+void mix(float* y, const float* add, const float* x, const float* weight, const float* bias, int64_t pixels,
+         int64_t inputs, int64_t outputs, int threads) {
+  const int64_t blocks = (pixels + kTiles - 1) / kTiles, padded = round_up(outputs, kWidth);
+  parallel_for(blocks, std::max<int64_t>(16384 / (inputs * outputs), 1), threads, [&](int64_t begin, int64_t end) {
+    for (int64_t block = begin; block < end; ++block) {
+      const int64_t first = block * kTiles, rows = std::min(kTiles, pixels - first);
+      const float* from = x + first * inputs;
+      const float* start = bias;
+      float* to = y + first * outputs;
+      if (rows < kTiles) {
+        float* const copy = workspace(kFrom, kTiles * inputs);
+        copy_rows(copy, from, rows, inputs, kTiles, inputs);
+        from = copy;
+      }
+      if (rows < kTiles || padded > outputs) to = workspace(kTo, kTiles * padded);
+      if (add) {
+        float* const sum = workspace(kSum, kTiles * padded);
+        copy_rows(sum, add + first * outputs, rows, outputs, kTiles, padded);
+        for (int64_t i = 0; i < kTiles * padded; i += kWidth) store(sum + i, load(sum + i) + load(bias + i % padded));
+        start = sum;
+      }
+      multiply(to, start, from, weight, kTiles, padded, inputs, padded, add ? padded : 0, inputs, 1, padded);
+      if (to == y + first * outputs) continue;
+      for (int64_t i = 0; i < rows; ++i) std::copy_n(to + i * padded, outputs, y + (first + i) * outputs);
+    }
+  });
+}
+
+void mix_backward_weight(float* grad_weight, float* grad_bias, const float* grad_y, const float* x, int64_t pixels,
+                         const Convolution& c, int threads) {
+  const int64_t padded = round_up(c.inputs, kRows), rows = padded / kRows, columns = round_up(c.outputs, kWidth);
+  const int64_t panels = (columns + 2 * kWidth - 1) / (2 * kWidth);
+  float* const product = workspace(kProduct, padded * columns);
+  std::fill_n(product, padded * columns, 0.0f);
+  std::vector<double> total(static_cast<size_t>(columns));
+  for (int64_t first = 0; first < pixels; first += kChunk) {
+    const int64_t n = std::min(kChunk, pixels - first);
+    const float *left = x + first * c.inputs, *right = grad_y + first * c.outputs;
+    if (first + n == pixels) {
+      // A row that no input has is read past the last pixel.
+      float* const copy = workspace(kLeft, n * c.inputs + kRows);
+      copy_rows(copy, left, 1, n * c.inputs, 1, n * c.inputs + kRows);
+      left = copy;
+    }
+    if (columns > c.outputs) {
+      float* const copy = workspace(kRight, n * columns);
+      copy_rows(copy, right, n, c.outputs, n, columns);
+      right = copy;
+    }
+    parallel_for(rows * panels, 1, threads, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        const int64_t row = i / panels * kRows, column = i % panels * 2 * kWidth;
+        float* const sum = product + row * columns + column;
+        multiply(sum, sum, left + row, right + column, kRows, std::min(2 * kWidth, columns - column), n, columns, columns,
+                 1, c.inputs, columns);
+      }
+    });
+    add_rows(total.data(), right, n, columns);
+  }
+  for (int64_t j = 0; j < c.outputs; ++j) grad_bias[j] = static_cast<float>(total[static_cast<size_t>(j)]);
+  for (int64_t j = 0; j < c.outputs; ++j) {
+    for (int64_t i = 0; i < c.inputs; ++i) grad_weight[i * c.input + j * c.output] = product[i * columns + j];
+  }
+}
+
 }  // namespace
 
-void convolution(float* y, const float* x, const float* weight, const float* bias, const Convolution& c, int threads) {
+void convolution(float* y, const float* add, const float* x, const float* weight, const float* bias, const Convolution& c,
+                 int threads) {
+  if (c.size == 1) {
+    const float* const padded = pad_weight(weight, c.inputs, c.outputs, c.input, c.output);
+    float* const start = workspace(kZeros, round_up(c.outputs, kWidth));
+    copy_rows(start, bias, 1, c.outputs, 1, round_up(c.outputs, kWidth));
+    mix(y, add, x, padded, start, c.batch * c.height * c.width, c.inputs, c.outputs, threads);
+    return;
+  }
   float* const transformed = workspace(kWeight, kPoints * c.inputs * c.outputs);
   transform_weight(transformed, weight, c.inputs, c.outputs, c.input, c.output, c.tap, false, threads);
-  convolve(y, x, transformed, bias, Grid(c), c.inputs, c.outputs, threads);
+  convolve(y, add, x, transformed, bias, Grid(c), c.inputs, c.outputs, threads);
 }
 
 void convolution_backward_input(float* grad_x, const float* grad_y, const float* weight, const Convolution& c,
                                 int threads) {
+  if (c.size == 1) {
+    const float* const padded = pad_weight(weight, c.outputs, c.inputs, c.output, c.input);
+    const float* const start = zeros(round_up(c.inputs, kWidth));
+    mix(grad_x, nullptr, grad_y, padded, start, c.batch * c.height * c.width, c.outputs, c.inputs, threads);
+    return;
+  }
   float* const transformed = workspace(kWeight, kPoints * c.inputs * c.outputs);
   transform_weight(transformed, weight, c.outputs, c.inputs, c.output, c.input, c.tap, true, threads);
-  convolve(grad_x, grad_y, transformed, nullptr, Grid(c), c.outputs, c.inputs, threads);
+  convolve(grad_x, nullptr, grad_y, transformed, nullptr, Grid(c), c.outputs, c.inputs, threads);
 }
 
 void convolution_backward_weight(float* grad_weight, float* grad_bias, const float* grad_y, const float* x,
                                  const Convolution& c, int threads) {
+  if (c.size == 1) {
+    mix_backward_weight(grad_weight, grad_bias, grad_y, x, c.batch * c.height * c.width, c, threads);
+    return;
+  }
   const Grid grid(c);
-  const int64_t rows = (c.inputs + kRows - 1) / kRows, padded = rows * kRows;
+  const int64_t padded = round_up(c.inputs, kRows), rows = padded / kRows;
   const int64_t chunk = std::min(kChunk, grid.count);
   // [points][inputs][outputs], with rows that no input has; and what is multiplied, readable up to those rows.
   float* const product = workspace(kProduct, kPoints * padded * c.outputs);
@@ -280,7 +406,7 @@ void convolution_backward_weight(float* grad_weight, float* grad_bias, const flo
   const float* const outside = zeros(std::max(c.inputs, c.outputs));
   std::fill_n(product, kPoints * padded * c.outputs, 0.0f);
   std::fill_n(left + kPoints * chunk * c.inputs, kRows, 0.0f);
-  std::fill_n(grad_bias, c.outputs, 0.0f);
+  std::vector<double> total(static_cast<size_t>(c.outputs));
   for (int64_t start = 0; start < grid.count; start += chunk) {
     const int64_t tiles = std::min(chunk, grid.count - start);
     parallel_for(tiles, 16, threads, [&](int64_t begin, int64_t end) {
@@ -297,13 +423,9 @@ void convolution_backward_weight(float* grad_weight, float* grad_bias, const flo
       }
     });
     // At this point all four pixels of a tile are added.
-    const float* sums = right + 5 * chunk * c.outputs;
-    for (int64_t j = 0; j < c.outputs; j += kWidth) {
-      V total = load(grad_bias + j);
-      for (int64_t i = 0; i < tiles; ++i) total += load(sums + i * c.outputs + j);
-      store(grad_bias + j, total);
-    }
+    add_rows(total.data(), right + 5 * chunk * c.outputs, tiles, c.outputs);
   }
+  for (int64_t j = 0; j < c.outputs; ++j) grad_bias[j] = static_cast<float>(total[static_cast<size_t>(j)]);
   const int64_t point = padded * c.outputs;
   parallel_for(c.inputs, std::max<int64_t>(4096 / c.outputs, 1), threads, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {

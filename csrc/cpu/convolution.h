@@ -6,16 +6,17 @@
 
 namespace pnf::cpu {
 
-// A 3x3 convolution with zero padding that keeps the size: x is [batch, height, width, inputs] and y has `outputs`
-// channels, both multiples of 16. The taps of weight[output][input] are 9 entries, `tap` apart.
+// A convolution with zero padding that keeps the size: x is [batch, height, width, inputs] and y has `outputs` channels.
+// weight[output][input] has size x size taps, `tap` apart. The size is 1, or 3 where both numbers of channels are
+// multiples of 16.
 struct Convolution {
-  int64_t batch, height, width, inputs, outputs;
+  int64_t batch, height, width, inputs, outputs, size;
   int64_t output, input, tap;  // strides of the weight
 };
 
-// y = x * weight + bias.
-PNF_KERNEL(convolution, (float* y, const float* x, const float* weight, const float* bias, const Convolution& shape,
-                         int threads))
+// y = add + x * weight + bias; add may be null.
+PNF_KERNEL(convolution, (float* y, const float* add, const float* x, const float* weight, const float* bias,
+                         const Convolution& shape, int threads))
 
 PNF_KERNEL(convolution_backward_input,
            (float* grad_x, const float* grad_y, const float* weight, const Convolution& shape, int threads))

@@ -12,7 +12,7 @@ from pnf.flows.networks import MOMENTUM, NETWORK_EPS, Block, InputNorm, WeightNo
 
 
 class ResidualNetwork(networks.ResidualNetwork):
-    """All weights in one launch, each normalisation with its ReLU in one, and sums in place."""
+    """All weights in one launch, each normalisation with its ReLU in one, and sums by the convolutions."""
 
     def forward(
         self,
@@ -24,15 +24,15 @@ class ResidualNetwork(networks.ResidualNetwork):
         left = zip(weights, [layer.bias for layer in layers], strict=True)
         norms = _Norms()
 
-        def convolve(h: Tensor) -> Tensor:
-            return ops.convolution(h, *next(left))
+        def convolve(h: Tensor, add: Tensor | None = None) -> Tensor:
+            return ops.convolution(h, *next(left), add)
 
         h = convolve(self._input(x, condition, norms))
         out = convolve(h)
         for block in cast("list[Block]", self.blocks):
             inner = convolve(norms.norm_relu(block.norm1, h))
-            h = convolve(norms.norm_relu(block.norm2, inner)).add_(h)
-            out = out.add_(convolve(h))
+            h = convolve(norms.norm_relu(block.norm2, inner), h)
+            out = convolve(h, out)
         out = convolve(norms.norm_relu(self.out_norm, out))
         norms.track()
         return out

@@ -1,7 +1,8 @@
 """Convolutions; the compiled twin of :mod:`pnf.reference.convolution`.
 
-On a CPU, 3x3 convolutions of float32 take Winograd's form, with 16 multiplications for what takes 36: its rounding
-errors are a little larger, and a NaN or an infinity spreads over a tile of 2x2 pixels. All others are PyTorch's.
+On a CPU, in float32, 1x1 convolutions are products of matrices, and 3x3 ones take Winograd's form, with 16
+multiplications for what takes 36: its rounding errors are a little larger, and a NaN or an infinity spreads over a tile
+of 2x2 pixels. All others are PyTorch's.
 """
 
 from collections.abc import Callable
@@ -19,7 +20,7 @@ from pnf.reference.convolution import convolution as reference
 __all__ = ["convolution"]
 
 MULTIPLE = 16
-"""Of which both numbers of channels must be multiples: the longest vector of float32."""
+"""Of which both numbers of channels of a 3x3 convolution must be multiples: the longest vector of float32."""
 
 
 @documented_by(reference)
@@ -27,41 +28,40 @@ def convolution(
     x: Tensor,  # [B, I, H, W]
     weight: Tensor,  # [O, I, h, w]
     bias: Tensor,  # [O]
+    add: Tensor | None = None,  # [B, O, H, W]
 ) -> Tensor:
     if not _has_kernel(x, weight):
-        return reference(x, weight, bias)
-    check_convolution(x, weight, bias)
-    return _convolution(x, weight, bias)
+        return reference(x, weight, bias, add)
+    check_convolution(x, weight, bias, add)
+    return _convolution(x, weight, bias, add)
 
 
 def _has_kernel(x: Tensor, weight: Tensor) -> bool:
     if not isinstance(x, Tensor) or not isinstance(weight, Tensor) or not x.is_cpu or torch.is_autocast_enabled("cpu"):
         return False
     outputs, inputs, *size = weight.shape if weight.dim() == 4 else (0, 0)
-    return (
-        x.dtype == weight.dtype == torch.float32
-        and size == [3, 3]
-        and outputs % MULTIPLE == 0
-        and inputs % MULTIPLE == 0
-        and weight.numel() > 0
-    )
+    if not x.dtype == weight.dtype == torch.float32 or not weight.numel():
+        return False
+    return size == [1, 1] or (size == [3, 3] and outputs % MULTIPLE == 0 and inputs % MULTIPLE == 0)
 
 
 def _sizes(x: Tensor, weight: Tensor, last: bool) -> tuple[int, ...]:
-    """Batch, height, width, inputs and outputs, and the strides of the weight: output, input, tap."""
+    """Batch, height, width, inputs, outputs and size, and the strides of the weight: output, input, tap."""
     batch, inputs, height, width = x.shape
-    strides = (9 * inputs, 1, inputs) if last else (9 * inputs, 9, 1)
-    return batch, height, width, inputs, weight.shape[0], *strides
+    size, taps = weight.shape[2], weight.shape[2] ** 2
+    strides = (taps * inputs, 1, inputs) if last else (taps * inputs, taps, 1)
+    return batch, height, width, inputs, weight.shape[0], size, *strides
 
 
 def _compiled(launch: Launch) -> Callable[..., Tensor]:
-    def run(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    def run(x: Tensor, weight: Tensor, bias: Tensor, add: Tensor | None) -> Tensor:
         if not _has_kernel(x, weight):
-            return _reference(x, weight, bias)
+            return _reference(x, weight, bias, add)
         x = x.contiguous(memory_format=torch.channels_last)
         weight, last = dense(weight)
         y = empty(x, (x.shape[0], weight.shape[0], *x.shape[2:]), True)
-        launch((y, x, weight, bias.contiguous()), *_sizes(x, weight, last))
+        added = y if add is None else add.contiguous(memory_format=torch.channels_last)
+        launch((y, added, x, weight, bias.contiguous()), *_sizes(x, weight, last), add is not None)
         return y
 
     return run
@@ -81,8 +81,8 @@ def _compiled_backward(launch: Launch) -> Callable[..., tuple[Tensor, Tensor, Te
     return run
 
 
-def _reference(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    return lay_out(reference(x, weight, bias), True)
+def _reference(x: Tensor, weight: Tensor, bias: Tensor, add: Tensor | None) -> Tensor:
+    return lay_out(reference(x, weight, bias, add), True)
 
 
 def _reference_backward(grad_y: Tensor, x: Tensor, weight: Tensor, of_input: bool) -> tuple[Tensor, Tensor, Tensor]:
@@ -104,7 +104,7 @@ def _as_products(grad_y: Tensor, x: Tensor, weight: Tensor, of_input: bool) -> t
     return grad_x, grad_weight, grad_y.sum((0, 2, 3))
 
 
-def _fake(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:  # noqa: ARG001
+def _fake(x: Tensor, weight: Tensor, bias: Tensor, add: Tensor | None) -> Tensor:  # noqa: ARG001
     return empty(x, (x.shape[0], weight.shape[0], *x.shape[2:]), True)
 
 
@@ -119,19 +119,19 @@ def _fake_backward(
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG001
-    x, weight, _ = inputs
-    ctx.of_input = x.requires_grad
+    x, weight, _, add = inputs
+    ctx.of_input, ctx.added = x.requires_grad, add is not None
     ctx.save_for_backward(x, weight)
 
 
 def _differentiate(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
     grad_x, grad_weight, grad_bias = _backward(grad_y, *ctx.saved_tensors, ctx.of_input)
-    return grad_x if ctx.of_input else None, grad_weight, grad_bias
+    return grad_x if ctx.of_input else None, grad_weight, grad_bias, grad_y if ctx.added else None
 
 
 _convolution = register(
     "convolution",
-    "convolution(Tensor x, Tensor weight, Tensor bias) -> Tensor",
+    "convolution(Tensor x, Tensor weight, Tensor bias, Tensor? add) -> Tensor",
     reference=_reference,
     fake=_fake,
     backward=_differentiate,

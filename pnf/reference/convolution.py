@@ -11,15 +11,18 @@ def convolution(
     x: Tensor,  # [B, I, H, W]
     weight: Tensor,  # [O, I, h, w]
     bias: Tensor,  # [O]
+    add: Tensor | None = None,  # [B, O, H, W]
 ) -> Tensor:
     """A convolution (as in all of deep learning, a cross-correlation) with zeros around x that keep its size.
 
-    ``y[b, o, i, j] = bias[o] + sum weight[o, c, k, l] x[b, c, i + k - h // 2, j + l - w // 2]`` over c, k and l.
+    ``y[b, o, i, j] = add[b, o, i, j] + bias[o] + sum weight[o, c, k, l] x[b, c, i + k - h // 2, j + l - w // 2]``, the
+    sum over c, k and l.
 
     Args:
         x: ``[B, I, H, W]``, floating.
         weight: ``[O, I, h, w]`` of the same dtype, h and w odd.
         bias: ``[O]`` of the same dtype.
+        add: ``[B, O, H, W]`` of the same dtype, or None for zeros.
 
     Returns:
         ``[B, O, H, W]`` of the same dtype.
@@ -28,18 +31,21 @@ def convolution(
         TypeError: an argument is no floating tensor, or their dtypes differ.
         ValueError: shapes that do not belong together, or an even h or w.
     """
-    check_convolution(x, weight, bias)
-    return conv2d(x, weight, bias, padding=(weight.shape[2] // 2, weight.shape[3] // 2))
+    check_convolution(x, weight, bias, add)
+    y = conv2d(x, weight, bias, padding=(weight.shape[2] // 2, weight.shape[3] // 2))
+    return y if add is None else add + y
 
 
-def check_convolution(x: Tensor, weight: Tensor, bias: Tensor) -> None:
+def check_convolution(x: Tensor, weight: Tensor, bias: Tensor, add: Tensor | None) -> None:
     """Raise the errors that :func:`convolution` documents."""
     op = "convolution"
-    check_floating(op, {"x": x, "weight": weight, "bias": bias})
-    if torch.is_autocast_enabled(x.device.type):
-        pass  # PyTorch converts what the network is made of
-    elif not x.dtype == weight.dtype == bias.dtype:
-        raise TypeError(f"{op}: weight and bias must have the dtype of x, {x.dtype}, got {weight.dtype}, {bias.dtype}")
+    tensors = {"x": x, "weight": weight, "bias": bias} | ({} if add is None else {"add": add})
+    check_floating(op, tensors)
+    # Autocast makes the dtypes equal.
+    if not torch.is_autocast_enabled(x.device.type):
+        for name, tensor in tensors.items():
+            if tensor.dtype != x.dtype:
+                raise TypeError(f"{op}: {name} must have the dtype of x, {x.dtype}, got {tensor.dtype}")
     if x.dim() != 4:
         raise ValueError(f"{op}: x must be [B, I, H, W], got {list(x.shape)}")
     if weight.dim() != 4 or weight.shape[1] != x.shape[1] or not weight.shape[2] % 2 or not weight.shape[3] % 2:
@@ -48,3 +54,7 @@ def check_convolution(x: Tensor, weight: Tensor, bias: Tensor) -> None:
         )
     if bias.shape != weight.shape[:1]:
         raise ValueError(f"{op}: bias must be [{weight.shape[0]}], got {list(bias.shape)}")
+    if add is not None and list(add.shape) != [x.shape[0], weight.shape[0], *x.shape[2:]]:
+        raise ValueError(
+            f"{op}: add must be {[x.shape[0], weight.shape[0], *x.shape[2:]]}, as the result, got {list(add.shape)}"
+        )

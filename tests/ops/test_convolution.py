@@ -11,7 +11,7 @@ from pnf import ops, reference
 # channels, and channels that no kernel takes.
 SHAPES = [
     (2, 16, 32, 5, 7),
-    (1, 48, 16, 1, 1),
+    (5, 48, 16, 1, 3),
     (3, 32, 16, 12, 14),
     (5, 16, 16, 16, 18),
     (2, 3, 5, 4, 6),
@@ -23,30 +23,45 @@ def normal(*shape: int) -> Tensor:
     return torch.randn(shape, dtype=torch.float64)
 
 
-def forward(batch: int, inputs: int, outputs: int, height: int, width: int, size: int = 3) -> list[Tensor]:
-    return [normal(batch, inputs, height, width), normal(outputs, inputs, size, size), normal(outputs)]
+def forward(
+    batch: int, inputs: int, outputs: int, height: int, width: int, size: int = 3, add: bool = False
+) -> list[Tensor | None]:
+    weight = normal(outputs, inputs, size, size)
+    added = normal(batch, outputs, height, width) if add else None
+    return [normal(batch, inputs, height, width), weight, normal(outputs), added]
 
 
-def backward(batch: int, inputs: int, outputs: int, height: int, width: int, of_input: bool = True) -> list[object]:
-    x, weight, _ = forward(batch, inputs, outputs, height, width)
+def backward(
+    batch: int, inputs: int, outputs: int, height: int, width: int, size: int = 3, of_input: bool = True
+) -> list[object]:
+    x, weight, *_ = forward(batch, inputs, outputs, height, width, size)
     return [normal(batch, outputs, height, width), x, weight, of_input]
 
 
 class TestConvolution(OpTests):
     cases = {
-        **{f"{shape}": Case("convolution", lambda s=shape: forward(*s)) for shape in SHAPES},
-        **{f"backward {shape}": Case("convolution_backward", lambda s=shape: backward(*s)) for shape in SHAPES},
-        "1x1": Case("convolution", lambda: forward(2, 16, 16, 3, 4, size=1)),
+        **{
+            f"{size} {shape}": Case("convolution", lambda s=shape, k=size: forward(*s, k, add=s[0] % 2 == 1))
+            for shape in SHAPES
+            for size in (3, 1)
+        },
+        **{
+            f"backward {size} {shape}": Case("convolution_backward", lambda s=shape, k=size: backward(*s, k))
+            for shape in SHAPES
+            for size in (3, 1)
+        },
+        "add 1": Case("convolution", lambda: forward(2, 7, 33, 5, 8, 1, add=True)),
+        "5x1": Case("convolution", lambda: [normal(2, 16, 7, 4), normal(16, 16, 5, 1), normal(16), None]),
         "backward of the weight": Case("convolution_backward", lambda: backward(2, 16, 16, 4, 4, of_input=False)),
     }
 
 
 @pytest.mark.parametrize("implementation", implementations("convolution"), ids=str)
 def test_values_that_are_not_finite_stay_near(implementation: object) -> None:
-    x, weight, bias = (t.float() for t in forward(1, 16, 16, 9, 9))
-    want = implementation.run("convolution", [x, weight, bias])[0]
+    x, weight, bias = (t.float() for t in forward(1, 16, 16, 9, 9)[:3])
+    want = implementation.run("convolution", [x, weight, bias, None])[0]
     x[0, 3, 4, 4] = torch.nan
-    (got,) = implementation.run("convolution", [x, weight, bias])
+    (got,) = implementation.run("convolution", [x, weight, bias, None])
     # Tiles of 2x2 results, of which each sees 4x4 pixels.
     assert got[..., 3:6, 3:6].isnan().all()
     far = torch.ones(9, 9, dtype=torch.bool)
@@ -55,7 +70,7 @@ def test_values_that_are_not_finite_stay_near(implementation: object) -> None:
 
 
 def test_gradients_that_nobody_needs_are_not_computed() -> None:
-    x, weight, bias = (t.float() for t in forward(2, 16, 16, 4, 4))
+    x, weight, bias = (t.float() for t in forward(2, 16, 16, 4, 4)[:3])
     weight.requires_grad_()
     ops.convolution(x, weight, bias).sum().backward()
     reference_weight = weight.detach().clone().requires_grad_()
@@ -68,7 +83,8 @@ def test_gradients_that_nobody_needs_are_not_computed() -> None:
     ("change", "error", "message"),
     [
         (lambda x, w, b: (x.long(), w, b), TypeError, "x must be a floating Tensor"),
-        (lambda x, w, b: (x, w.double(), b), TypeError, "must have the dtype of x"),
+        (lambda x, w, b: (x, w.double(), b), TypeError, "weight must have the dtype of x"),
+        (lambda x, w, b: (x, w, b, x[:1]), ValueError, r"add must be \[2, 16, 4, 4\]"),
         (lambda x, w, b: (x[0], w, b), ValueError, r"x must be \[B, I, H, W\]"),
         (lambda x, w, b: (x, w[:, :8], b), ValueError, r"weight must be \[O, 16, h, w\]"),
         (lambda x, w, b: (x, w[..., :2], b), ValueError, "odd sizes"),
@@ -76,6 +92,6 @@ def test_gradients_that_nobody_needs_are_not_computed() -> None:
     ],
 )
 def test_errors(function: object, change: object, error: type[Exception], message: str) -> None:
-    arguments = change(*(t.float() for t in forward(2, 16, 16, 4, 4)))
+    arguments = change(*(t.float() for t in forward(2, 16, 16, 4, 4)[:3]))
     with pytest.raises(error, match=message):
         function(*arguments)

@@ -201,7 +201,9 @@ class OpTests:
         for name, layout in LAYOUTS.items():
             args = convert(source, lambda x, layout=layout: layout(x).to(implementation.device))
             got, want = implementation.run(case.op, args), as_list(fallback(*args))
-            assert_accurate(got, low, exact, name, errors)
+            # In another layout the reference adds in another order.
+            own = errors if dtype is torch.float64 else map(max, errors, largest_errors(want, exact))
+            assert_accurate(got, low, exact, name, list(own))
             assert [a.stride() for a in got] == [a.stride() for a in want], name
 
     def test_repeats_bit_for_bit(self, case: Case) -> None:
