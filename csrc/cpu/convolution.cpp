@@ -28,6 +28,7 @@ constexpr int kRows = 14;
 constexpr int kRows = 6;
 #endif
 
+constexpr int64_t kPanel = 2 * kWidth;
 constexpr int64_t kPoints = 16;                 // of a transformed tile
 constexpr int64_t kTiles = 28 / kRows * kRows;  // tiles, or pixels, of a block, which stay in the second cache
 constexpr int64_t kChunk = 8 * kTiles;          // of those that are multiplied at once for the gradient of the weights
@@ -59,10 +60,13 @@ const float* zeros(int64_t n) {
   return found;
 }
 
+// A matrix on the right of a product is cut into panels of kPanel columns, each of which lies in one piece: rows that are
+// a power of two apart would share a few sets of the first cache.
+
 // c[i][j] = start[i][j] + sum over k of a[i][k] b[k][j] for kRows rows and `vectors` vectors of columns.
 template <int vectors>
 inline void multiply_panel(float* c, const float* start, const float* a, const float* b, int64_t depth, int64_t c_row,
-                           int64_t start_row, int64_t a_row, int64_t a_column, int64_t b_row) {
+                           int64_t start_row, int64_t a_row, int64_t a_column) {
   V sum[kRows][vectors];
 #pragma GCC unroll 14
   for (int i = 0; i < kRows; ++i) {
@@ -72,7 +76,7 @@ inline void multiply_panel(float* c, const float* start, const float* a, const f
   for (int64_t k = 0; k < depth; ++k) {
     V right[vectors];
 #pragma GCC unroll 2
-    for (int j = 0; j < vectors; ++j) right[j] = load(b + k * b_row + j * kWidth);
+    for (int j = 0; j < vectors; ++j) right[j] = load(b + k * kPanel + j * kWidth);
 #pragma GCC unroll 14
     for (int i = 0; i < kRows; ++i) {
       const V left = splat(a[i * a_row + k * a_column]);
@@ -89,25 +93,14 @@ inline void multiply_panel(float* c, const float* start, const float* a, const f
   }
 }
 
-// total[j] += sum over i of rows[i][j], of few enough rows at a time that float holds their sums.
-void add_rows(double* total, const float* rows, int64_t count, int64_t columns) {
-  for (int64_t j = 0; j < columns; j += kWidth) {
-    for (int64_t first = 0; first < count; first += 32) {
-      V sum{};
-      for (int64_t i = first; i < std::min(first + 32, count); ++i) sum += load(rows + i * columns + j);
-      for (int64_t k = 0; k < kWidth; ++k) total[j + k] += static_cast<double>(sum[k]);
-    }
-  }
-}
-
-// multiply_panel for any numbers of rows and columns, multiples of kRows and kWidth. With start_row = 0, start is one row.
+// multiply_panel for any numbers of rows and columns, multiples of kRows and kWidth, the panels of b `panel` apart. With
+// start_row = 0, start is one row.
 void multiply(float* c, const float* start, const float* a, const float* b, int64_t rows, int64_t columns, int64_t depth,
-              int64_t c_row, int64_t start_row, int64_t a_row, int64_t a_column, int64_t b_row) {
-  for (int64_t j = 0; j < columns; j += 2 * kWidth) {
-    const auto panel = columns - j > kWidth ? multiply_panel<2> : multiply_panel<1>;
+              int64_t panel, int64_t c_row, int64_t start_row, int64_t a_row, int64_t a_column) {
+  for (int64_t j = 0; j < columns; j += kPanel, b += panel) {
+    const auto product = columns - j > kWidth ? multiply_panel<2> : multiply_panel<1>;
     for (int64_t i = 0; i < rows; i += kRows) {
-      panel(c + i * c_row + j, start + i * start_row + j, a + i * a_row, b + j, depth, c_row, start_row, a_row, a_column,
-            b_row);
+      product(c + i * c_row + j, start + i * start_row + j, a + i * a_row, b, depth, c_row, start_row, a_row, a_column);
     }
   }
 }
@@ -120,6 +113,18 @@ void copy_rows(float* to, const float* from, int64_t rows, int64_t columns, int6
     const int64_t n = i < rows ? columns : 0;
     std::copy_n(from + i * columns, n, to);
     std::fill_n(to + n, to_row - n, 0.0f);
+  }
+}
+
+// total[j] += sum over i of b[i][j], of few enough rows at a time that float holds their sums.
+void add_rows(double* total, const float* b, int64_t rows, int64_t columns, int64_t panel) {
+  for (int64_t j = 0; j < columns; j += kWidth) {
+    const float* from = b + j / kPanel * panel + j % kPanel;
+    for (int64_t first = 0; first < rows; first += 32) {
+      V sum{};
+      for (int64_t i = first; i < std::min(first + 32, rows); ++i) sum += load(from + i * kPanel);
+      for (int64_t k = 0; k < kWidth; ++k) total[j + k] += static_cast<double>(sum[k]);
+    }
   }
 }
 
@@ -215,18 +220,18 @@ void transform_result(float* y, const float* add, const float* from, const float
   });
 }
 
-// The transpose of transform_result.
+// The transpose of transform_result, in panels.
 void transform_gradient(float* to, const float* grad_y, const float* zeros, const Grid& grid, int64_t channels,
                         int64_t first, int64_t last, int64_t tiles) {
-  const int64_t point = tiles * channels;
+  const int64_t point = tiles * round_up(channels, kPanel);
   grid.each(first, last, [&](int64_t i, int64_t image, int64_t row, int64_t column) {
     const float* const p = grad_y + ((image * grid.height + row) * grid.width + column) * channels;
     const bool below = row + 1 < grid.height, right = column + 1 < grid.width;
     const float* const p01 = right ? p + channels : zeros;
     const float* const p10 = below ? p + grid.width * channels : zeros;
     const float* const p11 = below && right ? p + (grid.width + 1) * channels : zeros;
-    float* out = to + i * channels;
-    for (int64_t c = 0; c < channels; c += kWidth, out += kWidth) {
+    for (int64_t c = 0; c < channels; c += kWidth) {
+      float* const out = to + c / kPanel * tiles * kPanel + i * kPanel + c % kPanel;
       V half[2][4], whole[4];
       of_result_backward(half[0], load(p + c), load(p01 + c));
       of_result_backward(half[1], load(p10 + c), load(p11 + c));
@@ -238,11 +243,11 @@ void transform_gradient(float* to, const float* grad_y, const float* zeros, cons
   });
 }
 
-// [points][depth][columns] of a weight whose entry (row, column, tap) is at the strides; a turned one has its taps in
+// [points], each in panels, of a weight [depth][columns] whose entry (row, column, tap) is at the strides; a turned one has its taps in
 // the reverse order.
 void transform_weight(float* to, const float* weight, int64_t depth, int64_t columns, int64_t row, int64_t column,
                       int64_t tap, bool turned, int threads) {
-  const int64_t point = depth * columns;
+  const int64_t point = depth * round_up(columns, kPanel);
   parallel_for(depth, std::max<int64_t>(4096 / columns, 1), threads, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       for (int64_t j = 0; j < columns; j += kWidth) {
@@ -256,7 +261,9 @@ void transform_weight(float* to, const float* weight, int64_t depth, int64_t col
         for (int r = 0; r < 3; ++r) of_weight(half[r], load(taps[3 * r]), load(taps[3 * r + 1]), load(taps[3 * r + 2]));
         for (int s = 0; s < 4; ++s) {
           of_weight(whole, half[0][s], half[1][s], half[2][s]);
-          for (int r = 0; r < 4; ++r) store(to + (4 * r + s) * point + i * columns + j, whole[r]);
+          for (int r = 0; r < 4; ++r) {
+            store(to + (4 * r + s) * point + j / kPanel * depth * kPanel + i * kPanel + j % kPanel, whole[r]);
+          }
         }
       }
     }
@@ -276,50 +283,67 @@ void convolve(float* y, const float* add, const float* x, const float* weight, c
       const int64_t first = block * kTiles, last = std::min(first + kTiles, grid.count);
       transform_input(from, x, outside, grid, inputs, first, last, kTiles);
       for (int64_t p = 0; p < kPoints; ++p) {
-        multiply(to + p * kTiles * outputs, outside, from + p * kTiles * inputs, weight + p * inputs * outputs, kTiles,
-                 outputs, inputs, outputs, 0, inputs, 1, outputs);
+        multiply(to + p * kTiles * outputs, outside, from + p * kTiles * inputs,
+                 weight + p * inputs * round_up(outputs, kPanel), kTiles, outputs, inputs, inputs * kPanel, outputs, 0,
+                 inputs, 1);
       }
       transform_result(y, add, to, bias, grid, outputs, first, last, kTiles);
     }
   });
 }
 
-// [depth][round_up(columns, kWidth)] of a weight of one tap.
-float* pad_weight(const float* weight, int64_t depth, int64_t columns, int64_t row, int64_t column) {
-  const int64_t padded = round_up(columns, kWidth);
-  float* const to = workspace(kWeight, depth * padded);
-  for (int64_t i = 0; i < depth; ++i) {
-    for (int64_t j = 0; j < columns; ++j) to[i * padded + j] = weight[i * row + j * column];
-    std::fill_n(to + i * padded + columns, padded - columns, 0.0f);
+// The panels of a weight [depth][columns], or any matrix, with zeros behind its columns.
+void to_panels(float* to, const float* from, int64_t depth, int64_t columns, int64_t row, int64_t column) {
+  constexpr int64_t kBlock = 16;
+  for (int64_t j = 0; j < columns; j += kPanel, to += depth * kPanel) {
+    const int64_t n = std::min(kPanel, columns - j);
+    if (n < kPanel) std::fill_n(to, depth * kPanel, 0.0f);
+    for (int64_t first = 0; first < depth; first += kBlock) {
+      const int64_t last = std::min(first + kBlock, depth);
+      if (column == 1) {
+        for (int64_t i = first; i < last; ++i) std::copy_n(from + i * row + j, n, to + i * kPanel);
+      } else {
+        for (int64_t k = 0; k < n; ++k) {
+          for (int64_t i = first; i < last; ++i) to[i * kPanel + k] = from[i * row + (j + k) * column];
+        }
+      }
+    }
   }
-  return to;
 }
 
-// y[i][j] = add[i][j] + bias[j] + sum over k of x[i][k] weight[k][j]; rows of the weight and the bias are padded.
+// y[i][j] = add[i][j] + bias[j] + sum over k of x[i][k] weight[k][j]; the weight is in panels and the bias padded.
 void mix(float* y, const float* add, const float* x, const float* weight, const float* bias, int64_t pixels,
          int64_t inputs, int64_t outputs, int threads) {
   const int64_t blocks = (pixels + kTiles - 1) / kTiles, padded = round_up(outputs, kWidth);
-  parallel_for(blocks, std::max<int64_t>(16384 / (inputs * outputs), 1), threads, [&](int64_t begin, int64_t end) {
-    for (int64_t block = begin; block < end; ++block) {
-      const int64_t first = block * kTiles, rows = std::min(kTiles, pixels - first);
+  const int64_t panels = (padded + kPanel - 1) / kPanel;
+  const int64_t grain = std::max<int64_t>(1024 / inputs, 1);
+  parallel_for(blocks * panels, grain, threads, [&](int64_t begin, int64_t end) {
+    for (int64_t task = begin; task < end; ++task) {
+      const int64_t first = task / panels * kTiles, rows = std::min(kTiles, pixels - first);
+      const int64_t column = task % panels * kPanel, columns = std::min(kPanel, padded - column);
       const float* from = x + first * inputs;
-      const float* start = bias;
-      float* to = y + first * outputs;
       if (rows < kTiles) {
         float* const copy = workspace(kFrom, kTiles * inputs);
         copy_rows(copy, from, rows, inputs, kTiles, inputs);
         from = copy;
       }
-      if (rows < kTiles || padded > outputs) to = workspace(kTo, kTiles * padded);
+      const float* start = bias + column;
+      float* const out = y + first * outputs + column;
+      const int64_t written = std::min(columns, outputs - column);
       if (add) {
-        float* const sum = workspace(kSum, kTiles * padded);
-        copy_rows(sum, add + first * outputs, rows, outputs, kTiles, padded);
-        for (int64_t i = 0; i < kTiles * padded; i += kWidth) store(sum + i, load(sum + i) + load(bias + i % padded));
+        float* const sum = workspace(kSum, kTiles * kPanel);
+        for (int64_t i = 0; i < rows; ++i) {
+          const float* row = add + (first + i) * outputs + column;
+          for (int64_t j = 0; j < written; ++j) sum[i * kPanel + j] = row[j] + start[j];
+        }
         start = sum;
       }
-      multiply(to, start, from, weight, kTiles, padded, inputs, padded, add ? padded : 0, inputs, 1, padded);
-      if (to == y + first * outputs) continue;
-      for (int64_t i = 0; i < rows; ++i) std::copy_n(to + i * padded, outputs, y + (first + i) * outputs);
+      const bool whole = rows == kTiles && written == columns;
+      float* const to = whole ? out : workspace(kTo, kTiles * kPanel);
+      const int64_t to_row = whole ? outputs : kPanel;
+      multiply(to, start, from, weight + column * inputs, kTiles, columns, inputs, 0, to_row, add ? kPanel : 0, inputs, 1);
+      if (whole) continue;
+      for (int64_t i = 0; i < rows; ++i) std::copy_n(to + i * to_row, written, out + i * outputs);
     }
   });
 }
@@ -327,37 +351,39 @@ void mix(float* y, const float* add, const float* x, const float* weight, const 
 void mix_backward_weight(float* grad_weight, float* grad_bias, const float* grad_y, const float* x, int64_t pixels,
                          const Convolution& c, int threads) {
   const int64_t padded = round_up(c.inputs, kRows), rows = padded / kRows, columns = round_up(c.outputs, kWidth);
-  const int64_t panels = (columns + 2 * kWidth - 1) / (2 * kWidth);
+  const int64_t panels = (columns + kPanel - 1) / kPanel;
   float* const product = workspace(kProduct, padded * columns);
+  float* const right = workspace(kRight, kChunk * panels * kPanel);
   std::fill_n(product, padded * columns, 0.0f);
   std::vector<double> total(static_cast<size_t>(columns));
   for (int64_t first = 0; first < pixels; first += kChunk) {
     const int64_t n = std::min(kChunk, pixels - first);
-    const float *left = x + first * c.inputs, *right = grad_y + first * c.outputs;
+    const float* left = x + first * c.inputs;
     if (first + n == pixels) {
       // A row that no input has is read past the last pixel.
       float* const copy = workspace(kLeft, n * c.inputs + kRows);
       copy_rows(copy, left, 1, n * c.inputs, 1, n * c.inputs + kRows);
       left = copy;
     }
-    if (columns > c.outputs) {
-      float* const copy = workspace(kRight, n * columns);
-      copy_rows(copy, right, n, c.outputs, n, columns);
-      right = copy;
-    }
+    to_panels(right, grad_y + first * c.outputs, n, c.outputs, c.outputs, 1);
     parallel_for(rows * panels, 1, threads, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
-        const int64_t row = i / panels * kRows, column = i % panels * 2 * kWidth;
+        const int64_t row = i / panels * kRows, column = i % panels * kPanel;
         float* const sum = product + row * columns + column;
-        multiply(sum, sum, left + row, right + column, kRows, std::min(2 * kWidth, columns - column), n, columns, columns,
-                 1, c.inputs, columns);
+        multiply(sum, sum, left + row, right + column * n, kRows, std::min(kPanel, columns - column), n, 0, columns,
+                 columns, 1, c.inputs);
       }
     });
-    add_rows(total.data(), right, n, columns);
+    add_rows(total.data(), right, n, columns, n * kPanel);
   }
   for (int64_t j = 0; j < c.outputs; ++j) grad_bias[j] = static_cast<float>(total[static_cast<size_t>(j)]);
-  for (int64_t j = 0; j < c.outputs; ++j) {
-    for (int64_t i = 0; i < c.inputs; ++i) grad_weight[i * c.input + j * c.output] = product[i * columns + j];
+  constexpr int64_t kBlock = 16;
+  for (int64_t first = 0; first < c.inputs; first += kBlock) {
+    for (int64_t j = 0; j < c.outputs; ++j) {
+      for (int64_t i = first; i < std::min(first + kBlock, c.inputs); ++i) {
+        grad_weight[i * c.input + j * c.output] = product[i * columns + j];
+      }
+    }
   }
 }
 
@@ -366,13 +392,14 @@ void mix_backward_weight(float* grad_weight, float* grad_bias, const float* grad
 void convolution(float* y, const float* add, const float* x, const float* weight, const float* bias, const Convolution& c,
                  int threads) {
   if (c.size == 1) {
-    const float* const padded = pad_weight(weight, c.inputs, c.outputs, c.input, c.output);
+    float* const panels = workspace(kWeight, c.inputs * round_up(c.outputs, kPanel));
+    to_panels(panels, weight, c.inputs, c.outputs, c.input, c.output);
     float* const start = workspace(kZeros, round_up(c.outputs, kWidth));
     copy_rows(start, bias, 1, c.outputs, 1, round_up(c.outputs, kWidth));
-    mix(y, add, x, padded, start, c.batch * c.height * c.width, c.inputs, c.outputs, threads);
+    mix(y, add, x, panels, start, c.batch * c.height * c.width, c.inputs, c.outputs, threads);
     return;
   }
-  float* const transformed = workspace(kWeight, kPoints * c.inputs * c.outputs);
+  float* const transformed = workspace(kWeight, kPoints * c.inputs * round_up(c.outputs, kPanel));
   transform_weight(transformed, weight, c.inputs, c.outputs, c.input, c.output, c.tap, false, threads);
   convolve(y, add, x, transformed, bias, Grid(c), c.inputs, c.outputs, threads);
 }
@@ -380,12 +407,13 @@ void convolution(float* y, const float* add, const float* x, const float* weight
 void convolution_backward_input(float* grad_x, const float* grad_y, const float* weight, const Convolution& c,
                                 int threads) {
   if (c.size == 1) {
-    const float* const padded = pad_weight(weight, c.outputs, c.inputs, c.output, c.input);
+    float* const panels = workspace(kWeight, c.outputs * round_up(c.inputs, kPanel));
+    to_panels(panels, weight, c.outputs, c.inputs, c.output, c.input);
     const float* const start = zeros(round_up(c.inputs, kWidth));
-    mix(grad_x, nullptr, grad_y, padded, start, c.batch * c.height * c.width, c.outputs, c.inputs, threads);
+    mix(grad_x, nullptr, grad_y, panels, start, c.batch * c.height * c.width, c.outputs, c.inputs, threads);
     return;
   }
-  float* const transformed = workspace(kWeight, kPoints * c.inputs * c.outputs);
+  float* const transformed = workspace(kWeight, kPoints * c.outputs * round_up(c.inputs, kPanel));
   transform_weight(transformed, weight, c.outputs, c.inputs, c.output, c.input, c.tap, true, threads);
   convolve(grad_x, nullptr, grad_y, transformed, nullptr, Grid(c), c.outputs, c.inputs, threads);
 }
@@ -397,12 +425,12 @@ void convolution_backward_weight(float* grad_weight, float* grad_bias, const flo
     return;
   }
   const Grid grid(c);
-  const int64_t padded = round_up(c.inputs, kRows), rows = padded / kRows;
+  const int64_t padded = round_up(c.inputs, kRows), rows = padded / kRows, columns = round_up(c.outputs, kPanel);
   const int64_t chunk = std::min(kChunk, grid.count);
   // [points][inputs][outputs], with rows that no input has; and what is multiplied, readable up to those rows.
   float* const product = workspace(kProduct, kPoints * padded * c.outputs);
   float* const left = workspace(kLeft, kPoints * chunk * c.inputs + kRows);
-  float* const right = workspace(kRight, kPoints * chunk * c.outputs);
+  float* const right = workspace(kRight, kPoints * chunk * columns);
   const float* const outside = zeros(std::max(c.inputs, c.outputs));
   std::fill_n(product, kPoints * padded * c.outputs, 0.0f);
   std::fill_n(left + kPoints * chunk * c.inputs, kRows, 0.0f);
@@ -411,19 +439,19 @@ void convolution_backward_weight(float* grad_weight, float* grad_bias, const flo
     const int64_t tiles = std::min(chunk, grid.count - start);
     parallel_for(tiles, 16, threads, [&](int64_t begin, int64_t end) {
       transform_input(left + begin * c.inputs, x, outside, grid, c.inputs, start + begin, start + end, chunk);
-      transform_gradient(right + begin * c.outputs, grad_y, outside, grid, c.outputs, start + begin,
+      transform_gradient(right + begin * kPanel, grad_y, outside, grid, c.outputs, start + begin,
                          start + end, chunk);
     });
     parallel_for(kPoints * rows, 1, threads, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
         const int64_t p = i / rows, row = i % rows * kRows;
         float* const sum = product + (p * padded + row) * c.outputs;
-        multiply(sum, sum, left + p * chunk * c.inputs + row, right + p * chunk * c.outputs, kRows, c.outputs, tiles,
-                 c.outputs, c.outputs, 1, c.inputs, c.outputs);
+        multiply(sum, sum, left + p * chunk * c.inputs + row, right + p * chunk * columns, kRows, c.outputs, tiles,
+                 chunk * kPanel, c.outputs, c.outputs, 1, c.inputs);
       }
     });
     // At this point all four pixels of a tile are added.
-    add_rows(total.data(), right + 5 * chunk * c.outputs, tiles, c.outputs);
+    add_rows(total.data(), right + 5 * chunk * columns, tiles, c.outputs, chunk * kPanel);
   }
   for (int64_t j = 0; j < c.outputs; ++j) grad_bias[j] = static_cast<float>(total[static_cast<size_t>(j)]);
   const int64_t point = padded * c.outputs;
