@@ -42,6 +42,33 @@ class ExactSum {
   double total_ = 0, lost_ = 0;
 };
 
+// A sum of entries that are added in double but for four of them at a time: in float alone many lose accuracy.
+template <typename C>
+class LaneSum {
+ public:
+  void add(const C* values, int64_t n) {
+    constexpr int k = kLanes<C>;
+    int64_t i = 0;
+    for (; i + 4 * k <= n; i += 4 * k) {
+      add((load(values + i) + load(values + i + k)) + (load(values + i + 2 * k) + load(values + i + 3 * k)));
+    }
+    for (; i + k <= n; i += k) add(load(values + i));
+    if (i < n) add(load_part(values + i, n - i));
+  }
+  double total() const { return sum<double>(lanes_); }
+
+ private:
+  void add(Vec<float> v) {
+    using Half = float __attribute__((vector_size(PNF_VECTOR_BYTES / 2)));
+    Half halves[2];
+    std::memcpy(halves, &v, sizeof(v));
+    lanes_ += __builtin_convertvector(halves[0], Vec<double>) + __builtin_convertvector(halves[1], Vec<double>);
+  }
+  void add(Vec<double> v) { lanes_ += v; }
+
+  Vec<double> lanes_{};
+};
+
 // Calls finish(row, total), total in double, for each row: the sum of part(row, first, last) over its chunks, in order.
 template <typename Part, typename Finish>
 void sum_rows(int64_t rows, int64_t length, int threads, const Part& part, const Finish& finish) {
