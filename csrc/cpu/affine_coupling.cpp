@@ -549,7 +549,7 @@ void backward_tiles(T* grad_x, R* grad_raw, Wide<T>* grad_scale, const T* grad_y
     C grads[kTile + kPad] = {}, collected[kTile + kPad] = {};
     for (int64_t part = first; part < last; ++part) {
       const int64_t block = part / tiles.pieces, piece = part % tiles.pieces;
-      double* totals = parts.data() + block * r.length + piece * kTile;
+      double totals[kTile + kPad] = {};
       for (int64_t group = block * kBlock; group < std::min((block + 1) * kBlock, tiles.groups); ++group) {
         const Picked picked(c, r, tiles, group, piece);
         copy_kept(grad_x, grad_y, r, picked);
@@ -575,17 +575,17 @@ void backward_tiles(T* grad_x, R* grad_raw, Wide<T>* grad_scale, const T* grad_y
         scatter(grad_raw, to_shift, 2 * r.length, picked);
         scatter(grad_raw + r.length, to_u, 2 * r.length, picked);
         for (int64_t j = 0; j < picked.columns; j += kPad) {
-          // Few rows are added as they are, and these sums in double.
-          double sums[kPad] = {};
+          // Four rows are added as they are, and these sums in double.
           const C* from = collected + j;
           for (int64_t row = 0; row < picked.count; row += 4) {
-            Vec<C> some{};
-            for (int64_t k = row; k < std::min(row + 4, picked.count); ++k, from += picked.columns) some += load(from);
-            for (int64_t k = 0; k < kPad; ++k) sums[k] += static_cast<double>(some[k]);
+            Vec<C> some = load(from);
+            from += picked.columns;
+            for (int64_t k = row + 1; k < std::min(row + 4, picked.count); ++k, from += picked.columns) some += load(from);
+            add_to(totals + j, some);
           }
-          for (int64_t k = 0; k < std::min(kPad, picked.columns - j); ++k) totals[j + k] += sums[k];
         }
       }
+      std::copy_n(totals, std::min(r.length - piece * kTile, kTile), parts.begin() + block * r.length + piece * kTile);
     }
   });
   for (int64_t k = 0; k < c.transformed(); ++k) {
