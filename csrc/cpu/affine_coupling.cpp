@@ -10,12 +10,6 @@
 namespace pnf::cpu::PNF_ISA {
 namespace {
 
-template <typename C>
-inline constexpr int kMantissa = std::numeric_limits<C>::digits - 1;
-
-template <typename C>
-inline constexpr int kBias = std::numeric_limits<C>::max_exponent - 1;
-
 inline Vec<float> exponential(Vec<float> x) { return exp(x); }
 
 inline Vec<double> exponential(Vec<double> x) {
@@ -32,15 +26,13 @@ struct Tanh {
 };
 
 // With e = exp(-2 |u|) and q = e / (1 + e), 1 - tanh(u)^2 = 4 q (1 - q), which never cancels, for q <= 1 / 2, and
-// tanh |u| = 1 - 2 q, or (1 - e) / (1 + e) where that would cancel: 1 - e is -p where u is small, since k is 0 there.
+// tanh |u| = 1 - 2 q, or (1 - e) / (1 + e) where that would cancel.
 template <typename C>
 inline Tanh<C> tanh_slope(Vec<C> u) {
-  // Further out e is 0.
-  const Vec<C> magnitude = at_most(abs<C>(u), splat(kBias<C> / C{2}));
-  const Reduced<C> e = reduce(magnitude * -2);
-  const Vec<C> power = bit_cast<Vec<C>>(at_least(e.k + kBias<C>, IntVec<C>{}) << kMantissa<C>);
-  const Vec<C> exp = power * e.p + power, inverse = 1 / (1 + exp), q = exp * inverse;
-  const Vec<C> small = ((1 - power) - power * e.p) * inverse, value = magnitude < C{0.5} ? small : 1 - 2 * q;
+  const Vec<C> magnitude = abs<C>(u);
+  const Decay<C> e = decay<C>(magnitude * 2);
+  const Vec<C> inverse = 1 / (1 + e.value), q = e.value * inverse;
+  const Vec<C> value = magnitude < C{0.5} ? e.rest * inverse : 1 - 2 * q;
   return {copy_sign<C>(value, u), 4 * q * (1 - q)};
 }
 

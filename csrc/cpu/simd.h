@@ -246,6 +246,26 @@ inline Reduced<double> reduce(Vec<double> x) {
   return {p * (r * r) + r, n, bit_cast<IntVec<double>>(shifted) - 0x4338000000000000};
 }
 
+template <typename C>
+inline constexpr int kMantissa = std::numeric_limits<C>::digits - 1;
+
+template <typename C>
+inline constexpr int kBias = std::numeric_limits<C>::max_exponent - 1;
+
+template <typename C>
+struct Decay {
+  Vec<C> value, rest;
+};
+
+// exp(-x), or 0 where that is no normal number, and 1 - exp(-x), for x >= 0. That does not cancel: it is -p for small x,
+// whose k is 0.
+template <typename C>
+inline Decay<C> decay(Vec<C> x) {
+  const Reduced<C> e = reduce(-at_most(x, splat(static_cast<C>(kBias<C>))));
+  const Vec<C> power = bit_cast<Vec<C>>(at_least(e.k + kBias<C>, IntVec<C>{}) << kMantissa<C>);
+  return {power * e.p + power, (1 - power) - power * e.p};
+}
+
 inline Vec<float> exp(Vec<float> x) {
   const Reduced<float> e = reduce(at_most(at_least(x, splat(-104.0f)), splat(89.0f)));
 #ifdef __AVX512F__
