@@ -2,9 +2,9 @@
 
 #include <algorithm>
 #include <cstring>
-#include <utility>
 #include <vector>
 
+#include "cpu/runs.h"
 #include "cpu/sum.h"
 
 namespace pnf::cpu::PNF_ISA {
@@ -327,12 +327,7 @@ void with_move(int64_t n, const Body& body) {
   const size_t bytes = static_cast<size_t>(n) * sizeof(T);
   const auto ends = [&]<size_t word>(std::integral_constant<size_t, word>) {
     body([bytes](T* to, const T* from) {
-      char head[word], tail[word];
-      const size_t last = bytes - word;
-      std::memcpy(head, from, word);
-      std::memcpy(tail, reinterpret_cast<const char*>(from) + last, word);
-      std::memcpy(to, head, word);
-      std::memcpy(reinterpret_cast<char*>(to) + last, tail, word);
+      copy_ends<word>(reinterpret_cast<char*>(to), reinterpret_cast<const char*>(from), bytes);
     });
   };
   if (bytes > 128) {
@@ -559,7 +554,8 @@ void backward_tiles(T* grad_x, R* grad_raw, Wide<T>* grad_scale, const T* grad_y
         R* to_u = place_for(grad_u_tile, grad_raw + r.length, 2 * r.length, picked);
         Mixed<C, board> mixed{pattern.scales.data() + picked.column, grads, pattern.keeps.data()};
         if constexpr (board) mixed.keeps += picked.column;
-        transform_backward<inverse>(to_x, to_shift, to_u, collected, gather(grad_y_tile, grad_y + r.moved, r.stride, picked),
+        transform_backward<inverse>(to_x, to_shift, to_u, collected,
+                                    gather(grad_y_tile, grad_y + r.moved, r.stride, picked),
                                     gather(x_tile, x + r.moved, r.stride, picked),
                                     inverse ? gather(shift_tile, raw, 2 * r.length, picked) : nullptr,
                                     gather(u_tile, raw + r.length, 2 * r.length, picked), picked.entries(), mixed);
@@ -572,12 +568,16 @@ void backward_tiles(T* grad_x, R* grad_raw, Wide<T>* grad_scale, const T* grad_y
           for (int64_t row = 0; row < picked.count; row += 4) {
             Vec<C> some = load(from);
             from += picked.columns;
-            for (int64_t k = row + 1; k < std::min(row + 4, picked.count); ++k, from += picked.columns) some += load(from);
+            for (int64_t k = row + 1; k < std::min(row + 4, picked.count); ++k) {
+              some += load(from);
+              from += picked.columns;
+            }
             add_to(totals + j, some);
           }
         }
       }
-      std::copy_n(totals, std::min(r.length - piece * kTile, kTile), parts.begin() + block * r.length + piece * kTile);
+      const int64_t at = piece * kTile;
+      std::copy_n(totals, std::min(r.length - at, kTile), parts.begin() + block * r.length + at);
     }
   });
   for (int64_t k = 0; k < c.transformed(); ++k) {

@@ -257,8 +257,8 @@ struct Decay {
   Vec<C> value, rest;
 };
 
-// exp(-x), or 0 where that is no normal number, and 1 - exp(-x), for x >= 0. That does not cancel: it is -p for small x,
-// whose k is 0.
+// exp(-x), or 0 where that is no normal number, and 1 - exp(-x), for x >= 0. That does not cancel: it is -p where x is
+// small, since k is 0 there.
 template <typename C>
 inline Decay<C> decay(Vec<C> x) {
   const Reduced<C> e = reduce(-at_most(x, splat(static_cast<C>(kBias<C>))));

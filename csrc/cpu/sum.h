@@ -61,8 +61,8 @@ class LaneSum {
     constexpr int k = kLanes<C>;
     int64_t i = 0;
     for (; i + 4 * k <= n; i += 4 * k) {
-      const Vec<C> some = (load(values + i) + load(values + i + k)) + (load(values + i + 2 * k) + load(values + i + 3 * k));
-      add_to(lanes_, some);
+      const C* some = values + i;
+      add_to(lanes_, (load(some) + load(some + k)) + (load(some + 2 * k) + load(some + 3 * k)));
     }
     for (; i + k <= n; i += k) add_to(lanes_, load(values + i));
     if (i < n) add_to(lanes_, load_part(values + i, n - i));
