@@ -2,58 +2,13 @@
 
 #include <algorithm>
 #include <cstring>
-#include <utility>
 #include <vector>
 
+#include "cpu/runs.h"
 #include "cpu/sum.h"
 
 namespace pnf::cpu::PNF_ISA {
 namespace {
-
-// exp(x) = 2^k (1 + p)
-template <typename C>
-struct Reduced {
-  Vec<C> p;
-  IntVec<C> k;
-};
-
-inline Reduced<float> reduce(Vec<float> x) {
-  // Adding 1.5 * 2^23 rounds to an integer and leaves it in the low bits.
-  const Vec<float> shifted = x * 1.44269504088896341f + 12582912.0f;
-  const Vec<float> n = shifted - 12582912.0f;
-  const Vec<float> r = x - n * 0.693359375f + n * 2.12194440e-4f;
-  Vec<float> p = r * 1.9875691500e-4f + 1.3981999507e-3f;
-  p = p * r + 8.3334519073e-3f;
-  p = p * r + 4.1665795894e-2f;
-  p = p * r + 1.6666665459e-1f;
-  p = p * r + 5.0000001201e-1f;
-  return {p * (r * r) + r, bit_cast<IntVec<float>>(shifted) - 0x4b400000};
-}
-
-inline Reduced<double> reduce(Vec<double> x) {
-  const Vec<double> shifted = x * 1.44269504088896340736 + 0x1.8p52;
-  const Vec<double> n = shifted - 0x1.8p52;
-  const Vec<double> r = x - n * 6.93147180369123816490e-01 - n * 1.90821492927058770002e-10;
-  // The series of exp: its next term is below 1e-17 of the sum for |r| <= log(2) / 2.
-  Vec<double> p = r * (1 / 6227020800.0) + 1 / 479001600.0;
-  p = p * r + 1 / 39916800.0;
-  p = p * r + 1 / 3628800.0;
-  p = p * r + 1 / 362880.0;
-  p = p * r + 1 / 40320.0;
-  p = p * r + 1 / 5040.0;
-  p = p * r + 1 / 720.0;
-  p = p * r + 1 / 120.0;
-  p = p * r + 1 / 24.0;
-  p = p * r + 1 / 6.0;
-  p = p * r + 0.5;
-  return {p * (r * r) + r, bit_cast<IntVec<double>>(shifted) - 0x4338000000000000};
-}
-
-template <typename C>
-inline constexpr int kMantissa = std::numeric_limits<C>::digits - 1;
-
-template <typename C>
-inline constexpr int kBias = std::numeric_limits<C>::max_exponent - 1;
 
 inline Vec<float> exponential(Vec<float> x) { return exp(x); }
 
@@ -70,32 +25,15 @@ struct Tanh {
   Vec<C> value, slope;  // tanh(u) and 1 - tanh(u)^2
 };
 
-// tanh(u) for |u| < 0.625, as in Cephes.
-inline Vec<float> tanh_of_small(Vec<float> u) {
-  const Vec<float> square = u * u;
-  Vec<float> p = square * -5.70498872745e-3f + 2.06390887954e-2f;
-  p = p * square - 5.37397155531e-2f;
-  p = p * square + 1.33314422036e-1f;
-  p = p * square - 3.33332819422e-1f;
-  return p * square * u + u;
-}
-
-inline Vec<double> tanh_of_small(Vec<double> u) {
-  const Vec<double> square = u * u;
-  const Vec<double> p = (square * -9.64399179425052238628e-1 - 9.92877231001918586564e1) * square - 1.61468768441708447952e3;
-  const Vec<double> q = ((square + 1.12811678491632931402e2) * square + 2.23548839060100448583e3) * square + 4.84406305325125486048e3;
-  return p / q * square * u + u;
-}
-
-// With q = exp(-2 |u|) / (1 + exp(-2 |u|)), tanh |u| = 1 - 2 q, which is exact enough unless u is small, and
-// 1 - tanh(u)^2 = 4 q (1 - q), which never cancels, for q <= 1 / 2.
+// With e = exp(-2 |u|) and q = e / (1 + e), 1 - tanh(u)^2 = 4 q (1 - q), which never cancels, for q <= 1 / 2, and
+// tanh |u| = 1 - 2 q, or (1 - e) / (1 + e) where that would cancel.
 template <typename C>
 inline Tanh<C> tanh_slope(Vec<C> u) {
   const Vec<C> magnitude = abs<C>(u);
-  const Reduced<C> e = reduce(at_least(magnitude * -2, splat(C{-1000})));
-  const Vec<C> power = bit_cast<Vec<C>>(at_least(e.k + kBias<C>, IntVec<C>{}) << kMantissa<C>);
-  const Vec<C> exp = power * e.p + power, q = exp / (1 + exp), large = 1 - 2 * q;
-  return {magnitude < C{0.625} ? tanh_of_small(u) : u < 0 ? -large : large, 4 * q * (1 - q)};
+  const Decay<C> e = decay<C>(magnitude * 2);
+  const Vec<C> inverse = 1 / (1 + e.value), q = e.value * inverse;
+  const Vec<C> value = magnitude < C{0.5} ? e.rest * inverse : 1 - 2 * q;
+  return {copy_sign<C>(value, u), 4 * q * (1 - q)};
 }
 
 template <typename C>
@@ -103,13 +41,6 @@ inline IntVec<C> lanes() {
   IntVec<C> lane{};
   for (int i = 0; i < kLanes<C>; ++i) lane[i] = i;
   return lane;
-}
-
-// The lanes [first, last) of v, and 0 elsewhere.
-template <typename C>
-inline Vec<C> only(Vec<C> v, int first, int last) {
-  const IntVec<C> lane = lanes<C>();
-  return (lane >= first) & (lane < last) ? v : Vec<C>{};
 }
 
 // A checkerboard along the entries of a plane. Rows of even width begin with the two parities in turn, so that it
@@ -154,7 +85,6 @@ struct Plane {
   static constexpr bool kBoard = board;
   Vec<C> channel_scale, example_grad;
   Checkerboard<C> alternate;
-  Vec<C> total{};
 
   Vec<C> scale(int64_t) const { return channel_scale; }
   Vec<C> grad_log_det(int64_t) const { return example_grad; }
@@ -162,10 +92,6 @@ struct Plane {
   void back(int entries) {
     if constexpr (board) alternate.back(entries);
   }
-  void collect(int64_t, Vec<C> v, int first, int last) {
-    total += first == 0 && last == kLanes<C> ? v : only<C>(v, first, last);
-  }
-  Vec<C> take() { return std::exchange(total, Vec<C>{}); }
 };
 
 // Entries of several channels or examples.
@@ -175,13 +101,11 @@ struct Mixed {
   const C* scales;
   const C* grads;
   const C* keeps;  // 1 or 0
-  C* collected;
 
   Vec<C> scale(int64_t i) const { return load(scales + i); }
   Vec<C> grad_log_det(int64_t i) const { return load(grads + i); }
   IntVec<C> kept(int64_t i) const { return load(keeps + i) != 0; }
   void back(int) const {}
-  void collect(int64_t i, Vec<C> v, int, int) const { store(collected + i, v); }
 };
 
 // Entries of a tensor, moved to where whole vectors can be loaded if there are fewer than one has.
@@ -224,57 +148,68 @@ class Storable {
   T padded_[kLanes<Wide<T>>];
 };
 
-// Calls body(i, first, last) for vectors of n entries, to collect from their lanes [first, last). Where n ends within
-// a vector, the last one overlaps the one before it.
+// Calls body(i) for vectors of n entries. Where n ends within a vector, the last one overlaps the one before it.
 template <typename C, typename Place, typename Body>
 inline void for_lanes(int64_t n, Place& place, const Body& body) {
   constexpr int kWidth = kLanes<C>;
-  const int last = static_cast<int>(std::min<int64_t>(n, kWidth));
-  int first = 0;
   for (int64_t i = 0; i < n; i += kWidth) {
     if (i && i + kWidth > n) {
-      first = static_cast<int>(i + kWidth - n);
-      place.back(first);
-      i -= first;
+      const int64_t overlap = i + kWidth - n;
+      place.back(static_cast<int>(overlap));
+      i -= overlap;
     }
-    body(i, first, last);
+    body(i);
   }
 }
 
+// Entries that are worked on together where channels or examples are short: they and their results fit a cache.
+constexpr int64_t kTile = 512;
+
+// Both transforms of a tile work in two passes, each of which waits half as long for one result after the other.
+
+// `logs` is for the log-scales of n entries, and may be written up to a whole vector.
 template <bool inverse, typename T, typename R, typename Place>
-void transform(T* to, const T* from, const R* shifts, const R* us, int64_t n, Place& entries) {
+void transform(T* to, Wide<T>* logs, const T* from, const R* shifts, const R* us, int64_t n, Place& entries) {
   using C = Wide<T>;
   const Loadable<T> x(from, n);
   const Loadable<R> shift(shifts, n), u(us, n);
   const Storable<T> y(to, n);
-  Place place = entries;
-  for_lanes<C>(n, place, [&](int64_t i, int first, int last) {
-    const Vec<C> before = x(i);
-    Vec<C> s = place.scale(i) * tanh_slope<C>(u(i)).value;
-    Vec<C> after = inverse ? (before - shift(i)) * exponential(-s) : before * exponential(s) + shift(i);
+  Place place = entries, again = entries;
+  for_lanes<C>(n, place, [&](int64_t i) {
+    const Vec<C> s = place.scale(i) * tanh_slope<C>(u(i)).value;
     if constexpr (Place::kBoard) {
-      const IntVec<C> kept = place.kept(i);
-      after = kept ? before : after;
-      s = kept ? Vec<C>{} : s;
+      store(logs + i, place.kept(i) ? Vec<C>{} : s);
+    } else {
+      store(logs + i, s);
     }
+  });
+  for_lanes<C>(n, again, [&](int64_t i) {
+    const Vec<C> before = x(i), s = load(logs + i);
+    Vec<C> after = inverse ? (before - shift(i)) * exponential(-s) : before * exponential(s) + shift(i);
+    if constexpr (Place::kBoard) after = again.kept(i) ? before : after;
     y(i, after);
-    place.collect(i, s, first, last);
   });
   entries = place;
 }
 
+// `grad_scales` is like `logs`.
 template <bool inverse, typename T, typename R, typename Place>
-void transform_backward(T* to_x, R* to_shift, R* to_u, const T* grads, const T* xs, const R* shifts, const R* us,
-                        int64_t n, Place& entries) {
+void transform_backward(T* to_x, R* to_shift, R* to_u, Wide<T>* grad_scales, const T* grads, const T* xs,
+                        const R* shifts, const R* us, int64_t n, Place& entries) {
   using C = Wide<T>;
   const Loadable<T> grad_y(grads, n), x(xs, n);
   const Loadable<R> shift(shifts, n), u(us, n);
   const Storable<T> grad_x(to_x, n);
   const Storable<R> grad_shift(to_shift, n), grad_u(to_u, n);
-  Place place = entries;
-  for_lanes<C>(n, place, [&](int64_t i, int first, int last) {
-    const Tanh<C> tanh_u = tanh_slope<C>(u(i));
-    const Vec<C> scale = place.scale(i), s = scale * tanh_u.value, grad = grad_y(i);
+  alignas(Vec<C>) C values[kTile], slopes[kTile];
+  Place place = entries, first = entries;
+  for_lanes<C>(n, first, [&](int64_t i) {
+    const Tanh<C> tanh = tanh_slope<C>(u(i));
+    store(values + i, tanh.value);
+    store(slopes + i, tanh.slope);
+  });
+  for_lanes<C>(n, place, [&](int64_t i) {
+    const Vec<C> scale = place.scale(i), tanh = load(values + i), s = scale * tanh, grad = grad_y(i);
     Vec<C> g_x, g_shift, g_s;
     if constexpr (inverse) {
       g_x = grad * exponential(-s);
@@ -285,7 +220,7 @@ void transform_backward(T* to_x, R* to_shift, R* to_u, const T* grads, const T* 
       g_shift = grad;
       g_s = g_x * x(i) + place.grad_log_det(i);
     }
-    Vec<C> g_u = g_s * scale * tanh_u.slope, g_scale = g_s * tanh_u.value;
+    Vec<C> g_u = g_s * scale * load(slopes + i), g_scale = g_s * tanh;
     if constexpr (Place::kBoard) {
       const IntVec<C> kept = place.kept(i);
       g_x = kept ? grad : g_x;
@@ -296,40 +231,10 @@ void transform_backward(T* to_x, R* to_shift, R* to_u, const T* grads, const T* 
     grad_x(i, g_x);
     grad_shift(i, g_shift);
     grad_u(i, g_u);
-    place.collect(i, g_scale, first, last);
+    store(grad_scales + i, g_scale);
   });
   entries = place;
 }
-
-// Entries that are worked on together where channels or examples are short: they and their results fit a cache.
-constexpr int64_t kTile = 512;
-
-// A sum in double of sums by lane, each of few enough entries that it is exact.
-template <typename C>
-class Sum {
- public:
-  // The sum of n entries, at most kTile.
-  void add(Vec<C> v, int64_t n) {
-    if (count_ + n > kTile) flush();
-    lanes_ += v;
-    count_ += n;
-  }
-  double total() {
-    flush();
-    return total_;
-  }
-
- private:
-  void flush() {
-    total_ += static_cast<double>(sum<C>(lanes_));
-    lanes_ = Vec<C>{};
-    count_ = 0;
-  }
-
-  Vec<C> lanes_{};
-  double total_ = 0;
-  int64_t count_ = 0;
-};
 
 // Tiles whose sums by column are one part of grad_scale.
 constexpr int64_t kBlock = 32;
@@ -422,12 +327,7 @@ void with_move(int64_t n, const Body& body) {
   const size_t bytes = static_cast<size_t>(n) * sizeof(T);
   const auto ends = [&]<size_t word>(std::integral_constant<size_t, word>) {
     body([bytes](T* to, const T* from) {
-      char head[word], tail[word];
-      const size_t last = bytes - word;
-      std::memcpy(head, from, word);
-      std::memcpy(tail, reinterpret_cast<const char*>(from) + last, word);
-      std::memcpy(to, head, word);
-      std::memcpy(reinterpret_cast<char*>(to) + last, tail, word);
+      copy_ends<word>(reinterpret_cast<char*>(to), reinterpret_cast<const char*>(from), bytes);
     });
   };
   if (bytes > 128) {
@@ -510,15 +410,6 @@ struct Pattern {
   }
 };
 
-template <typename C>
-double sum_entries(const C* values, int64_t n) {
-  Vec<C> total{};
-  for_vectors<C>(
-      0, n, [&](int64_t i) { total += load(values + i); },
-      [&](int64_t i, int64_t rest) { total += only<C>(load(values + i), 0, static_cast<int>(rest)); });
-  return static_cast<double>(sum<C>(total));
-}
-
 template <bool inverse, bool board, typename T, typename R, typename Finish>
 void forward_planes(T* y, const T* x, const R* raw, const Wide<T>* scale, const Coupling& c, const Rows& r, int threads,
                     const Finish& finish) {
@@ -528,7 +419,8 @@ void forward_planes(T* y, const T* x, const R* raw, const Wide<T>* scale, const 
     const int64_t from = example * r.stride;
     const R* shift = raw + example * 2 * r.length;
     if (r.channel_mask) std::copy(x + from + r.kept + first, x + from + r.kept + last, y + from + r.kept + first);
-    Sum<C> sum;
+    alignas(Vec<C>) C logs[kTile];
+    LaneSum<C> sum;
     int64_t channel = first / r.plane, begin = first % r.plane;
     for (int64_t i = first; i < last; ++channel, begin = 0) {
       const int64_t end = std::min(i + r.plane - begin, last);
@@ -536,8 +428,8 @@ void forward_planes(T* y, const T* x, const R* raw, const Wide<T>* scale, const 
       for (int64_t n; i < end; i += n) {
         n = std::min(end - i, kTile);
         const int64_t at = from + r.moved + i;
-        transform<inverse>(y + at, x + at, shift + i, shift + r.length + i, n, plane);
-        sum.add(plane.take(), n);
+        transform<inverse>(y + at, logs, x + at, shift + i, shift + r.length + i, n, plane);
+        sum.add(logs, n);
       }
     }
     return sum.total();
@@ -557,33 +449,34 @@ void forward_tiles(T* y, const T* x, const R* raw, const Wide<T>* scale, const C
   parallel_for(tiles.groups * tiles.pieces, grain, threads, [&](int64_t begin, int64_t end) {
     T x_tile[kTile], y_tile[kTile];
     R shift_tile[kTile], u_tile[kTile];
-    C s[kTile + kLanes<C>] = {};
+    alignas(Vec<C>) C logs[kTile];
     for (int64_t i = begin; i < end; ++i) {
       const Picked picked(c, r, tiles, i / tiles.pieces, i % tiles.pieces);
       copy_kept(y, x, r, picked);
       T* to = place_for(y_tile, y + r.moved, r.stride, picked);
-      Mixed<C, board> mixed{pattern.scales.data() + picked.column, nullptr, pattern.keeps.data(), s};
+      Mixed<C, board> mixed{pattern.scales.data() + picked.column, nullptr, pattern.keeps.data()};
       if constexpr (board) mixed.keeps += picked.column;
-      transform<inverse>(to, gather(x_tile, x + r.moved, r.stride, picked),
+      transform<inverse>(to, logs, gather(x_tile, x + r.moved, r.stride, picked),
                          gather(shift_tile, raw, 2 * r.length, picked),
                          gather(u_tile, raw + r.length, 2 * r.length, picked), picked.entries(), mixed);
       scatter(y + r.moved, to, r.stride, picked);
       const int64_t n = picked.entries() / picked.examples;
       for (int64_t k = 0; k < picked.examples; ++k) {
-        const double total = sum_entries(s + k * n, n);
+        LaneSum<C> sum;
+        sum.add(logs + k * n, n);
         if (per_example > 1) {
-          parts[static_cast<size_t>(i)] = total;
+          parts[static_cast<size_t>(i)] = sum.total();
         } else {
-          finish(picked.first_example + k, total);
+          finish(picked.first_example + k, sum.total());
         }
       }
     }
   });
   if (per_example == 1) return;
   for (int64_t example = 0; example < c.batch; ++example) {
-    double total = 0;
-    for (int64_t i = 0; i < per_example; ++i) total += parts[static_cast<size_t>(example * per_example + i)];
-    finish(example, total);
+    ExactSum total;
+    for (int64_t i = 0; i < per_example; ++i) total.add(parts[static_cast<size_t>(example * per_example + i)]);
+    finish(example, total.value());
   }
 }
 
@@ -607,24 +500,25 @@ void backward_planes(T* grad_x, R* grad_raw, Wide<T>* grad_scale, const T* grad_
       }
       Plane<C, board> plane{splat(scale[channel]), splat(grad_log_det[example]),
                             board && begin ? Checkerboard<C>(c, begin) : start};
-      Sum<C> sum;
+      alignas(Vec<C>) C grads[kTile];
+      LaneSum<C> sum;
       for (int64_t j = 0; j < n; j += kTile) {
         const int64_t length = std::min(n - j, kTile);
-        transform_backward<inverse>(grad_x + at + j, grad_raw + shift + j, grad_raw + u + j, grad_y + at + j,
+        transform_backward<inverse>(grad_x + at + j, grad_raw + shift + j, grad_raw + u + j, grads, grad_y + at + j,
                                     x + at + j, raw + shift + j, raw + u + j, length, plane);
-        sum.add(plane.take(), length);
+        sum.add(grads, length);
       }
       parts[static_cast<size_t>(part)] = sum.total();
     }
   });
-  std::vector<double> totals(static_cast<size_t>(channels));
-  const double* part = parts.data();
-  for (int64_t example = 0; example < c.batch; ++example) {
-    for (double& total : totals) {
-      for (int64_t i = 0; i < pieces; ++i) total += *part++;
+  for (int64_t channel = 0; channel < channels; ++channel) {
+    ExactSum total;
+    for (int64_t example = 0; example < c.batch; ++example) {
+      const double* part = parts.data() + (example * channels + channel) * pieces;
+      for (int64_t i = 0; i < pieces; ++i) total.add(part[i]);
     }
+    grad_scale[channel] = static_cast<C>(total.value());
   }
-  std::transform(totals.begin(), totals.end(), grad_scale, [](double total) { return static_cast<C>(total); });
 }
 
 template <bool inverse, bool board, typename T, typename R>
@@ -642,7 +536,7 @@ void backward_tiles(T* grad_x, R* grad_raw, Wide<T>* grad_scale, const T* grad_y
     C grads[kTile + kPad] = {}, collected[kTile + kPad] = {};
     for (int64_t part = first; part < last; ++part) {
       const int64_t block = part / tiles.pieces, piece = part % tiles.pieces;
-      double* totals = parts.data() + block * r.length + piece * kTile;
+      double totals[kTile + kPad] = {};
       for (int64_t group = block * kBlock; group < std::min((block + 1) * kBlock, tiles.groups); ++group) {
         const Picked picked(c, r, tiles, group, piece);
         copy_kept(grad_x, grad_y, r, picked);
@@ -658,9 +552,10 @@ void backward_tiles(T* grad_x, R* grad_raw, Wide<T>* grad_scale, const T* grad_y
         T* to_x = place_for(grad_x_tile, grad_x + r.moved, r.stride, picked);
         R* to_shift = place_for(grad_shift_tile, grad_raw, 2 * r.length, picked);
         R* to_u = place_for(grad_u_tile, grad_raw + r.length, 2 * r.length, picked);
-        Mixed<C, board> mixed{pattern.scales.data() + picked.column, grads, pattern.keeps.data(), collected};
+        Mixed<C, board> mixed{pattern.scales.data() + picked.column, grads, pattern.keeps.data()};
         if constexpr (board) mixed.keeps += picked.column;
-        transform_backward<inverse>(to_x, to_shift, to_u, gather(grad_y_tile, grad_y + r.moved, r.stride, picked),
+        transform_backward<inverse>(to_x, to_shift, to_u, collected,
+                                    gather(grad_y_tile, grad_y + r.moved, r.stride, picked),
                                     gather(x_tile, x + r.moved, r.stride, picked),
                                     inverse ? gather(shift_tile, raw, 2 * r.length, picked) : nullptr,
                                     gather(u_tile, raw + r.length, 2 * r.length, picked), picked.entries(), mixed);
@@ -668,28 +563,30 @@ void backward_tiles(T* grad_x, R* grad_raw, Wide<T>* grad_scale, const T* grad_y
         scatter(grad_raw, to_shift, 2 * r.length, picked);
         scatter(grad_raw + r.length, to_u, 2 * r.length, picked);
         for (int64_t j = 0; j < picked.columns; j += kPad) {
-          Vec<C> even{}, odd{};
+          // Four rows are added as they are, and these sums in double.
           const C* from = collected + j;
-          int64_t row = 0;
-          for (; row + 1 < picked.count; row += 2, from += 2 * picked.columns) {
-            even += load(from);
-            odd += load(from + picked.columns);
+          for (int64_t row = 0; row < picked.count; row += 4) {
+            Vec<C> some = load(from);
+            from += picked.columns;
+            for (int64_t k = row + 1; k < std::min(row + 4, picked.count); ++k) {
+              some += load(from);
+              from += picked.columns;
+            }
+            add_to(totals + j, some);
           }
-          if (row < picked.count) even += load(from);
-          C sums[kPad];
-          store(sums, even + odd);
-          for (int64_t k = 0; k < std::min(kPad, picked.columns - j); ++k) totals[j + k] += static_cast<double>(sums[k]);
         }
       }
+      const int64_t at = piece * kTile;
+      std::copy_n(totals, std::min(r.length - at, kTile), parts.begin() + block * r.length + at);
     }
   });
   for (int64_t k = 0; k < c.transformed(); ++k) {
-    double total = 0;
+    ExactSum total;
     for (int64_t block = 0; block < blocks; ++block) {
       const double* columns = parts.data() + block * r.length + k * r.plane;
-      for (int64_t i = 0; i < r.plane; ++i) total += columns[i];
+      for (int64_t i = 0; i < r.plane; ++i) total.add(columns[i]);
     }
-    grad_scale[k] = static_cast<C>(total);
+    grad_scale[k] = static_cast<C>(total.value());
   }
 }
 

@@ -227,7 +227,7 @@ template <typename C>
 struct Pixels {
   Vec<C> s;
   Mean<C> mean;
-  Vec<C> a, b, inner_a, inner_b, log_m, log_a, log_b;
+  Vec<C> a, b, inner_a, inner_b;
 
   Pixels(Vec<C> x0, Vec<C> x1)
       : s((x0 + x1) * static_cast<C>(0.5)),
@@ -235,10 +235,29 @@ struct Pixels {
         a(mean.low ? x0 : 1 - x1),
         b(mean.low ? x1 : 1 - x0),
         inner_a(at_least(a, splat<C>(kBoundary))),
-        inner_b(at_least(b, splat<C>(kBoundary))),
-        log_m(mean.log_m()),
-        log_a(log_normal(inner_a)),
-        log_b(log_normal(inner_b)) {}
+        inner_b(at_least(b, splat<C>(kBoundary))) {}
+};
+
+// log m, log a and log b of a tile. Each is a pass of its own, where a processor does several vectors at once.
+template <typename C>
+struct Logs {
+  alignas(Vec<C>) C m[kTile], a[kTile], b[kTile];
+
+  void put(int64_t k, const Pixels<C>& pixels) {
+    store(m + k, pixels.mean.inner);
+    store(a + k, pixels.inner_a);
+    store(b + k, pixels.inner_b);
+  }
+
+  // Of the first n that were put.
+  void take(int64_t n) {
+    for (C* x : {m, a, b}) {
+      for (int64_t k = 0; k < n; k += kLanes<C>) {
+        const Vec<C> v = load(x + k);
+        store(x + k, v != v ? v : log_normal(v));
+      }
+    }
+  }
 };
 
 // sigmoid(v) and sigmoid(-v) from one exponential.
@@ -261,6 +280,8 @@ struct Sigmoids {
 
 }  // namespace
 
+// All work in passes over a tile, each of which waits less long for one result after the other.
+
 void haar_bounded_split(void* s, void* u, void* log_det, const void* x, const void* gamma, int64_t examples,
                         int64_t channels, int64_t length, int64_t stride, bool last, DType dtype, int threads) {
   const Rows rows(examples, channels, length, stride, last);
@@ -272,18 +293,23 @@ void haar_bounded_split(void* s, void* u, void* log_det, const void* x, const vo
       const T* from = of_row<T>(x, row, 2 * rows.length);
       T *to_s = of_row<T>(s, row, rows.length), *to_u = of_row<T>(u, row, rows.length);
       Pair<T> pair{};
+      Logs<C> log;
       ExactSum chunk;
       for_tiles(rows, first, end, [&](int64_t start, int64_t count, int64_t turn) {
         Vec<C> total{};
         take_apart(pair, from, start, count, rows.stride);
         for (int64_t k = 0; k < count; k += kLanes<C>) {
-          const Vec<C> b_gamma = load(g.data() + rows.place(turn + k));
           const Pixels<C> pixels(load(pair.first + k), load(pair.second + k));
-          const Vec<C> half = stretch<C>(b_gamma * pixels.log_m) * static_cast<C>(0.5);
           store_some(to_s + start + k, pixels.s, count - k);
-          store_some(to_u + start + k, half * (pixels.log_a - pixels.log_b), count - k);
-          const Vec<C> cost = pixels.log_a + pixels.log_b + static_cast<C>(kLog2);
-          total += keep<C>((1 + b_gamma) * pixels.log_m - cost, count - k);
+          log.put(k, pixels);
+        }
+        log.take(count);
+        for (int64_t k = 0; k < count; k += kLanes<C>) {
+          const Vec<C> b_gamma = load(g.data() + rows.place(turn + k));
+          const Vec<C> log_m = load(log.m + k), log_a = load(log.a + k), log_b = load(log.b + k);
+          const Vec<C> half = stretch<C>(b_gamma * log_m) * static_cast<C>(0.5);
+          store_some(to_u + start + k, half * (log_a - log_b), count - k);
+          total += keep<C>((1 + b_gamma) * log_m - (log_a + log_b + static_cast<C>(kLog2)), count - k);
         }
         chunk.add(static_cast<double>(sum<C>(total)));
       });
@@ -309,14 +335,19 @@ void haar_bounded_split_backward(void* grad_x, void* grad_gamma, const void* gra
       T* to = of_row<T>(grad_x, row, 2 * rows.length);
       const Vec<C> grad = splat(static_cast<const C*>(grad_log_det)[row / rows.of_example]);
       Pair<T> pair{};
+      Logs<C> log;
       for_tiles(rows, first, end, [&](int64_t start, int64_t count, int64_t turn) {
         take_apart(pair, from, start, count, rows.stride);
         for (int64_t k = 0; k < count; k += kLanes<C>) {
+          log.put(k, Pixels<C>(load(pair.first + k), load(pair.second + k)));
+        }
+        log.take(count);
+        for (int64_t k = 0; k < count; k += kLanes<C>) {
           const Vec<C> b_gamma = load(g.data() + rows.place(turn + k)), zero{};
           const Pixels<C> pixels(load(pair.first + k), load(pair.second + k));
-          const Vec<C> exponent = b_gamma * pixels.log_m;
+          const Vec<C> log_m = load(log.m + k), exponent = b_gamma * log_m;
           const Vec<C> half = load_some(from_u + start + k, count - k) * stretch<C>(exponent) * static_cast<C>(0.5);
-          const Vec<C> of_exponent = stretch_backward<C>(exponent, half * (pixels.log_a - pixels.log_b));
+          const Vec<C> of_exponent = stretch_backward<C>(exponent, half * (load(log.a + k) - load(log.b + k)));
           const Vec<C> of_a = pixels.a >= static_cast<C>(kBoundary) ? (half - grad) / pixels.inner_a : zero;
           const Vec<C> of_b = pixels.b >= static_cast<C>(kBoundary) ? (-half - grad) / pixels.inner_b : zero;
           const Vec<C> of_log_m = of_exponent * b_gamma + grad * (1 + b_gamma);
@@ -325,7 +356,7 @@ void haar_bounded_split_backward(void* grad_x, void* grad_gamma, const void* gra
           store(pair.first + k, of_both + (pixels.mean.low ? of_a : -of_b));
           store(pair.second + k, of_both + (pixels.mean.low ? of_b : -of_a));
           C* to_sums = sums.data() + rows.place(turn + k);
-          store(to_sums, load(to_sums) + keep<C>((of_exponent + grad) * pixels.log_m, count - k));
+          store(to_sums, load(to_sums) + keep<C>((of_exponent + grad) * log_m, count - k));
         }
         put_together(to, pair, start, count, rows.stride);
       });
@@ -334,8 +365,6 @@ void haar_bounded_split_backward(void* grad_x, void* grad_gamma, const void* gra
     add_grad_gamma(static_cast<C*>(grad_gamma), rows, parts);
   });
 }
-
-// The merge works in two passes over a tile, each of which waits half as long for one result after the other.
 
 void haar_bounded_merge(void* x, void* log_det, const void* s, const void* u, const void* gamma, int64_t examples,
                         int64_t channels, int64_t length, int64_t stride, bool last, DType dtype, int threads) {

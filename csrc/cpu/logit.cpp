@@ -144,10 +144,11 @@ void logit_inverse_backward(void* grad_y, const void* grad_x, const void* grad_l
                             int64_t length, double alpha, DType dtype, int threads) {
   with_dtype(dtype, [&]<typename T>(T) {
     using C = Wide<T>;
-    const C slope = static_cast<C>(1 - 2 * alpha);
+    const C steepness = static_cast<C>(1 / (1 - 2 * alpha));
     map_backward<T>(grad_y, grad_x, grad_log_det, y, rows, length, threads, [&](Vec<C> v, Vec<C> grad, Vec<C> each) {
-      const Vec<C> ratio = exp(-abs<C>(v)), sum = 1 + ratio;
-      return grad * (ratio / (sum * sum * slope)) - each * tanh_half<C>(v < 0, ratio);
+      const Decay<C> ratio = decay<C>(abs<C>(v));
+      const Vec<C> inverse = 1 / (1 + ratio.value), tanh = copy_sign<C>(ratio.rest * inverse, v);
+      return grad * (ratio.value * inverse * inverse * steepness) - each * tanh;
     });
   });
 }

@@ -12,6 +12,10 @@
 
 #include "dtype.h"
 
+#ifdef __SSE2__
+#include <immintrin.h>
+#endif
+
 namespace pnf::cpu::PNF_ISA {
 
 // No longer than a register: GCC would split arithmetic, but take comparisons and ? : apart entry by entry.
@@ -174,32 +178,103 @@ inline V at_most(V x, V high) {
   return x > high ? high : x;
 }
 
+// The same by one instruction, which the compiler does not find. (GCC 12 warns about _mm512_max_ps, though not about
+// that under a mask.)
+#ifdef __SSE2__
+#if PNF_VECTOR_BYTES == 64
+#define PNF_X86(name, a, b) _mm512_maskz_##name(-1, a, b)
+#elif PNF_VECTOR_BYTES == 32
+#define PNF_X86(name, a, b) _mm256_##name(a, b)
+#else
+#define PNF_X86(name, a, b) _mm_##name(a, b)
+#endif
+inline Vec<float> at_least(Vec<float> x, Vec<float> low) { return PNF_X86(max_ps, low, x); }
+inline Vec<double> at_least(Vec<double> x, Vec<double> low) { return PNF_X86(max_pd, low, x); }
+inline Vec<float> at_most(Vec<float> x, Vec<float> high) { return PNF_X86(min_ps, high, x); }
+inline Vec<double> at_most(Vec<double> x, Vec<double> high) { return PNF_X86(min_pd, high, x); }
+#undef PNF_X86
+#endif
+
 template <typename C>
 inline Vec<C> abs(Vec<C> x) {
   using I = IntVec<C>;
   return bit_cast<Vec<C>>(bit_cast<I>(x) & std::numeric_limits<std::remove_reference_t<decltype(I{}[0])>>::max());
 }
 
-inline Vec<float> copy_sign(Vec<float> magnitude, Vec<float> sign) {
-  const Bits32 top = bit_cast<Bits32>(sign) & 0x80000000;
-  return bit_cast<Vec<float>>((bit_cast<Bits32>(magnitude) & 0x7fffffff) | top);
+template <typename C>
+inline Vec<C> copy_sign(Vec<C> magnitude, Vec<C> sign) {
+  using I = IntVec<C>;
+  constexpr auto rest = std::numeric_limits<std::remove_reference_t<decltype(I{}[0])>>::max();
+  return bit_cast<Vec<C>>((bit_cast<I>(magnitude) & rest) | (bit_cast<I>(sign) & ~rest));
 }
 
-inline Vec<float> exp(Vec<float> x) {
-  const Vec<float> clamped = at_most(at_least(x, splat(-104.0f)), splat(89.0f));
+// exp(x) = 2^k (1 + p); n is k too.
+template <typename C>
+struct Reduced {
+  Vec<C> p, n;
+  IntVec<C> k;
+};
+
+inline Reduced<float> reduce(Vec<float> x) {
   // Adding 1.5 * 2^23 rounds to an integer and leaves it in the low bits.
-  const Vec<float> shifted = clamped * 1.44269504088896341f + 12582912.0f;
+  const Vec<float> shifted = x * 1.44269504088896341f + 12582912.0f;
   const Vec<float> n = shifted - 12582912.0f;
-  const IntVec<float> k = bit_cast<IntVec<float>>(shifted) - 0x4b400000;
-  const Vec<float> r = clamped - n * 0.693359375f + n * 2.12194440e-4f;
+  const Vec<float> r = x - n * 0.693359375f + n * 2.12194440e-4f;
   const Vec<float> square = r * r;
   // In pairs, not one after the other, which would take twice as long: a processor does several at once.
   Vec<float> p = (r * 1.9875691500e-4f + 1.3981999507e-3f) * square + (r * 8.3334519073e-3f + 4.1665795894e-2f);
   p = p * square + (r * 1.6666665459e-1f + 5.0000001201e-1f);
-  p = p * square + r + 1.0f;
+  return {p * square + r, n, bit_cast<IntVec<float>>(shifted) - 0x4b400000};
+}
+
+inline Reduced<double> reduce(Vec<double> x) {
+  const Vec<double> shifted = x * 1.44269504088896340736 + 0x1.8p52;
+  const Vec<double> n = shifted - 0x1.8p52;
+  const Vec<double> r = x - n * 6.93147180369123816490e-01 - n * 1.90821492927058770002e-10;
+  // The series of exp: its next term is below 1e-17 of the sum for |r| <= log(2) / 2.
+  Vec<double> p = r * (1 / 6227020800.0) + 1 / 479001600.0;
+  p = p * r + 1 / 39916800.0;
+  p = p * r + 1 / 3628800.0;
+  p = p * r + 1 / 362880.0;
+  p = p * r + 1 / 40320.0;
+  p = p * r + 1 / 5040.0;
+  p = p * r + 1 / 720.0;
+  p = p * r + 1 / 120.0;
+  p = p * r + 1 / 24.0;
+  p = p * r + 1 / 6.0;
+  p = p * r + 0.5;
+  return {p * (r * r) + r, n, bit_cast<IntVec<double>>(shifted) - 0x4338000000000000};
+}
+
+template <typename C>
+inline constexpr int kMantissa = std::numeric_limits<C>::digits - 1;
+
+template <typename C>
+inline constexpr int kBias = std::numeric_limits<C>::max_exponent - 1;
+
+template <typename C>
+struct Decay {
+  Vec<C> value, rest;
+};
+
+// exp(-x), or 0 where that is no normal number, and 1 - exp(-x), for x >= 0. That does not cancel: it is -p where x is
+// small, since k is 0 there.
+template <typename C>
+inline Decay<C> decay(Vec<C> x) {
+  const Reduced<C> e = reduce(-at_most(x, splat(static_cast<C>(kBias<C>))));
+  const Vec<C> power = bit_cast<Vec<C>>(at_least(e.k + kBias<C>, IntVec<C>{}) << kMantissa<C>);
+  return {power * e.p + power, (1 - power) - power * e.p};
+}
+
+inline Vec<float> exp(Vec<float> x) {
+  const Reduced<float> e = reduce(at_most(at_least(x, splat(-104.0f)), splat(89.0f)));
+#ifdef __AVX512F__
+  return _mm512_maskz_scalef_ps(-1, 1 + e.p, e.n);
+#else
   // In two steps, since 2^k may be out of range where exp(x) is not.
-  const IntVec<float> half = k >> 1;
-  return p * bit_cast<Vec<float>>((half + 127) << 23) * bit_cast<Vec<float>>((k - half + 127) << 23);
+  const IntVec<float> half = e.k >> 1;
+  return (1 + e.p) * bit_cast<Vec<float>>((half + 127) << 23) * bit_cast<Vec<float>>((e.k - half + 127) << 23);
+#endif
 }
 
 // log(x / 2^shift) of a positive number that is no denormal.
@@ -233,7 +308,7 @@ inline Vec<float> tanh(Vec<float> x) {
   p = p * square - 3.33332819422e-1f;
   const Vec<float> small = p * square * magnitude + magnitude;
   const Vec<float> large = 1.0f - 2.0f / (exp(magnitude + magnitude) + 1.0f);
-  return copy_sign(magnitude < 0.625f ? small : large, x);
+  return copy_sign<float>(magnitude < 0.625f ? small : large, x);
 }
 
 template <double function(double)>

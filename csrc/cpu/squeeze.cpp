@@ -90,6 +90,18 @@ void unweave4(T* const (&to)[4], const T* x, int64_t n) {
   }
 }
 
+// out[0][3 j + i] = x[4 i + j] and out[1][3 j + i] = x[4 i + 2 + j] for i < 3, j < 2: three channels, which fill no
+// vector, fill one and a half with those of the pixel beside them.
+template <typename T>
+void unweave3(T* const (&out)[2], const T* x) {
+  using L = Lanes<T>;
+  const auto a = L::load(x), b = L::load(x + 4), c = L::load(x + 8), low = L::low(a, b), high = L::high(a, b);
+  L::store(out[0], __builtin_shufflevector(low, c, 0, 1, 4, 2));
+  L::store(out[0] + 2, __builtin_shufflevector(low, c, 4, 2, 3, 5));
+  L::store(out[1], __builtin_shufflevector(high, c, 0, 1, 6, 2));
+  L::store(out[1] + 2, __builtin_shufflevector(high, c, 6, 2, 3, 7));
+}
+
 // Where sub-pixel (i, j) of a channel goes among the planes of an example.
 int64_t plane_of(const Squeezed& s, int64_t channel, int i, int j) {
   if (!s.factor) return 4 * channel + 2 * i + j;
@@ -167,8 +179,10 @@ void inverse(T* x, const T* y, const Squeezed& s, int threads) {
       copy_run(runs[1], from + 2 * s.channels, s.channels);
       copy_run(runs[2], from + 3 * s.channels, s.channels);
     });
-  } else {
+  } else if (s.channels != 3 || sizeof(T) != 4) {
     for_pixels(x, y, s, threads, [&](T* const (&runs)[4], const T* from) { unweave4(runs, from, s.channels); });
+  } else if constexpr (sizeof(T) == 4) {
+    for_pixels(x, y, s, threads, [&](T* const (&runs)[4], const T* from) { unweave3<T>({runs[0], runs[2]}, from); });
   }
 }
 

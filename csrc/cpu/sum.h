@@ -42,6 +42,41 @@ class ExactSum {
   double total_ = 0, lost_ = 0;
 };
 
+// sums[i] += v[i]
+inline void add_to(double* sums, Vec<double> v) { store(sums, load(sums) + v); }
+
+inline void add_to(double* sums, Vec<float> v) {
+  using Half = float __attribute__((vector_size(PNF_VECTOR_BYTES / 2)));
+  Half halves[2];
+  std::memcpy(halves, &v, sizeof(v));
+  add_to(sums, __builtin_convertvector(halves[0], Vec<double>));
+  add_to(sums + kLanes<double>, __builtin_convertvector(halves[1], Vec<double>));
+}
+
+// A sum of entries that are added in double but for four of them at a time: in float alone many lose accuracy.
+template <typename C>
+class LaneSum {
+ public:
+  void add(const C* values, int64_t n) {
+    constexpr int k = kLanes<C>;
+    int64_t i = 0;
+    for (; i + 4 * k <= n; i += 4 * k) {
+      const C* some = values + i;
+      add_to(lanes_, (load(some) + load(some + k)) + (load(some + 2 * k) + load(some + 3 * k)));
+    }
+    for (; i + k <= n; i += k) add_to(lanes_, load(values + i));
+    if (i < n) add_to(lanes_, load_part(values + i, n - i));
+  }
+  double total() const {
+    Vec<double> v = load(lanes_);
+    if constexpr (kLanes<C> > kLanes<double>) v += load(lanes_ + kLanes<double>);
+    return sum<double>(v);
+  }
+
+ private:
+  double lanes_[kLanes<C>] = {};
+};
+
 // Calls finish(row, total), total in double, for each row: the sum of part(row, first, last) over its chunks, in order.
 template <typename Part, typename Finish>
 void sum_rows(int64_t rows, int64_t length, int threads, const Part& part, const Finish& finish) {
