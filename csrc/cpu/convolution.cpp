@@ -32,6 +32,8 @@ constexpr int64_t kPanel = 2 * kWidth;
 constexpr int64_t kPoints = 16;                 // of a transformed tile
 constexpr int64_t kTiles = 28 / kRows * kRows;  // tiles, or pixels, of a block, which stay in the second cache
 constexpr int64_t kChunk = 8 * kTiles;          // of those that are multiplied at once for the gradient of the weights
+constexpr int64_t kOwn = 64;                    // tiles of a thread that are worth a transformed weight of its own
+constexpr int64_t kParts = 8;                   // of the gradient of the weights, which are added at the end, at most
 
 // Memory of a thread that is kept between calls, since new memory has to be mapped, page by page, before it can be used.
 enum Use { kFrom, kTo, kSum, kZeros, kWeight, kProduct, kLeft, kRight, kUses };
@@ -108,11 +110,30 @@ void multiply(float* c, const float* start, const float* a, const float* b, int6
 int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
 
 // Copies rows to where they are `to_row` apart, with zeros behind each, and behind the last up to `to_rows` of them.
-void copy_rows(float* to, const float* from, int64_t rows, int64_t columns, int64_t to_rows, int64_t to_row) {
+void copy_rows(float* to, const float* from, int64_t rows, int64_t columns, int64_t to_rows, int64_t to_row,
+               int64_t from_row) {
   for (int64_t i = 0; i < to_rows; ++i, to += to_row) {
     const int64_t n = i < rows ? columns : 0;
-    std::copy_n(from + i * columns, n, to);
+    std::copy_n(from + i * from_row, n, to);
     std::fill_n(to + n, to_row - n, 0.0f);
+  }
+}
+
+// The tiles or pixels that are added up apart from others: how many depends on their number only.
+struct Parts {
+  int64_t all, count;
+
+  explicit Parts(int64_t n) : all(n), count(std::clamp<int64_t>(2 * n / kChunk, 1, kParts)) {}
+
+  int64_t first(int64_t part) const { return all * part / count; }
+};
+
+void add_parts(float* sum, const std::vector<double>& parts, int64_t count, int64_t columns) {
+  const int64_t row = static_cast<int64_t>(parts.size()) / count;
+  for (int64_t j = 0; j < columns; ++j) {
+    double total = 0;
+    for (int64_t part = 0; part < count; ++part) total += parts[static_cast<size_t>(part * row + j)];
+    sum[j] = static_cast<float>(total);
   }
 }
 
@@ -270,13 +291,30 @@ void transform_weight(float* to, const float* weight, int64_t depth, int64_t col
   });
 }
 
-void convolve(float* y, const float* add, const float* x, const float* weight, const float* bias, const Grid& grid,
-              int64_t inputs, int64_t outputs, int threads) {
+// transform(to, threads) writes the transformed weight.
+template <typename Transform>
+void convolve(float* y, const float* add, const float* x, const float* bias, const Grid& grid, int64_t inputs,
+              int64_t outputs, int threads, const Transform& transform) {
   const int64_t blocks = (grid.count + kTiles - 1) / kTiles;
+  const int64_t size = kPoints * inputs * round_up(outputs, kPanel);
+  // What another thread wrote is far away: where each has enough to do, each transforms the weight for itself.
+  const bool own = grid.count >= kOwn * threads;
+  const float* shared = nullptr;
+  if (!own) {
+    float* const to = workspace(kWeight, size);
+    transform(to, threads);
+    shared = to;
+  }
   const float* const outside = zeros(std::max(inputs, outputs));
   parallel_for(blocks, 1, threads, [&](int64_t begin, int64_t end) {
     float* const from = workspace(kFrom, kPoints * kTiles * inputs);
     float* const to = workspace(kTo, kPoints * kTiles * outputs);
+    const float* weight = shared;
+    if (own) {
+      float* const transformed = workspace(kWeight, size);
+      transform(transformed, 1);
+      weight = transformed;
+    }
     // Rows past the last tile are multiplied too; what they hold must not slow the others down, as denormals would.
     if (end == blocks) std::fill_n(from, kPoints * kTiles * inputs, 0.0f);
     for (int64_t block = begin; block < end; ++block) {
@@ -292,99 +330,117 @@ void convolve(float* y, const float* add, const float* x, const float* weight, c
   });
 }
 
-// The panels of a weight [depth][columns], or any matrix, with zeros behind its columns.
-void to_panels(float* to, const float* from, int64_t depth, int64_t columns, int64_t row, int64_t column) {
-  constexpr int64_t kBlock = 16;
-  for (int64_t j = 0; j < columns; j += kPanel, to += depth * kPanel) {
-    const int64_t n = std::min(kPanel, columns - j);
-    if (n < kPanel) std::fill_n(to, depth * kPanel, 0.0f);
-    for (int64_t first = 0; first < depth; first += kBlock) {
-      const int64_t last = std::min(first + kBlock, depth);
-      if (column == 1) {
-        for (int64_t i = first; i < last; ++i) std::copy_n(from + i * row + j, n, to + i * kPanel);
-      } else {
-        for (int64_t k = 0; k < n; ++k) {
-          for (int64_t i = first; i < last; ++i) to[i * kPanel + k] = from[i * row + (j + k) * column];
-        }
+constexpr int64_t kBlock = 16;  // rows that are transposed at a time
+
+// A panel of a matrix whose entries are at the strides, with zeros behind its columns.
+void to_panel(float* to, const float* from, int64_t depth, int64_t columns, int64_t row, int64_t column) {
+  if (columns < kPanel) std::fill_n(to, depth * kPanel, 0.0f);
+  for (int64_t first = 0; first < depth; first += kBlock) {
+    const int64_t last = std::min(first + kBlock, depth);
+    if (column == 1) {
+      for (int64_t i = first; i < last; ++i) std::copy_n(from + i * row, columns, to + i * kPanel);
+    } else {
+      for (int64_t k = 0; k < columns; ++k) {
+        for (int64_t i = first; i < last; ++i) to[i * kPanel + k] = from[i * row + k * column];
       }
     }
   }
 }
 
-// y[i][j] = add[i][j] + bias[j] + sum over k of x[i][k] weight[k][j]; the weight is in panels and the bias padded.
+// y[i][j] = add[i][j] + bias[j] + sum over k of x[i][k] weight[k][j], the entries of the weight at the strides; add and
+// bias may be null.
 void mix(float* y, const float* add, const float* x, const float* weight, const float* bias, int64_t pixels,
-         int64_t inputs, int64_t outputs, int threads) {
-  const int64_t blocks = (pixels + kTiles - 1) / kTiles, padded = round_up(outputs, kWidth);
-  const int64_t panels = (padded + kPanel - 1) / kPanel;
-  const int64_t grain = std::max<int64_t>(1024 / inputs, 1);
-  parallel_for(blocks * panels, grain, threads, [&](int64_t begin, int64_t end) {
+         int64_t inputs, int64_t outputs, int64_t row, int64_t column, int threads) {
+  const int64_t blocks = (pixels + kTiles - 1) / kTiles, panels = (outputs + kPanel - 1) / kPanel;
+  // A thread that transposes a panel works with it: what another one wrote is far away.
+  const int64_t shares = std::clamp<int64_t>((threads + panels - 1) / panels, 1, blocks);
+  const int64_t grain = pixels * inputs * outputs < (1 << 16) ? panels * shares : 1;
+  parallel_for(panels * shares, grain, threads, [&](int64_t begin, int64_t end) {
+    float* const panel = workspace(kWeight, inputs * kPanel);
+    float* const from_copy = workspace(kFrom, kTiles * inputs);
+    float* const to_copy = workspace(kTo, kTiles * kPanel);
+    float* const sum = workspace(kSum, kTiles * kPanel);
     for (int64_t task = begin; task < end; ++task) {
-      const int64_t first = task / panels * kTiles, rows = std::min(kTiles, pixels - first);
-      const int64_t column = task % panels * kPanel, columns = std::min(kPanel, padded - column);
-      const float* from = x + first * inputs;
-      if (rows < kTiles) {
-        float* const copy = workspace(kFrom, kTiles * inputs);
-        copy_rows(copy, from, rows, inputs, kTiles, inputs);
-        from = copy;
-      }
-      const float* start = bias + column;
-      float* const out = y + first * outputs + column;
-      const int64_t written = std::min(columns, outputs - column);
-      if (add) {
-        float* const sum = workspace(kSum, kTiles * kPanel);
-        for (int64_t i = 0; i < rows; ++i) {
-          const float* row = add + (first + i) * outputs + column;
-          for (int64_t j = 0; j < written; ++j) sum[i * kPanel + j] = row[j] + start[j];
+      const int64_t j = task / shares * kPanel, share = task % shares;
+      const int64_t written = std::min(kPanel, outputs - j), columns = round_up(written, kWidth);
+      to_panel(panel, weight + j * column, inputs, written, row, column);
+      for (int64_t block = blocks * share / shares; block < blocks * (share + 1) / shares; ++block) {
+        const int64_t first = block * kTiles, rows = std::min(kTiles, pixels - first);
+        const float* from = x + first * inputs;
+        if (rows < kTiles) {
+          copy_rows(from_copy, from, rows, inputs, kTiles, inputs, inputs);
+          from = from_copy;
         }
-        start = sum;
+        for (int64_t i = 0; i < kTiles; ++i) {
+          float* const start = sum + i * kPanel;
+          const float* const added = add && i < rows ? add + (first + i) * outputs + j : nullptr;
+          if (!added && i && !add) break;
+          for (int64_t k = 0; k < columns; ++k) {
+            start[k] = k < written ? (bias ? bias[j + k] : 0.0f) + (added ? added[k] : 0.0f) : 0.0f;
+          }
+        }
+        float* const out = y + first * outputs + j;
+        const bool whole = rows == kTiles && written == columns;
+        multiply(whole ? out : to_copy, sum, from, panel, kTiles, columns, inputs, 0, whole ? outputs : kPanel,
+                 add ? kPanel : 0, inputs, 1);
+        for (int64_t i = 0; !whole && i < rows; ++i) std::copy_n(to_copy + i * kPanel, written, out + i * outputs);
       }
-      const bool whole = rows == kTiles && written == columns;
-      float* const to = whole ? out : workspace(kTo, kTiles * kPanel);
-      const int64_t to_row = whole ? outputs : kPanel;
-      multiply(to, start, from, weight + column * inputs, kTiles, columns, inputs, 0, to_row, add ? kPanel : 0, inputs, 1);
-      if (whole) continue;
-      for (int64_t i = 0; i < rows; ++i) std::copy_n(to + i * to_row, written, out + i * outputs);
     }
   });
 }
 
 void mix_backward_weight(float* grad_weight, float* grad_bias, const float* grad_y, const float* x, int64_t pixels,
                          const Convolution& c, int threads) {
-  const int64_t padded = round_up(c.inputs, kRows), rows = padded / kRows, columns = round_up(c.outputs, kWidth);
-  const int64_t panels = (columns + kPanel - 1) / kPanel;
-  float* const product = workspace(kProduct, padded * columns);
-  float* const right = workspace(kRight, kChunk * panels * kPanel);
-  std::fill_n(product, padded * columns, 0.0f);
-  std::vector<double> total(static_cast<size_t>(columns));
-  for (int64_t first = 0; first < pixels; first += kChunk) {
-    const int64_t n = std::min(kChunk, pixels - first);
-    const float* left = x + first * c.inputs;
-    if (first + n == pixels) {
-      // A row that no input has is read past the last pixel.
-      float* const copy = workspace(kLeft, n * c.inputs + kRows);
-      copy_rows(copy, left, 1, n * c.inputs, 1, n * c.inputs + kRows);
-      left = copy;
-    }
-    to_panels(right, grad_y + first * c.outputs, n, c.outputs, c.outputs, 1);
-    parallel_for(rows * panels, 1, threads, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) {
-        const int64_t row = i / panels * kRows, column = i % panels * kPanel;
-        float* const sum = product + row * columns + column;
-        multiply(sum, sum, left + row, right + column * n, kRows, std::min(kPanel, columns - column), n, 0, columns,
-                 columns, 1, c.inputs);
+  // The last kRows inputs are the last rows, of which the ones before may have some too.
+  const int64_t inputs = std::max<int64_t>(c.inputs, kRows), last_row = inputs - kRows;
+  const int64_t padded = round_up(inputs, kRows), columns = round_up(c.outputs, kWidth);
+  const Parts parts(pixels);
+  const int64_t size = padded * columns, panels = round_up(columns, kPanel) / kPanel;
+  float* const product = workspace(kProduct, parts.count * size);
+  const float* const nothing = zeros(kPanel);
+  std::vector<double> total(static_cast<size_t>(parts.count * columns));
+  // Few parts are shared out by their panels, too.
+  parallel_for(parts.count * panels, 1, threads, [&](int64_t begin, int64_t end) {
+    float* const right = workspace(kRight, kChunk * kPanel);
+    for (int64_t task = begin; task < end; ++task) {
+      const int64_t part = task / panels, column = task % panels * kPanel, width = std::min(kPanel, columns - column);
+      const int64_t first = parts.first(part), last = parts.first(part + 1);
+      float* const of_part = product + part * size + column;
+      for (int64_t i = 0; first == last && i < padded; ++i) std::fill_n(of_part + i * columns, width, 0.0f);
+      for (int64_t start = first; start < last; start += kChunk) {
+        const int64_t n = std::min(kChunk, last - start);
+        const float* left = x + start * c.inputs;
+        if (inputs > c.inputs) {
+          float* const copy = workspace(kLeft, n * kRows);
+          copy_rows(copy, left, n, c.inputs, n, kRows, c.inputs);
+          left = copy;
+        }
+        copy_rows(right, grad_y + start * c.outputs + column, n, std::min(kPanel, c.outputs - column), n, kPanel,
+                  c.outputs);
+        const bool more = start > first;
+        for (int64_t row = 0; row < padded; row += kRows) {
+          float* const sum = of_part + row * columns;
+          multiply(sum, more ? sum : nothing, left + std::min(row, last_row), right, kRows, width, n, 0, columns,
+                   more ? columns : 0, 1, inputs);
+        }
+        add_rows(total.data() + part * columns + column, right, n, width, 0);
       }
-    });
-    add_rows(total.data(), right, n, columns, n * kPanel);
-  }
-  for (int64_t j = 0; j < c.outputs; ++j) grad_bias[j] = static_cast<float>(total[static_cast<size_t>(j)]);
-  constexpr int64_t kBlock = 16;
-  for (int64_t first = 0; first < c.inputs; first += kBlock) {
-    for (int64_t j = 0; j < c.outputs; ++j) {
-      for (int64_t i = first; i < std::min(first + kBlock, c.inputs); ++i) {
-        grad_weight[i * c.input + j * c.output] = product[i * columns + j];
-      }
     }
-  }
+  });
+  add_parts(grad_bias, total, parts.count, c.outputs);
+  parallel_for((c.inputs + kBlock - 1) / kBlock, std::max<int64_t>(4096 / (kBlock * c.outputs), 1), threads,
+               [&](int64_t begin, int64_t end) {
+                 for (int64_t first = begin * kBlock; first < std::min(end * kBlock, c.inputs); first += kBlock) {
+                   for (int64_t j = 0; j < c.outputs; ++j) {
+                     for (int64_t i = first; i < std::min(first + kBlock, c.inputs); ++i) {
+                       float sum = 0;
+                       const int64_t row = i < last_row ? i : i - last_row + padded - kRows;
+                       for (int64_t part = 0; part < parts.count; ++part) sum += product[part * size + row * columns + j];
+                       grad_weight[i * c.input + j * c.output] = sum;
+                     }
+                   }
+                 }
+               });
 }
 
 }  // namespace
@@ -392,30 +448,24 @@ void mix_backward_weight(float* grad_weight, float* grad_bias, const float* grad
 void convolution(float* y, const float* add, const float* x, const float* weight, const float* bias, const Convolution& c,
                  int threads) {
   if (c.size == 1) {
-    float* const panels = workspace(kWeight, c.inputs * round_up(c.outputs, kPanel));
-    to_panels(panels, weight, c.inputs, c.outputs, c.input, c.output);
-    float* const start = workspace(kZeros, round_up(c.outputs, kWidth));
-    copy_rows(start, bias, 1, c.outputs, 1, round_up(c.outputs, kWidth));
-    mix(y, add, x, panels, start, c.batch * c.height * c.width, c.inputs, c.outputs, threads);
+    mix(y, add, x, weight, bias, c.batch * c.height * c.width, c.inputs, c.outputs, c.input, c.output, threads);
     return;
   }
-  float* const transformed = workspace(kWeight, kPoints * c.inputs * round_up(c.outputs, kPanel));
-  transform_weight(transformed, weight, c.inputs, c.outputs, c.input, c.output, c.tap, false, threads);
-  convolve(y, add, x, transformed, bias, Grid(c), c.inputs, c.outputs, threads);
+  convolve(y, add, x, bias, Grid(c), c.inputs, c.outputs, threads, [&](float* to, int helpers) {
+    transform_weight(to, weight, c.inputs, c.outputs, c.input, c.output, c.tap, false, helpers);
+  });
 }
 
 void convolution_backward_input(float* grad_x, const float* grad_y, const float* weight, const Convolution& c,
                                 int threads) {
   if (c.size == 1) {
-    float* const panels = workspace(kWeight, c.outputs * round_up(c.inputs, kPanel));
-    to_panels(panels, weight, c.outputs, c.inputs, c.output, c.input);
-    const float* const start = zeros(round_up(c.inputs, kWidth));
-    mix(grad_x, nullptr, grad_y, panels, start, c.batch * c.height * c.width, c.outputs, c.inputs, threads);
+    mix(grad_x, nullptr, grad_y, weight, nullptr, c.batch * c.height * c.width, c.outputs, c.inputs, c.output, c.input,
+        threads);
     return;
   }
-  float* const transformed = workspace(kWeight, kPoints * c.outputs * round_up(c.inputs, kPanel));
-  transform_weight(transformed, weight, c.outputs, c.inputs, c.output, c.input, c.tap, true, threads);
-  convolve(grad_x, nullptr, grad_y, transformed, nullptr, Grid(c), c.outputs, c.inputs, threads);
+  convolve(grad_x, nullptr, grad_y, nullptr, Grid(c), c.outputs, c.inputs, threads, [&](float* to, int helpers) {
+    transform_weight(to, weight, c.outputs, c.inputs, c.output, c.input, c.tap, true, helpers);
+  });
 }
 
 void convolution_backward_weight(float* grad_weight, float* grad_bias, const float* grad_y, const float* x,
@@ -425,35 +475,41 @@ void convolution_backward_weight(float* grad_weight, float* grad_bias, const flo
     return;
   }
   const Grid grid(c);
-  const int64_t padded = round_up(c.inputs, kRows), rows = padded / kRows, columns = round_up(c.outputs, kPanel);
+  const int64_t padded = round_up(c.inputs, kRows), columns = round_up(c.outputs, kPanel);
   const int64_t chunk = std::min(kChunk, grid.count);
-  // [points][inputs][outputs], with rows that no input has; and what is multiplied, readable up to those rows.
-  float* const product = workspace(kProduct, kPoints * padded * c.outputs);
-  float* const left = workspace(kLeft, kPoints * chunk * c.inputs + kRows);
-  float* const right = workspace(kRight, kPoints * chunk * columns);
+  // Each part adds up its own tiles: [parts][points][inputs][outputs], with rows that no input has.
+  const Parts parts(grid.count);
+  const int64_t size = kPoints * padded * c.outputs;
+  float* const product = workspace(kProduct, parts.count * size);
   const float* const outside = zeros(std::max(c.inputs, c.outputs));
-  std::fill_n(product, kPoints * padded * c.outputs, 0.0f);
-  std::fill_n(left + kPoints * chunk * c.inputs, kRows, 0.0f);
-  std::vector<double> total(static_cast<size_t>(c.outputs));
-  for (int64_t start = 0; start < grid.count; start += chunk) {
-    const int64_t tiles = std::min(chunk, grid.count - start);
-    parallel_for(tiles, 16, threads, [&](int64_t begin, int64_t end) {
-      transform_input(left + begin * c.inputs, x, outside, grid, c.inputs, start + begin, start + end, chunk);
-      transform_gradient(right + begin * kPanel, grad_y, outside, grid, c.outputs, start + begin,
-                         start + end, chunk);
-    });
-    parallel_for(kPoints * rows, 1, threads, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) {
-        const int64_t p = i / rows, row = i % rows * kRows;
-        float* const sum = product + (p * padded + row) * c.outputs;
-        multiply(sum, sum, left + p * chunk * c.inputs + row, right + p * chunk * columns, kRows, c.outputs, tiles,
-                 chunk * kPanel, c.outputs, c.outputs, 1, c.inputs);
+  std::vector<double> total(static_cast<size_t>(parts.count * c.outputs));
+  parallel_for(parts.count, 1, threads, [&](int64_t begin, int64_t end) {
+    // What is multiplied is readable up to the rows that no input has.
+    float* const left = workspace(kLeft, kPoints * chunk * c.inputs + kRows);
+    float* const right = workspace(kRight, kPoints * chunk * columns);
+    std::fill_n(left + kPoints * chunk * c.inputs, kRows, 0.0f);
+    for (int64_t part = begin; part < end; ++part) {
+      const int64_t first = parts.first(part), last = parts.first(part + 1);
+      float* const of_part = product + part * size;
+      if (first == last) std::fill_n(of_part, size, 0.0f);
+      for (int64_t start = first; start < last; start += chunk) {
+        const int64_t tiles = std::min(chunk, last - start);
+        transform_input(left, x, outside, grid, c.inputs, start, start + tiles, chunk);
+        transform_gradient(right, grad_y, outside, grid, c.outputs, start, start + tiles, chunk);
+        for (int64_t p = 0; p < kPoints; ++p) {
+          for (int64_t row = 0; row < padded; row += kRows) {
+            float* const sum = of_part + (p * padded + row) * c.outputs;
+            const bool more = start > first;
+            multiply(sum, more ? sum : outside, left + p * chunk * c.inputs + row, right + p * chunk * columns, kRows,
+                     c.outputs, tiles, chunk * kPanel, c.outputs, more ? c.outputs : 0, 1, c.inputs);
+          }
+        }
+        // At this point all four pixels of a tile are added.
+        add_rows(total.data() + part * c.outputs, right + 5 * chunk * columns, tiles, c.outputs, chunk * kPanel);
       }
-    });
-    // At this point all four pixels of a tile are added.
-    add_rows(total.data(), right + 5 * chunk * columns, tiles, c.outputs, chunk * kPanel);
-  }
-  for (int64_t j = 0; j < c.outputs; ++j) grad_bias[j] = static_cast<float>(total[static_cast<size_t>(j)]);
+    }
+  });
+  add_parts(grad_bias, total, parts.count, c.outputs);
   const int64_t point = padded * c.outputs;
   parallel_for(c.inputs, std::max<int64_t>(4096 / c.outputs, 1), threads, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
@@ -461,8 +517,12 @@ void convolution_backward_weight(float* grad_weight, float* grad_bias, const flo
         const float* from = product + i * c.outputs + j;
         V half[4][3], whole[3];
         for (int r = 0; r < 4; ++r) {
-          const float* q = from + 4 * r * point;
-          of_weight_backward(half[r], load(q), load(q + point), load(q + 2 * point), load(q + 3 * point));
+          V sums[4] = {};
+          for (int64_t part = 0; part < parts.count; ++part) {
+            const float* q = from + part * size + 4 * r * point;
+            for (int k = 0; k < 4; ++k) sums[k] += load(q + k * point);
+          }
+          of_weight_backward(half[r], sums[0], sums[1], sums[2], sums[3]);
         }
         for (int s = 0; s < 3; ++s) {
           of_weight_backward(whole, half[0][s], half[1][s], half[2][s], half[3][s]);

@@ -11,7 +11,8 @@ OPS = flows.OpTable(**{name: getattr(ops, name) for name in flows.OpTable._field
 class RealNVP(flows.RealNVP):
     __doc__ = flows.RealNVP.__doc__
     ops = OPS
-    network_class = networks.ResidualNetwork
+    residual_network = networks.ResidualNetwork
+    dense_network = networks.DenseNetwork
     memory_format = torch.channels_last
 
 

@@ -87,3 +87,17 @@ class _Norms:
             unbiased = torch._foreach_mul(variances, ratios)
             torch._foreach_lerp_([layer.running_var for layer in layers], list(unbiased), MOMENTUM)
             torch._foreach_add_([layer.num_batches_tracked for layer in layers], 1)
+
+
+class DenseNetwork(networks.DenseNetwork):
+    """Linear layers as 1x1 convolutions."""
+
+    def forward(self, x: Tensor) -> Tensor:  # [B, inputs] -> [B, outputs]
+        h = x[:, :, None, None]
+        for layer in self:
+            h = (
+                ops.convolution(h, layer.weight[:, :, None, None], layer.bias)
+                if isinstance(layer, nn.Linear)
+                else layer(h)
+            )
+        return h.flatten(1)

@@ -218,14 +218,24 @@ class DenseCoupling(Coupling):
         condition: features of the condition, 0 for none.
         hidden, layers: of the network.
         norm: see :class:`Coupling`.
+        network_class: the network, as it is to be run.
         ops: the op table.
     """
 
     def __init__(
-        self, kept: int, transformed: int, condition: int, *, hidden: int, layers: int, norm: str, ops: OpTable
+        self,
+        kept: int,
+        transformed: int,
+        condition: int,
+        *,
+        hidden: int,
+        layers: int,
+        norm: str,
+        ops: OpTable,
+        network_class: type[DenseNetwork] = DenseNetwork,
     ) -> None:
         super().__init__(transformed, norm, ops)
-        self.network = DenseNetwork(kept + condition, 2 * transformed, hidden=hidden, layers=layers)
+        self.network = network_class(kept + condition, 2 * transformed, hidden=hidden, layers=layers)
 
     def forward(self, x: Tensor, kept: Tensor, log_det: Tensor, condition: Tensor | None) -> tuple[Tensor, Tensor]:
         y, log_det = self.ops.affine_coupling(x, self._raw(kept, condition), self.scale, log_det)
@@ -238,7 +248,8 @@ class DenseCoupling(Coupling):
 
     def _raw(self, kept: Tensor, condition: Tensor | None) -> Tensor:
         with self.precision(kept):
-            return self.network(kept if condition is None else torch.cat((kept, condition), 1))
+            raw: Tensor = self.network(kept if condition is None else torch.cat((kept, condition), 1))
+            return raw
 
 
 def scale_parameters(module: nn.Module) -> list[nn.Parameter]:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from pnf.flows.couplings import ActNorm, ConvCoupling, DenseCoupling, make_norm
-from pnf.flows.networks import ResidualNetwork
+from pnf.flows.networks import DenseNetwork, ResidualNetwork
 from pnf.flows.op_table import OpTable
 from pnf.flows.pretrained import Pretrained
 from pnf.flows.shapes import (
@@ -60,7 +60,8 @@ class RealNVP(Pretrained):
     """
 
     ops: ClassVar[OpTable]
-    network_class: ClassVar[type[ResidualNetwork]] = ResidualNetwork
+    residual_network: ClassVar[type[ResidualNetwork]] = ResidualNetwork
+    dense_network: ClassVar[type[DenseNetwork]] = DenseNetwork
     memory_format: ClassVar[torch.memory_format] = torch.preserve_format
 
     def __init__(
@@ -238,6 +239,7 @@ class _DenseFlow(nn.Module):
                 layers=owner.blocks,
                 norm=owner.norm,
                 ops=owner.ops,
+                network_class=owner.dense_network,
             )
             for i in range(owner.num_couplings)
         )
@@ -287,7 +289,7 @@ class _Scale(nn.Module):
                     kernel=kernel,
                     norm=owner.norm,
                     ops=owner.ops,
-                    network_class=owner.network_class,
+                    network_class=owner.residual_network,
                 )
                 for i in range(count)
             )
