@@ -138,13 +138,15 @@ void add_parts(float* sum, const std::vector<double>& parts, int64_t count, int6
 }
 
 // total[j] += sum over i of b[i][j], of few enough rows at a time that float holds their sums.
-void add_rows(double* total, const float* b, int64_t rows, int64_t columns, int64_t panel) {
+void add_rows(double* total, const float* b, int64_t rows, int64_t columns, int64_t row) {
   for (int64_t j = 0; j < columns; j += kWidth) {
-    const float* from = b + j / kPanel * panel + j % kPanel;
+    const int64_t n = std::min(kWidth, columns - j);
     for (int64_t first = 0; first < rows; first += 32) {
       V sum{};
-      for (int64_t i = first; i < std::min(first + 32, rows); ++i) sum += load(from + i * kPanel);
-      for (int64_t k = 0; k < kWidth; ++k) total[j + k] += static_cast<double>(sum[k]);
+      for (int64_t i = first; i < std::min(first + 32, rows); ++i) {
+        sum += n == kWidth ? load(b + i * row + j) : load_part(b + i * row + j, n);
+      }
+      for (int64_t k = 0; k < n; ++k) total[j + k] += static_cast<double>(sum[k]);
     }
   }
 }
@@ -389,58 +391,56 @@ void mix(float* y, const float* add, const float* x, const float* weight, const 
   });
 }
 
+// grad_weight is [outputs][inputs].
 void mix_backward_weight(float* grad_weight, float* grad_bias, const float* grad_y, const float* x, int64_t pixels,
-                         const Convolution& c, int threads) {
-  // The last kRows inputs are the last rows, of which the ones before may have some too.
-  const int64_t inputs = std::max<int64_t>(c.inputs, kRows), last_row = inputs - kRows;
-  const int64_t padded = round_up(inputs, kRows), columns = round_up(c.outputs, kWidth);
+                         int64_t inputs, int64_t outputs, int threads) {
+  // The last kRows outputs are the last rows, of which the ones before may have some too.
+  const int64_t wide = std::max<int64_t>(outputs, kRows), last_row = wide - kRows;
+  const int64_t padded = round_up(wide, kRows), columns = round_up(inputs, kWidth), panels = round_up(inputs, kPanel) / kPanel;
   const Parts parts(pixels);
-  const int64_t size = padded * columns, panels = round_up(columns, kPanel) / kPanel;
-  float* const product = workspace(kProduct, parts.count * size);
+  // What is neither padded nor added up goes where it belongs.
+  const bool direct = pixels > 0 && pixels <= kChunk && wide == outputs && columns == inputs;
+  const int64_t size = padded * columns;
+  float* const product = direct ? grad_weight : workspace(kProduct, parts.count * size);
   const float* const nothing = zeros(kPanel);
-  std::vector<double> total(static_cast<size_t>(parts.count * columns));
-  // Few parts are shared out by their panels, too.
-  parallel_for(parts.count * panels, 1, threads, [&](int64_t begin, int64_t end) {
+  std::vector<double> total(static_cast<size_t>(parts.count * outputs));
+  const int64_t grain = pixels * inputs * outputs < (1 << 16) ? parts.count * panels : 1;
+  parallel_for(parts.count * panels, grain, threads, [&](int64_t begin, int64_t end) {
     float* const right = workspace(kRight, kChunk * kPanel);
     for (int64_t task = begin; task < end; ++task) {
-      const int64_t part = task / panels, column = task % panels * kPanel, width = std::min(kPanel, columns - column);
+      const int64_t part = task / panels, j = task % panels * kPanel;
       const int64_t first = parts.first(part), last = parts.first(part + 1);
-      float* const of_part = product + part * size + column;
-      for (int64_t i = 0; first == last && i < padded; ++i) std::fill_n(of_part + i * columns, width, 0.0f);
+      const int64_t written = std::min(kPanel, inputs - j), width = round_up(written, kWidth);
+      float* const to = product + part * size + j;
+      for (int64_t i = 0; first == last && i < padded; ++i) std::fill_n(to + i * columns, width, 0.0f);
       for (int64_t start = first; start < last; start += kChunk) {
         const int64_t n = std::min(kChunk, last - start);
-        const float* left = x + start * c.inputs;
-        if (inputs > c.inputs) {
+        const float* left = grad_y + start * outputs;
+        if (j == 0) add_rows(total.data() + part * outputs, left, n, outputs, outputs);
+        if (wide > outputs) {
           float* const copy = workspace(kLeft, n * kRows);
-          copy_rows(copy, left, n, c.inputs, n, kRows, c.inputs);
+          copy_rows(copy, left, n, outputs, n, kRows, outputs);
           left = copy;
         }
-        copy_rows(right, grad_y + start * c.outputs + column, n, std::min(kPanel, c.outputs - column), n, kPanel,
-                  c.outputs);
+        copy_rows(right, x + start * inputs + j, n, written, n, kPanel, inputs);
         const bool more = start > first;
         for (int64_t row = 0; row < padded; row += kRows) {
-          float* const sum = of_part + row * columns;
-          multiply(sum, more ? sum : nothing, left + std::min(row, last_row), right, kRows, width, n, 0, columns,
-                   more ? columns : 0, 1, inputs);
+          const int64_t from = std::min(row, last_row);
+          float* const sum = to + (direct ? from : row) * columns;
+          multiply(sum, more ? sum : nothing, left + from, right, kRows, width, n, 0, columns, more ? columns : 0, 1, wide);
         }
-        add_rows(total.data() + part * columns + column, right, n, width, 0);
       }
     }
   });
-  add_parts(grad_bias, total, parts.count, c.outputs);
-  parallel_for((c.inputs + kBlock - 1) / kBlock, std::max<int64_t>(4096 / (kBlock * c.outputs), 1), threads,
-               [&](int64_t begin, int64_t end) {
-                 for (int64_t first = begin * kBlock; first < std::min(end * kBlock, c.inputs); first += kBlock) {
-                   for (int64_t j = 0; j < c.outputs; ++j) {
-                     for (int64_t i = first; i < std::min(first + kBlock, c.inputs); ++i) {
-                       float sum = 0;
-                       const int64_t row = i < last_row ? i : i - last_row + padded - kRows;
-                       for (int64_t part = 0; part < parts.count; ++part) sum += product[part * size + row * columns + j];
-                       grad_weight[i * c.input + j * c.output] = sum;
-                     }
-                   }
-                 }
-               });
+  add_parts(grad_bias, total, parts.count, outputs);
+  if (direct) return;
+  for (int64_t i = 0; i < outputs; ++i) {
+    const float* const from = product + (i < last_row ? i : i - last_row + padded - kRows) * columns;
+    std::copy_n(from, inputs, grad_weight + i * inputs);
+    for (int64_t part = 1; part < parts.count; ++part) {
+      for (int64_t j = 0; j < inputs; ++j) grad_weight[i * inputs + j] += from[part * size + j];
+    }
+  }
 }
 
 }  // namespace
@@ -471,7 +471,7 @@ void convolution_backward_input(float* grad_x, const float* grad_y, const float*
 void convolution_backward_weight(float* grad_weight, float* grad_bias, const float* grad_y, const float* x,
                                  const Convolution& c, int threads) {
   if (c.size == 1) {
-    mix_backward_weight(grad_weight, grad_bias, grad_y, x, c.batch * c.height * c.width, c, threads);
+    mix_backward_weight(grad_weight, grad_bias, grad_y, x, c.batch * c.height * c.width, c.inputs, c.outputs, threads);
     return;
   }
   const Grid grid(c);
@@ -505,7 +505,10 @@ void convolution_backward_weight(float* grad_weight, float* grad_bias, const flo
           }
         }
         // At this point all four pixels of a tile are added.
-        add_rows(total.data() + part * c.outputs, right + 5 * chunk * columns, tiles, c.outputs, chunk * kPanel);
+        for (int64_t j = 0; j < c.outputs; j += kPanel) {
+          add_rows(total.data() + part * c.outputs + j, right + 5 * chunk * columns + j * chunk, tiles,
+                   std::min(kPanel, c.outputs - j), kPanel);
+        }
       }
     }
   });
