@@ -60,7 +60,7 @@ def conditioner_input(
     v = v * gain
     parts = [v.relu(), (-v).relu()]
     if mask == "checkerboard":
-        parts.append(mask_apply(torch.ones_like(wide[:, :1]), mask, parity))
+        parts.append(mask_apply(wide.new_ones(wide.shape[0], 1, *wide.shape[2:]), mask, parity))
     h = torch.cat(parts, 1).to(x.dtype)
     return h if condition is None else torch.cat((h, condition), 1), mean, var
 
