@@ -33,11 +33,28 @@ def table(benchmarks: Sequence[dict[str, Any]]) -> str:
                 f"{info['share_of_floor']:.0%}",
             ]
         )
-    widths = [max(map(len, column)) for column in zip(COLUMNS, *lines, strict=True)]
-    ruler = ["-" * w if i < 3 else "-" * (w - 1) + ":" for i, w in enumerate(widths)]
+    return markdown(COLUMNS, lines, left=3)
+
+
+def model_table(rows: Sequence[dict[str, Any]]) -> str:
+    """A line for each contestant, its time over that of the first of its row, and that of pnf over its own."""
+    cells = []
+    for row in rows:
+        times: dict[str, float] = row["seconds"]
+        first = next(iter(times.values()))
+        ours = next(seconds for name, seconds in times.items() if name.startswith("pnf"))
+        for i, (name, seconds) in enumerate(times.items()):
+            cells.append(["" if i else row["name"], name, time(seconds), f"{seconds / first:.2f}", f"{ours / seconds:.2f}"])
+    return markdown(["whole model", "", "time", "of the first", "pnf of it"], cells, left=2)
+
+
+def markdown(head: Sequence[str], lines: Sequence[Sequence[str]], left: int) -> str:
+    """A table whose first columns are flush left and the others flush right."""
+    widths = [max(map(len, column)) for column in zip(head, *lines, strict=True)]
+    ruler = ["-" * w if i < left else "-" * (w - 1) + ":" for i, w in enumerate(widths)]
     rows = [
-        [cell.ljust(w) if i < 3 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True))]
-        for line in [COLUMNS, *lines]
+        [cell.ljust(w) if i < left else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True))]
+        for line in [head, *lines]
     ]
     return "\n".join(f"| {' | '.join(row)} |" for row in [rows[0], ruler, *rows[1:]])
 

@@ -84,7 +84,7 @@ void weight_norm_backward(const std::vector<LayerBackward>& layers, DType dtype,
         static_cast<T*>(layer.grad_magnitude)[row] = narrow<T>(along * inverse);
       }
       // Below the least norm, the norm is a constant.
-      const C through = square >= static_cast<C>(kLeastSquare) ? along * inverse * inverse : C{0};
+      const C through = square >= static_cast<C>(kLeastSquare) ? along / square : C{0};
       for_vectors<C>(
           0, layer.length, [&](int64_t i) { store(out + i, (load(grad + i) - load(x + i) * through) * scale); },
           [&](int64_t i, int64_t n) {

@@ -121,7 +121,7 @@ __device__ void normalise(const LayerBackward& layer, int64_t row) {
     if (threadIdx.x == 0) static_cast<T*>(layer.grad_magnitude)[row] = narrow<T>(along * inverse);
   }
   // Below the least norm, the norm is a constant.
-  const C through = square < static_cast<C>(kLeastSquare) ? C{0} : along * inverse * inverse;
+  const C through = square < static_cast<C>(kLeastSquare) ? C{0} : along / square;
   for_entries<V>(layer.length, [&](int64_t i) {
     const Line a = *reinterpret_cast<const Line*>(x + i), b = *reinterpret_cast<const Line*>(grad + i);
     Line line;

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from pnf import reference
+from pnf import fast
 from pnf.data import Images, dequantize
 from pnf.flows.pretrained import WEIGHTS_NAME
 from pnf.training.batches import TEST_NOISE, seeded
@@ -128,7 +128,7 @@ def load_run(folder: Path) -> tuple[RunConfig, Flow]:
     model = folder / MODEL
     if not (model / WEIGHTS_NAME).is_file():
         raise RunError(f"the training in {folder} is not finished; go on with: pnf train --resume {folder}")
-    kind = reference.RealNVP if config.model == "realnvp" else reference.ProgressiveFlow
+    kind = fast.RealNVP if config.model == "realnvp" else fast.ProgressiveFlow
     try:
         flow: Flow = kind.from_pretrained(model)
     except (ValueError, FileNotFoundError) as error:

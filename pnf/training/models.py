@@ -4,7 +4,7 @@ from typing import Any, TypeAlias
 
 import torch
 
-from pnf import reference
+from pnf import fast
 from pnf.flows import ProgressiveFlow, RealNVP
 from pnf.training.config import RunConfig, RunError
 
@@ -33,10 +33,10 @@ def build_flow(config: RunConfig, channels: int) -> Flow:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             if config.model == "realnvp":
-                return reference.RealNVP(
+                return fast.RealNVP(
                     shape, alpha=BASELINE_ALPHA if config.alpha is None else config.alpha, **settings
                 )
-            return reference.ProgressiveFlow(
+            return fast.ProgressiveFlow(
                 shape, config.levels, axes=config.axes, detail=config.detail, alpha=config.alpha, **settings
             )
     except (TypeError, ValueError) as error:

@@ -11,7 +11,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import Tensor
 
 from pnf.data import Images
-from pnf.reference import ProgressiveFlow, RealNVP
+from pnf.flows import ProgressiveFlow, RealNVP
 from pnf.training import RunConfig, RunError, load_run, train
 from pnf.training.units import Unit
 

@@ -1,0 +1,306 @@
+"""Whole models against the reference, torch.compile and others' flows: ``python benchmarks/models.py FILE.json``.
+
+Each row is one interleaved run, and its results are medians: only what runs by turns can be compared. The table goes to
+the screen; ``benchmarks/report.py`` makes it from the file, too.
+"""
+
+import argparse
+import gc
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from report import model_table
+from rich.progress import track
+from torch import Tensor
+from torch.nn.functional import conv2d
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import pnf
+from pnf import fast, reference
+
+Call = Callable[[], Any]
+
+CONV = {"coupling": "conv", "hidden": 64, "blocks": 4, "norm": "batch", "scales": 1}
+DENSE = {"coupling": "dense", "hidden": 256, "blocks": 2, "num_couplings": 6}
+
+SECONDS = 20.0
+ROUNDS = (5, 60)
+
+
+class Row(NamedTuple):
+    """What is timed against one another.
+
+    Attributes:
+        name: of the row.
+        calls: the contestants; the first is the reference.
+    """
+
+    name: str
+    calls: dict[str, Call]
+
+
+def build(module: Any, shape: tuple[int, ...], settings: dict[str, Any]) -> Any:
+    torch.manual_seed(0)
+    return module.ProgressiveFlow(shape, 2, **settings)
+
+
+def step(flow: torch.nn.Module, loss: Callable[..., Tensor], *inputs: Tensor) -> Call:
+    """A step of training with Adam."""
+    optimizer = torch.optim.Adam(flow.parameters(), lr=1e-5, fused=True)
+
+    def run() -> None:
+        optimizer.zero_grad()
+        loss(*inputs).backward()
+        optimizer.step()
+
+    return run
+
+
+def nll(flow: Any) -> Callable[..., Tensor]:
+    return lambda *inputs: -flow.log_prob(*inputs).mean()
+
+
+class Recorder(TorchDispatchMode):
+    """The convolutions and matrix products of what runs inside it, and how many multiplications they take."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convolutions: list[tuple[torch.Size, torch.Size, list[int]]] = []
+        self.products: list[tuple[torch.Size, torch.Size]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten.convolution.default:
+            self.convolutions.append((args[0].shape, args[1].shape, args[4]))
+        elif func is torch.ops.aten.addmm.default:
+            self.products.append((args[1].shape, args[2].shape))
+        return func(*args, **(kwargs or {}))
+
+    def flops(self) -> int:
+        """Of the convolutions: two for each multiplication."""
+        return sum(2 * x[0] * x[2] * x[3] * w.numel() for x, w, _ in self.convolutions)
+
+
+def record(function: Call) -> Recorder:
+    with Recorder() as recorder, torch.no_grad():
+        function()
+    return recorder
+
+
+def alone(recorder: Recorder, backward: bool) -> Call:
+    """The convolutions and products by themselves, the channels last in memory."""
+    cases: list[tuple[Callable[..., Tensor], list[Tensor], Tensor]] = []
+    for x, w, padding in recorder.convolutions:
+        tensors = [torch.randn(shape).contiguous(memory_format=torch.channels_last) for shape in (x, w)]
+        leaves = [t.requires_grad_(backward) for t in (*tensors, torch.randn(w[0]))]
+        function = lambda a, b, c, padding=padding: conv2d(a, b, c, padding=padding)  # noqa: E731
+        cases.append((function, leaves, torch.randn_like(function(*leaves))))
+    for x, w in recorder.products:
+        leaves = [t.requires_grad_(backward) for t in (torch.randn(w[1]), torch.randn(x), torch.randn(w))]
+        cases.append((torch.addmm, leaves, torch.randn(x[0], w[1])))
+
+    def run() -> None:
+        for function, leaves, grad in cases:
+            y = function(*leaves)
+            if backward:
+                torch.autograd.grad(y, leaves, grad)
+
+    return run
+
+
+def training_rows(compiled: bool) -> Iterator[Row]:
+    for name, shape, settings, batch, what in (
+        ("conv, batch 16", (3, 32, 32), CONV, 16, "convolutions alone"),
+        ("MNIST dense, batch 128", (1, 32, 32), DENSE, 128, "matrix products alone"),
+    ):
+        x = torch.rand(batch, *shape)
+        plain, ours = build(reference, shape, settings), build(fast, shape, settings)
+        calls = {"reference": step(plain, nll(plain), x), "pnf": step(ours, nll(ours), x)}
+        if compiled:
+            other = build(reference, shape, settings)
+            calls["compiled"] = step(other, torch.compile(nll(other), fullgraph=True, dynamic=False), x)
+        calls[what] = alone(record(lambda plain=plain, x=x: plain.log_prob(x)), backward=True)
+        if settings is CONV:
+            low = build(fast, shape, settings).set_network_dtype(torch.bfloat16)
+            calls["pnf, bfloat16 networks"] = step(low, nll(low), x)
+        yield Row(f"training step, {name}", calls)
+
+
+def inference_rows(compiled: bool) -> Iterator[Row]:
+    shape = (3, 32, 32)
+    plain, ours = (build(module, shape, CONV).eval() for module in (reference, fast))
+    for batch in (16, 1):
+        x, z = torch.rand(batch, *shape), torch.randn(batch, 3072)
+        for name, method, argument in (("log_prob", "log_prob", x), ("sample", "inverse", z)):
+            functions = {"reference": getattr(plain, method), "pnf": getattr(ours, method)}
+            if compiled:
+                torch._dynamo.reset()
+                functions["compiled"] = torch.compile(getattr(plain, method), fullgraph=True, dynamic=False)
+            calls = {key: lambda f=f, a=argument: quiet(f, a) for key, f in functions.items()}
+            yield Row(f"{name}, conv, evaluation, batch {batch}", calls)
+
+
+def quiet(function: Callable[..., Any], *arguments: Tensor) -> None:
+    with torch.no_grad():
+        function(*arguments)
+
+
+def peers() -> dict[str, Any]:
+    """Flows of 8 affine couplings over 12 x 16 x 16, each with a residual network 64 wide, made of others' parts."""
+    size, channels, couplings, hidden, blocks = (12, 16, 16), 12, 8, 64, 4
+    found: dict[str, Any] = {}
+
+    class Network(torch.nn.Module):
+        """The plain network of their examples: no normalisation, no skip connections but in its blocks."""
+
+        def __init__(self, inputs: int, outputs: int) -> None:
+            super().__init__()
+            self.first = torch.nn.Conv2d(inputs, hidden, 3, padding=1)
+            self.blocks = torch.nn.ModuleList(
+                torch.nn.Sequential(
+                    torch.nn.ReLU(),
+                    torch.nn.Conv2d(hidden, hidden, 3, padding=1),
+                    torch.nn.ReLU(),
+                    torch.nn.Conv2d(hidden, hidden, 3, padding=1),
+                )
+                for _ in range(blocks)
+            )
+            self.last = torch.nn.Conv2d(hidden, outputs, 1)
+
+        def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:  # noqa: ARG002 - nflows gives one
+            h = self.first(x)
+            for block in self.blocks:
+                h = h + block(h)
+            return self.last(h.relu())
+
+    try:
+        import normflows
+
+        base = normflows.distributions.DiagGaussian(size, trainable=False)
+        flows = [
+            layer
+            for _ in range(couplings)
+            for layer in (
+                normflows.flows.AffineCouplingBlock(Network(channels // 2, channels), scale_map="exp"),
+                normflows.flows.Permute(channels, mode="swap"),
+            )
+        ]
+        model = normflows.NormalizingFlow(base, flows)
+        found["normflows"] = (model, model.log_prob, lambda n, m=model: m.sample(n))
+    except ImportError:
+        pass
+    try:
+        from nflows import distributions, flows, transforms
+
+        masks = [(torch.arange(channels) + i) % 2 for i in range(couplings)]
+        model = flows.Flow(
+            transforms.CompositeTransform([transforms.AffineCouplingTransform(mask, Network) for mask in masks]),
+            distributions.StandardNormal(size),
+        )
+        found["nflows"] = (model, model.log_prob, lambda n, m=model: m.sample(n))
+    except ImportError:
+        pass
+    try:
+        from FrEIA import framework, modules
+
+        model = framework.SequenceINN(*size)
+        for _ in range(couplings):
+            model.append(modules.RNVPCouplingBlock, subnet_constructor=Network)
+
+        def log_prob(x: Tensor, m: Any = model) -> Tensor:
+            z, log_det = m(x)
+            return log_det - 0.5 * z.flatten(1).square().sum(1)
+
+        found["FrEIA"] = (model, log_prob, lambda n, m=model: m(torch.randn(n, *size), rev=True))
+    except ImportError:
+        pass
+    return found
+
+
+def peer_rows() -> Iterator[Row]:
+    """Time over convolution FLOPs, ours being those of a flow with as many couplings as wide."""
+    x = torch.randn(16, 12, 16, 16)
+    torch.manual_seed(0)
+    ours = fast.RealNVP((12, 16, 16), hidden=64, blocks=4, num_couplings=7, scales=1, norm="act")
+    ours(x)
+    plain = reference.RealNVP((12, 16, 16), hidden=64, blocks=4, num_couplings=7, scales=1, norm="act")
+    plain(x)
+    work = {"pnf": record(lambda: plain.log_prob(x)).flops()}
+    models = {"pnf": (ours, ours.log_prob, lambda n: ours.sample(n)), **peers()}
+    for name, (_, log_prob, _) in models.items():
+        work.setdefault(name, record(lambda f=log_prob: f(x)).flops())
+    labels = {name: f"{name} ({work[name] / 1e9:.1f} GFLOP)" for name in models}
+    yield Row(
+        "training step of 8 couplings, 12x16x16, batch 16",
+        {labels[k]: step(m, lambda x, f=f: -f(x).mean(), x) for k, (m, f, _) in models.items()},
+    )
+    for model, *_ in models.values():
+        model.eval()
+    yield Row("log_prob of the same", {labels[k]: lambda f=f: quiet(f, x) for k, (_, f, _) in models.items()})
+    yield Row("sample of the same", {labels[k]: lambda f=f: quiet(lambda: f(16)) for k, (_, _, f) in models.items()})
+
+
+def race(row: Row) -> dict[str, list[float]]:
+    """Seconds of each call in each round."""
+
+    def timed(call: Call) -> float:
+        start = time.perf_counter()
+        call()
+        return time.perf_counter() - start
+
+    for call in row.calls.values():
+        call()
+    once = sum(timed(call) for call in row.calls.values())
+    rounds = min(max(round(SECONDS / once), ROUNDS[0]), ROUNDS[1])
+    durations: dict[str, list[float]] = {name: [] for name in row.calls}
+    order = list(row.calls)
+    gc.collect()
+    gc.disable()
+    for _ in range(rounds):
+        order = [*order[1:], order[0]]
+        for name in order:
+            durations[name].append(timed(row.calls[name]))
+    gc.enable()
+    return durations
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("results", type=Path)
+    parser.add_argument("--only", default="", help="rows whose name has this in it")
+    parser.add_argument("--no-compile", action="store_true", help="without torch.compile, which takes minutes")
+    options = parser.parse_args()
+    compiled = not options.no_compile
+    rows = []
+    makers = (training_rows(compiled), inference_rows(compiled), peer_rows())
+    for maker in track(makers, "models"):
+        for row in maker:
+            if options.only in row.name:
+                rows.append({"name": row.name, "seconds": {k: statistics.median(v) for k, v in race(row).items()}})
+                options.results.write_text(json.dumps({"machine": machine(), "rows": rows}, indent=2))
+    print(model_table(rows))
+
+
+def machine() -> dict[str, Any]:
+    return {
+        "processor": processor(),
+        "threads": torch.get_num_threads(),
+        "pnf": pnf.__version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def processor() -> str:
+    info = Path("/proc/cpuinfo")
+    names = [line for line in info.read_text().splitlines() if line.startswith("model name")] if info.exists() else []
+    return names[0].partition(":")[2].strip() if names else platform.machine()
+
+
+if __name__ == "__main__":
+    main()
