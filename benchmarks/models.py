@@ -210,7 +210,7 @@ def peers() -> dict[str, Any]:
 
         model = framework.SequenceINN(*size)
         for _ in range(couplings):
-            model.append(modules.RNVPCouplingBlock, subnet_constructor=Network)
+            model.append(modules.AllInOneBlock, subnet_constructor=Network)
 
         def log_prob(x: Tensor, m: Any = model) -> Tensor:
             z, log_det = m(x)

@@ -44,7 +44,9 @@ def model_table(rows: Sequence[dict[str, Any]]) -> str:
         first = next(iter(times.values()))
         ours = next(seconds for name, seconds in times.items() if name.startswith("pnf"))
         for i, (name, seconds) in enumerate(times.items()):
-            cells.append(["" if i else row["name"], name, time(seconds), f"{seconds / first:.2f}", f"{ours / seconds:.2f}"])
+            cells.append(
+                ["" if i else row["name"], name, time(seconds), f"{seconds / first:.2f}", f"{ours / seconds:.2f}"]
+            )
     return markdown(["whole model", "", "time", "of the first", "pnf of it"], cells, left=2)
 
 

@@ -5,6 +5,7 @@ calls; a failing one is shrunk and printed.
 """
 
 import argparse
+import math
 import os
 import sys
 from collections import Counter
@@ -305,9 +306,11 @@ def convolution(make: Maker) -> Call:
 
 @family
 def weight_norm(make: Maker) -> Call:
-    shapes = [make.shape((1, 4)) for _ in range(make.draw(st.integers(1, 3)))]
-    # Where a row has one entry, its gradient is a difference of equals, over that entry: it must not be tiny.
-    directions = [x + x.sign() / 2 for x in (make.normal(*shape) for shape in shapes)]
+    shapes = [list(make.shape((2, 4))) for _ in range(make.draw(st.integers(1, 3)))]
+    for shape in shapes:
+        # The gradient of a row of one entry is 0, but for the rounding errors of differences.
+        shape[-1] += math.prod(shape[1:]) == 1
+    directions = [make.normal(*shape) for shape in shapes]
     magnitudes = [
         make.normal(shape[0], *[1] * (len(shape) - 1)) if make.draw(st.booleans()) else None for shape in shapes
     ]

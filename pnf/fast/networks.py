@@ -8,7 +8,7 @@ from torch.nn.functional import relu
 
 from pnf import ops
 from pnf.flows import networks
-from pnf.flows.networks import MOMENTUM, NETWORK_EPS, Block, InputNorm, WeightNormConv2d
+from pnf.flows.networks import NETWORK_EPS, Block, InputNorm, WeightNormConv2d
 
 
 class ResidualNetwork(networks.ResidualNetwork):
@@ -82,10 +82,11 @@ class _Norms:
         if not self.batches:
             return
         layers, means, variances, ratios = (list(column) for column in zip(*self.batches, strict=True))
+        momentum = layers[0].momentum
         with torch.no_grad():
-            torch._foreach_lerp_([layer.running_mean for layer in layers], means, MOMENTUM)
+            torch._foreach_lerp_([layer.running_mean for layer in layers], means, momentum)
             unbiased = torch._foreach_mul(variances, ratios)
-            torch._foreach_lerp_([layer.running_var for layer in layers], list(unbiased), MOMENTUM)
+            torch._foreach_lerp_([layer.running_var for layer in layers], list(unbiased), momentum)
             torch._foreach_add_([layer.num_batches_tracked for layer in layers], 1)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pnf.flows.networks import NETWORK_EPS, DenseNetwork, ResidualNetwork, WeightNormConv2d
+from pnf.flows.networks import MOMENTUM, NETWORK_EPS, DenseNetwork, ResidualNetwork, WeightNormConv2d
 from pnf.flows.op_table import OpTable
 
 
@@ -16,8 +16,14 @@ class FlowNorm(nn.Module):
     """An invertible normalisation of each channel: ``x, log_det -> y, log_det``."""
 
     @abstractmethod
-    def inverse(self, y: Tensor, log_det: Tensor) -> tuple[Tensor, Tensor]:
-        """The inverse of ``forward``."""
+    def inverse(
+        self, y: Tensor, log_det: Tensor, statistics: tuple[Tensor, ...] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The inverse of ``forward``, with its statistics or those of evaluation."""
+
+    @abstractmethod
+    def statistics(self, x: Tensor) -> tuple[Tensor, ...]:
+        """What ``forward`` normalises x by."""
 
 
 class ActNorm(FlowNorm):
@@ -39,13 +45,26 @@ class ActNorm(FlowNorm):
         # The flag lives in a buffer, so that it is saved; its copy here spares a device synchronisation a step.
         self._ready = False
 
-    def forward(self, x: Tensor, log_det: Tensor) -> tuple[Tensor, Tensor]:
+    def statistics(self, x: Tensor) -> tuple[Tensor, ...]:  # noqa: ARG002
+        return ()
+
+    def forward(
+        self,
+        x: Tensor,
+        log_det: Tensor,
+        statistics: tuple[Tensor, ...] | None = None,  # noqa: ARG002
+    ) -> tuple[Tensor, Tensor]:
         if self.training and not self._ready:
             self._initialize(x.detach())
         shift, log_scale = self._aligned(x)
         return (x + shift) * log_scale.exp(), log_det + self._log_det(x)
 
-    def inverse(self, y: Tensor, log_det: Tensor) -> tuple[Tensor, Tensor]:
+    def inverse(
+        self,
+        y: Tensor,
+        log_det: Tensor,
+        statistics: tuple[Tensor, ...] | None = None,  # noqa: ARG002
+    ) -> tuple[Tensor, Tensor]:
         shift, log_scale = self._aligned(y)
         return y * (-log_scale).exp() - shift, log_det - self._log_det(y)
 
@@ -92,22 +111,33 @@ class BatchNormFlow(FlowNorm):
         super().__init__()
         self.register_buffer("running_mean", torch.zeros(channels))
         self.register_buffer("running_var", torch.ones(channels))
+        self.momentum = MOMENTUM
 
-    def forward(self, x: Tensor, log_det: Tensor) -> tuple[Tensor, Tensor]:
-        mean, var = self.running_mean, self.running_var
+    def statistics(self, x: Tensor) -> tuple[Tensor, ...]:
+        if not (self.training and x.numel()):
+            return self.running_mean, self.running_var
+        var, mean = torch.var_mean(x, [d for d in range(x.dim()) if d != 1], correction=0)
+        return mean, var
+
+    def forward(
+        self, x: Tensor, log_det: Tensor, statistics: tuple[Tensor, ...] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        mean, var = self.statistics(x) if statistics is None else statistics
         if self.training and x.numel():
-            var, mean = torch.var_mean(x, [d for d in range(x.dim()) if d != 1], correction=0)
             with torch.no_grad():
-                self.running_mean.lerp_(mean.detach(), 0.1)
-                self.running_var.lerp_(var.detach(), 0.1)
+                self.running_mean.lerp_(mean.detach(), self.momentum)
+                self.running_var.lerp_(var.detach(), self.momentum)
         shape = (-1, *(1,) * (x.dim() - 2))
         y = (x - mean.view(shape)) * (var + NETWORK_EPS).rsqrt().view(shape)
         return y, log_det + self._log_det(x, var)
 
-    def inverse(self, y: Tensor, log_det: Tensor) -> tuple[Tensor, Tensor]:
+    def inverse(
+        self, y: Tensor, log_det: Tensor, statistics: tuple[Tensor, ...] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        mean, var = statistics or (self.running_mean, self.running_var)
         shape = (-1, *(1,) * (y.dim() - 2))
-        x = y * (self.running_var + NETWORK_EPS).sqrt().view(shape) + self.running_mean.view(shape)
-        return x, log_det - self._log_det(y, self.running_var)
+        x = y * (var + NETWORK_EPS).sqrt().view(shape) + mean.view(shape)
+        return x, log_det - self._log_det(y, var)
 
     def _log_det(self, x: Tensor, var: Tensor) -> Tensor:
         return -0.5 * math.prod(x.shape[2:]) * (var + NETWORK_EPS).log().sum()
@@ -187,26 +217,42 @@ class ConvCoupling(Coupling):
         )
 
     def forward(self, x: Tensor, log_det: Tensor, condition: Tensor | None) -> tuple[Tensor, Tensor]:
-        raw = self._raw(x, condition)
-        y, log_det = self.ops.affine_coupling(x, raw, self.scale, log_det, self.mask, self.parity)
-        if self.norm is None:
-            return y, log_det
-        kept, rest = self.ops.mask_pack(y, self.mask, self.parity)
-        rest, log_det = self.norm(rest, log_det)
-        return self.ops.mask_unpack(kept, rest, self.mask, self.parity, y.shape[2:]), log_det
+        y, log_det, _ = self.transform(x, self.raw(x, condition), log_det)
+        return y, log_det
 
     def inverse(self, y: Tensor, log_det: Tensor, condition: Tensor | None) -> tuple[Tensor, Tensor]:
         if self.norm is not None:
             kept, rest = self.ops.mask_pack(y, self.mask, self.parity)
             rest, log_det = self.norm.inverse(rest, log_det)
             y = self.ops.mask_unpack(kept, rest, self.mask, self.parity, y.shape[2:])
-        raw = self._raw(y, condition)
+        raw = self.raw(y, condition)
         return self.ops.affine_coupling_inverse(y, raw, self.scale, log_det, self.mask, self.parity)
 
-    def _raw(self, x: Tensor, condition: Tensor | None) -> Tensor:
+    def raw(self, x: Tensor, condition: Tensor | None) -> Tensor:
+        """What the network makes of what is kept of x."""
         with self.precision(x):
             raw: Tensor = self.network(x, condition)
             return raw
+
+    def transform(self, x: Tensor, raw: Tensor, log_det: Tensor) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
+        """``y, log_det``, and the statistics by which y was normalised."""
+        y, log_det = self.ops.affine_coupling(x, raw, self.scale, log_det, self.mask, self.parity)
+        if self.norm is None:
+            return y, log_det, ()
+        kept, rest = self.ops.mask_pack(y, self.mask, self.parity)
+        statistics = self.norm.statistics(rest)
+        rest, log_det = self.norm(rest, log_det, statistics)
+        return self.ops.mask_unpack(kept, rest, self.mask, self.parity, y.shape[2:]), log_det, statistics
+
+    @torch.no_grad()
+    def undo(self, y: Tensor, raw: Tensor, statistics: tuple[Tensor, ...]) -> Tensor:
+        """X, from which ``transform`` made y."""
+        log_det = torch.zeros(y.shape[0], dtype=y.dtype, device=y.device)
+        if self.norm is not None:
+            kept, rest = self.ops.mask_pack(y, self.mask, self.parity)
+            rest, _ = self.norm.inverse(rest, log_det, statistics)
+            y = self.ops.mask_unpack(kept, rest, self.mask, self.parity, y.shape[2:])
+        return self.ops.affine_coupling_inverse(y, raw, self.scale, log_det, self.mask, self.parity)[0]
 
 
 class DenseCoupling(Coupling):

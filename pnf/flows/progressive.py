@@ -51,7 +51,7 @@ class ProgressiveFlow(Pretrained):
             ``1 + levels``.
         axes: the order in which an image grows at each level, ``"xy"`` (width first, as in the paper), ``"yx"``,
             ``"x"`` or ``"y"``. Vectors have one axis, and take no notice of it.
-        coupling, hidden, blocks, num_couplings, norm: of the flow of every stage, see :class:`RealNVP`.
+        coupling, hidden, blocks, num_couplings, norm, memory: of the flow of every stage, see :class:`RealNVP`.
         scales: the most that a convolutional stage may have; by default, and where it is too small for so many, as many
             as leave the last at least 4 pixels high and wide.
         detail: ``"bounded"`` models ``u = m**gamma atanh(d / m)``, ``m = min(s, 1 - s)``, with gamma learned for each
@@ -85,6 +85,7 @@ class ProgressiveFlow(Pretrained):
         norm: str = "act",
         scales: int | None = None,
         alpha: float | None = None,
+        memory: str = "plain",
     ) -> None:
         super().__init__()
         self.shape = check_shape("ProgressiveFlow", "shape", shape)
@@ -113,6 +114,7 @@ class ProgressiveFlow(Pretrained):
             "blocks": blocks,
             "num_couplings": num_couplings,
             "norm": norm,
+            "memory": memory,
         }
         stages: list[Stage] = []
         for k, shape_in in enumerate(self.stage_shapes[:1] + self.stage_shapes[:-1]):

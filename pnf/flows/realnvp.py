@@ -12,6 +12,7 @@ from typing import ClassVar, Self, TypeVar, cast
 import torch
 from torch import Tensor, nn
 
+from pnf.flows import invertible
 from pnf.flows.couplings import ActNorm, ConvCoupling, DenseCoupling, make_norm
 from pnf.flows.networks import DenseNetwork, ResidualNetwork
 from pnf.flows.op_table import OpTable
@@ -29,6 +30,7 @@ from pnf.flows.shapes import (
 
 OptionalTensor = TypeVar("OptionalTensor", Tensor, Tensor | None)
 
+MEMORY = ("plain", "invertible")
 NORMS = ("act", "batch", "none")
 COUPLINGS = ("conv", "dense")
 
@@ -54,6 +56,9 @@ class RealNVP(Pretrained):
             normalisation, in the networks too, as published) or ``"none"``. Batch normalisation trains convolutional
             flows faster, but in training mode the likelihood of an example then depends on its batch.
         alpha: if given, x is an image in [0, 1] and the flow models ``logit(alpha + (1 - 2 alpha) x)``.
+        memory: ``"plain"``, or ``"invertible"`` for a backward of the convolutional couplings that computes their
+            inputs from their outputs: what it holds grows with the couplings of a scale by their parameters only, for
+            about a third more time. It is no part of :meth:`config`.
 
     Raises:
         ValueError: a shape or size that no flow can have.
@@ -76,9 +81,13 @@ class RealNVP(Pretrained):
         scales: int | None = None,
         norm: str = "act",
         alpha: float | None = None,
+        memory: str = "plain",
     ) -> None:
         super().__init__()
         name = "RealNVP"
+        check_choice(name, "memory", memory, MEMORY)
+        if memory == "invertible" and coupling == "dense":
+            raise ValueError(f'{name}: memory must be "plain" with coupling="dense", got "invertible"')
         self.shape = check_shape(name, "shape", shape)
         self.condition_shape = (
             None if condition_shape is None else check_shape(name, "condition_shape", condition_shape)
@@ -93,7 +102,7 @@ class RealNVP(Pretrained):
             )
         if scales is not None and coupling == "dense":
             raise ValueError(f'{name}: scales must be None with coupling="dense", got {scales}')
-        self.coupling, self.norm, self.alpha = coupling, norm, alpha
+        self.coupling, self.norm, self.alpha, self.memory = coupling, norm, alpha, memory
         self.hidden = hidden if hidden is not None else (32 if coupling == "conv" else 256)
         self.blocks = blocks if blocks is not None else (4 if coupling == "conv" else 2)
         self.num_couplings = num_couplings if num_couplings is not None else (3 if coupling == "conv" else 6)
@@ -307,7 +316,7 @@ class _ConvFlow(nn.Module):
 
     def __init__(self, channels: int, size: Sequence[int], condition: int, scales: int | None, owner: RealNVP) -> None:
         super().__init__()
-        self.ops, self.memory_format = owner.ops, owner.memory_format
+        self.ops, self.memory, self.memory_format = owner.ops, owner.memory, owner.memory_format
         self.size = tuple(size) if len(size) == 2 else (1, *size)
         self.signal = len(size) == 1
         self.scales = num_scales(self.size) if scales is None else scales
@@ -335,15 +344,12 @@ class _ConvFlow(nn.Module):
             x, log_det = self.norm(x, log_det)
         factored = []
         for level in self.levels[:-1]:
-            for coupling in level.checkerboard:
-                x, log_det = coupling(x, log_det, condition)
+            x, log_det = self._couple(level.checkerboard, x, log_det, condition)
             x, condition = self.ops.squeeze(x), self._squeezed(condition)
-            for coupling in level.channel:
-                x, log_det = coupling(x, log_det, condition)
+            x, log_det = self._couple(level.channel, x, log_det, condition)
             x, z = self.ops.squeeze(self.ops.squeeze_inverse(x), "factor").chunk(2, 1)
             factored.append(z.flatten(1))
-        for coupling in self.levels[-1].checkerboard:
-            x, log_det = coupling(x, log_det, condition)
+        x, log_det = self._couple(self.levels[-1].checkerboard, x, log_det, condition)
         return torch.cat((*factored, x.flatten(1)), 1), log_det
 
     def inverse(self, z: Tensor, log_det: Tensor, condition: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -368,6 +374,15 @@ class _ConvFlow(nn.Module):
         if self.norm is not None:
             x, log_det = self.norm.inverse(x, log_det)
         return x.squeeze(2) if self.signal else x, log_det
+
+    def _couple(
+        self, couplings: Sequence[ConvCoupling], x: Tensor, log_det: Tensor, condition: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        if self.memory == "invertible" and torch.is_grad_enabled():
+            return invertible.couple(couplings, x, log_det, condition)
+        for coupling in couplings:
+            x, log_det = coupling(x, log_det, condition)
+        return x, log_det
 
     def _laid_out(self, x: OptionalTensor) -> OptionalTensor:
         return None if x is None else x.to(memory_format=self.memory_format)

@@ -33,9 +33,7 @@ def build_flow(config: RunConfig, channels: int) -> Flow:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             if config.model == "realnvp":
-                return fast.RealNVP(
-                    shape, alpha=BASELINE_ALPHA if config.alpha is None else config.alpha, **settings
-                )
+                return fast.RealNVP(shape, alpha=BASELINE_ALPHA if config.alpha is None else config.alpha, **settings)
             return fast.ProgressiveFlow(
                 shape, config.levels, axes=config.axes, detail=config.detail, alpha=config.alpha, **settings
             )
