@@ -10,33 +10,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from pnf.kernels._common import add_parts, wide
+from pnf.kernels._common import add_parts, tanh, wide
 
 TILE = 1024
 COLUMNS = 128  # of a tile of the backward with the channels last, which leaves it enough rows to add up
 
 CHECKERBOARD: tl.constexpr = tl.constexpr(1)
 CHANNEL: tl.constexpr = tl.constexpr(2)
-
-
-@triton.jit
-def _tanh(b_u):
-    """tanh(u) and 1 - tanh(u)**2, by one exp that cannot overflow; neither cancels."""
-    b_a = tl.abs(b_u)
-    b_e = tl.exp(-2.0 * b_a)
-    b_q = b_e / (1.0 + b_e)
-    b_2 = b_u * b_u
-    if b_u.dtype == tl.float64:
-        b_p = (b_2 * -9.64399179425052238628e-1 - 9.92877231001918586564e1) * b_2 - 1.61468768441708447952e3
-        b_d = (b_2 + 1.12811678491632931402e2) * b_2 + 2.23548839060100448583e3
-        b_p = b_p / (b_d * b_2 + 4.84406305325125486048e3)
-    else:
-        b_p = b_2 * -5.70498872745e-3 + 2.06390887954e-2
-        b_p = b_p * b_2 - 5.37397155531e-2
-        b_p = b_p * b_2 + 1.33314422036e-1
-        b_p = b_p * b_2 - 3.33332819422e-1
-    b_large = tl.where(b_u < 0.0, 2.0 * b_q - 1.0, 1.0 - 2.0 * b_q)
-    return tl.where(b_a < 0.625, b_p * b_2 * b_u + b_u, b_large), 4.0 * b_q * (1.0 - b_q)
 
 
 @triton.jit
@@ -98,7 +78,7 @@ def _forward(
     b_scale = tl.load(scale + o, mask=o < columns, other=0.0) if LAST else tl.load(scale + o_row, mask=m_row, other=0.0)
     b_x = wide(tl.load(x + moved + o, mask=m, other=0.0))
     b_shift = wide(tl.load(raw + o, mask=m, other=0.0))
-    b_s = b_scale * _tanh(wide(tl.load(raw + half + o, mask=m, other=0.0)))[0]
+    b_s = b_scale * tanh(wide(tl.load(raw + half + o, mask=m, other=0.0)))[0]
     b_y = (b_x - b_shift) * tl.exp(-b_s) if INVERSE else b_x * tl.exp(b_s) + b_shift
     if MASK == CHECKERBOARD:
         m_kept = _kept(o_row if LAST else o, sites, width, parity)
@@ -183,7 +163,7 @@ def _backward(
     b_grad = tl.load(grad_log_det + o_row, mask=m_row, other=0.0) if DENSE else tl.load(grad_log_det + i_example)
     b_g = wide(tl.load(grad_y + o_x + moved + o, mask=m, other=0.0))
     b_x = wide(tl.load(x + o_x + moved + o, mask=m, other=0.0))
-    b_tanh, b_slope = _tanh(wide(tl.load(raw + o_raw + half + o, mask=m, other=0.0)))
+    b_tanh, b_slope = tanh(wide(tl.load(raw + o_raw + half + o, mask=m, other=0.0)))
     b_s = b_scale * b_tanh
     if INVERSE:
         b_gx = b_g * tl.exp(-b_s)

@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from pnf.kernels._common import add_parts, wide
+from pnf.kernels._common import add_parts, tanh, wide
 
 BLOCK = 2048
 WARPS = 4
@@ -32,13 +32,6 @@ def _at_least(b_x):
 def _ratio(b_p, b_q):
     """``exp(-|y|)``, with an end that is infinite too."""
     return tl.where(b_p < b_q, b_p, b_q) / tl.where(b_p < b_q, b_q, b_p)
-
-
-@triton.jit
-def _tanh_half(b_negative, b_ratio):
-    """``tanh(y / 2)``, the derivative of a log-determinant, from ``exp(-|y|)``."""
-    b_magnitude = (1 - b_ratio) / (1 + b_ratio)
-    return tl.where(b_negative, -b_magnitude, b_magnitude)
 
 
 @triton.jit
@@ -99,15 +92,17 @@ def _backward(
     b_grad = wide(tl.load(grad_out + at + o_x, mask=m_x, other=0.0))
     grad = tl.load(grad_log_det + i_row)
     if INVERSE:
-        b_ratio = tl.exp(-tl.abs(b_x))
-        b_sum = 1 + b_ratio
-        b_out = b_grad * (b_ratio / (b_sum * b_sum * SLOPE)) - grad * _tanh_half(b_x < 0, b_ratio)
+        # sigmoid(y) sigmoid(-y) is a fourth of the slope of tanh at y / 2.
+        b_tanh, b_slope = tanh(b_x * 0.5)
+        b_out = b_grad * (b_slope * (0.25 / SLOPE)) - grad * b_tanh
     else:
         b_free_p, b_free_q = _ends(b_x, ALPHA, SLOPE)
         b_p, b_q = _at_least(b_free_p), _at_least(b_free_q)
         # 1 / p + 1 / q, whose product overflows nowhere: where one is large, the other is clamped.
         b_inverse = (tl.where(b_free_p == b_p, b_q, 0.0) + tl.where(b_free_q == b_q, b_p, 0.0)) / (b_p * b_q)
-        b_out = (b_grad + grad * _tanh_half(b_p < b_q, _ratio(b_p, b_q))) * (SLOPE * b_inverse)
+        b_ratio = _ratio(b_p, b_q)
+        b_tanh = (1 - b_ratio) / (1 + b_ratio)
+        b_out = (b_grad + grad * tl.where(b_p < b_q, -b_tanh, b_tanh)) * (SLOPE * b_inverse)
     tl.store(grad_in + at + o_x, b_out, mask=m_x)
 
 
