@@ -14,7 +14,7 @@ def wide(b_x):
 
 @triton.jit
 def tanh(b_u):
-    """The tanh of u and its slope, ``1 - tanh(u)**2``, by one exp that cannot overflow; neither cancels."""
+    """The hyperbolic tangent and its slope, 1 minus its square, by one exp that cannot overflow; neither cancels."""
     b_a = tl.abs(b_u)
     b_e = tl.exp(-2.0 * b_a)
     b_q = b_e / (1.0 + b_e)

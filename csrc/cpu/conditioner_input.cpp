@@ -16,7 +16,7 @@ class Board {
       : width_(shape.height == 1 || shape.width % 2 ? 2 : std::max<int64_t>(2 * shape.width, 2)),
         period_((4 * kLanes<C> + width_ - 1) / width_ * width_),
         table_(period_ + kLanes<C>) {
-    const bool rows = width_ == 2 * shape.width && shape.height > 1;
+    const bool rows = shape.height > 1 && shape.width % 2 == 0;
     for (int64_t i = 0; i < static_cast<int64_t>(table_.size()); ++i) {
       const int64_t site = i % width_;
       const int64_t parity = (site + (rows && site >= shape.width ? 1 : 0)) % 2;

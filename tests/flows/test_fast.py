@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 from torch.testing import assert_close
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from pnf import fast, reference
 
@@ -97,3 +98,33 @@ def test_is_one_graph(randomise: Callable[..., nn.Module]) -> None:
     assert_close(compiled(x), flow.log_prob(x))
     torch.compile(flow.train().stage_loss, fullgraph=True, backend="aot_eager")(x, 1).backward()
     assert all(p.grad is not None for p in flow.stages[1].parameters())
+
+
+class NoSynchronisation(TorchDispatchMode):
+    """Raises where a value of a tensor is read: a host would wait for its GPU, and no CUDA graph could be made."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.name()
+        assert not any(word in name for word in ("_local_scalar_dense", "nonzero", "aten::equal")), name
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("memory", ["plain", "invertible"])
+@pytest.mark.parametrize("norm", ["act", "batch"])
+@pytest.mark.parametrize("coupling", ["conv", "dense"])
+def test_reads_no_value_of_a_tensor(coupling: str, norm: str, memory: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if memory == "invertible" and coupling == "dense":
+        return
+    # The range of the pixels is looked at on a CPU only, and not where a compiler traces.
+    monkeypatch.setattr("torch.compiler.is_compiling", lambda: True)
+    flow = fast.ProgressiveFlow((1, 8, 8), 1, coupling=coupling, norm=norm, hidden=8, blocks=1, memory=memory)
+    x = torch.rand(4, 1, 8, 8)
+    flow.train()(x)
+    optimizer = torch.optim.Adam(flow.parameters(), fused=True)
+    with NoSynchronisation():
+        (-flow.log_prob(x).mean()).backward()
+        torch.nn.utils.clip_grad_norm_(flow.parameters(), 1.0, foreach=True)
+        optimizer.step()
+        flow.eval().log_prob(x)
+        flow.sample(2)
+        flow.upsample(flow.encode(x), noise=0)

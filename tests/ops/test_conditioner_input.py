@@ -45,6 +45,7 @@ CASES: list[tuple[Any, ...]] = [
     ("channel", 0, (2, 6, 3, 4)),
     ("channel", 1, (4, 2), "batch", 3),
     ("checkerboard", 0, (0, 2, 3, 4), "given"),
+    ("checkerboard", 0, (3, 2, 4, 1)),
 ]
 
 
@@ -57,7 +58,7 @@ class TestConditionerInput(OpTests):
         },
         **{
             f"backward {case}": Case("conditioner_input_backward", lambda c=case: backward(*c), differentiable=False)
-            for case in (BOARD, (*BOARD, "none"), (*BOARD, "given"), CASES[5], CASES[7])
+            for case in (BOARD, (*BOARD, "none"), (*BOARD, "given"), CASES[5], CASES[7], CASES[8])
         },
     }
 
