@@ -7,15 +7,18 @@ the screen; ``benchmarks/report.py`` makes it from the file, too.
 import argparse
 import gc
 import json
+import os
 import platform
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from report import model_table
+from report import models
 from rich.progress import track
 from torch import Tensor
 from torch.nn.functional import conv2d
@@ -29,6 +32,7 @@ Call = Callable[[], Any]
 CONV = {"coupling": "conv", "hidden": 64, "blocks": 4, "norm": "batch", "scales": 1}
 DENSE = {"coupling": "dense", "hidden": 256, "blocks": 2, "num_couplings": 6}
 
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 SECONDS = 20.0
 ROUNDS = (5, 60)
 
@@ -47,7 +51,7 @@ class Row(NamedTuple):
 
 def build(module: Any, shape: tuple[int, ...], settings: dict[str, Any]) -> Any:
     torch.manual_seed(0)
-    return module.ProgressiveFlow(shape, 2, **settings)
+    return module.ProgressiveFlow(shape, 2, **settings).to(DEVICE)
 
 
 def step(flow: torch.nn.Module, loss: Callable[..., Tensor], *inputs: Tensor) -> Call:
@@ -86,6 +90,10 @@ class Recorder(TorchDispatchMode):
         return sum(2 * x[0] * x[2] * x[3] * w.numel() for x, w, _ in self.convolutions)
 
 
+def normal(*shape: int) -> Tensor:
+    return torch.randn(shape, device=DEVICE)
+
+
 def record(function: Call) -> Recorder:
     with Recorder() as recorder, torch.no_grad():
         function()
@@ -96,13 +104,13 @@ def alone(recorder: Recorder, backward: bool) -> Call:
     """The convolutions and products by themselves, the channels last in memory."""
     cases: list[tuple[Callable[..., Tensor], list[Tensor], Tensor]] = []
     for x, w, padding in recorder.convolutions:
-        tensors = [torch.randn(shape).contiguous(memory_format=torch.channels_last) for shape in (x, w)]
-        leaves = [t.requires_grad_(backward) for t in (*tensors, torch.randn(w[0]))]
+        tensors = [normal(*shape).contiguous(memory_format=torch.channels_last) for shape in (x, w)]
+        leaves = [t.requires_grad_(backward) for t in (*tensors, normal(w[0]))]
         function = lambda a, b, c, padding=padding: conv2d(a, b, c, padding=padding)  # noqa: E731
         cases.append((function, leaves, torch.randn_like(function(*leaves))))
     for x, w in recorder.products:
-        leaves = [t.requires_grad_(backward) for t in (torch.randn(w[1]), torch.randn(x), torch.randn(w))]
-        cases.append((torch.addmm, leaves, torch.randn(x[0], w[1])))
+        leaves = [t.requires_grad_(backward) for t in (normal(w[1]), normal(*x), normal(*w))]
+        cases.append((torch.addmm, leaves, normal(x[0], w[1])))
 
     def run() -> None:
         for function, leaves, grad in cases:
@@ -118,7 +126,7 @@ def training_rows(compiled: bool) -> Iterator[Row]:
         ("conv, batch 16", (3, 32, 32), CONV, 16, "convolutions alone"),
         ("MNIST dense, batch 128", (1, 32, 32), DENSE, 128, "matrix products alone"),
     ):
-        x = torch.rand(batch, *shape)
+        x = torch.rand(batch, *shape, device=DEVICE)
         plain, ours = build(reference, shape, settings), build(fast, shape, settings)
         calls = {"reference": step(plain, nll(plain), x), "pnf": step(ours, nll(ours), x)}
         if compiled:
@@ -135,7 +143,7 @@ def inference_rows(compiled: bool) -> Iterator[Row]:
     shape = (3, 32, 32)
     plain, ours = (build(module, shape, CONV).eval() for module in (reference, fast))
     for batch in (16, 1):
-        x, z = torch.rand(batch, *shape), torch.randn(batch, 3072)
+        x, z = torch.rand(batch, *shape, device=DEVICE), normal(batch, 3072)
         for name, method, argument in (("log_prob", "log_prob", x), ("sample", "inverse", z)):
             functions = {"reference": getattr(plain, method), "pnf": getattr(ours, method)}
             if compiled:
@@ -216,7 +224,7 @@ def peers() -> dict[str, Any]:
             z, log_det = m(x)
             return log_det - 0.5 * z.flatten(1).square().sum(1)
 
-        found["FrEIA"] = (model, log_prob, lambda n, m=model: m(torch.randn(n, *size), rev=True))
+        found["FrEIA"] = (model, log_prob, lambda n, m=model: m(normal(n, *size), rev=True))
     except ImportError:
         pass
     return found
@@ -224,14 +232,16 @@ def peers() -> dict[str, Any]:
 
 def peer_rows() -> Iterator[Row]:
     """Time over convolution FLOPs, ours being those of a flow with as many couplings as wide."""
-    x = torch.randn(16, 12, 16, 16)
+    x = normal(16, 12, 16, 16)
     torch.manual_seed(0)
-    ours = fast.RealNVP((12, 16, 16), hidden=64, blocks=4, num_couplings=7, scales=1, norm="act")
+    ours = fast.RealNVP((12, 16, 16), hidden=64, blocks=4, num_couplings=7, scales=1, norm="act").to(DEVICE)
     ours(x)
-    plain = reference.RealNVP((12, 16, 16), hidden=64, blocks=4, num_couplings=7, scales=1, norm="act")
+    plain = reference.RealNVP((12, 16, 16), hidden=64, blocks=4, num_couplings=7, scales=1, norm="act").to(DEVICE)
     plain(x)
     work = {"pnf": record(lambda: plain.log_prob(x)).flops()}
     models = {"pnf": (ours, ours.log_prob, lambda n: ours.sample(n)), **peers()}
+    for model, *_ in models.values():
+        model.to(DEVICE)
     for name, (_, log_prob, _) in models.items():
         work.setdefault(name, record(lambda f=log_prob: f(x)).flops())
     labels = {name: f"{name} ({work[name] / 1e9:.1f} GFLOP)" for name in models}
@@ -245,12 +255,68 @@ def peer_rows() -> Iterator[Row]:
     yield Row("sample of the same", {labels[k]: lambda f=f: quiet(lambda: f(16)) for k, (_, _, f) in models.items()})
 
 
+def memory_rows() -> Iterator[dict[str, Any]]:
+    """Peak memory of a training step over what it starts with, and its time, each in a process of its own."""
+    for memory in ("plain", "invertible"):
+        for couplings in (4, 8, 16):
+            script = [sys.executable, __file__, "--step", memory, str(couplings)]
+            # Memory that is free goes back at once, so that a peak is one of use.
+            environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0"}
+            peak = json.loads(subprocess.run(script, capture_output=True, check=True, env=environment).stdout)
+            fast = json.loads(subprocess.run(script, capture_output=True, check=True).stdout)
+            yield {"memory": memory, "couplings": couplings, "mib": peak["mib"], "seconds": fast["seconds"]}
+
+
+def memory_of_a_step(memory: str, couplings: int) -> dict[str, float]:
+    torch.manual_seed(0)
+    size = (12, 32, 32)
+    flow = fast.RealNVP(size, hidden=32, blocks=1, num_couplings=couplings - 1, scales=1, norm="batch", memory=memory)
+    run = step(flow.to(DEVICE), nll(flow), normal(32, *size))
+    for _ in range(3):
+        run()
+    start = resident(reset=True)
+    run()
+    peak = resident() - start
+    times = []
+    for _ in range(7):
+        before = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - before)
+    return {"mib": peak / 2**20, "seconds": statistics.median(times)}
+
+
+def resident(reset: bool = False) -> int:
+    """Bytes: the most since the last reset, or those of now."""
+    if DEVICE == "cuda":
+        if reset:
+            torch.cuda.reset_peak_memory_stats()
+        return torch.cuda.max_memory_allocated()
+    if reset:
+        Path("/proc/self/clear_refs").write_text("5")
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    return int(line.split()[1]) * 1024
+
+
+def scaling_rows() -> Iterator[dict[str, Any]]:
+    """A training step at fixed pixels per batch, as images grow."""
+    for size, levels, batch in ((32, 2, 64), (64, 3, 16), (128, 4, 4), (256, 5, 1)):
+        torch.manual_seed(0)
+        flow = fast.ProgressiveFlow((3, size, size), levels, hidden=32, blocks=2, num_couplings=1, scales=1).to(DEVICE)
+        x = torch.rand(batch, 3, size, size, device=DEVICE)
+        times = race(Row("", {"pnf": step(flow, nll(flow), x)}))["pnf"]
+        yield {"size": size, "batch": batch, "seconds": statistics.median(times)}
+
+
 def race(row: Row) -> dict[str, list[float]]:
     """Seconds of each call in each round."""
 
+    synchronise = torch.cuda.synchronize if DEVICE == "cuda" else lambda: None
+
     def timed(call: Call) -> float:
+        synchronise()
         start = time.perf_counter()
         call()
+        synchronise()
         return time.perf_counter() - start
 
     for call in row.calls.values():
@@ -271,24 +337,31 @@ def race(row: Row) -> dict[str, list[float]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("results", type=Path)
+    parser.add_argument("results", type=Path, nargs="?", default=Path("models.json"))
+    parser.add_argument("--step", nargs=2, help=argparse.SUPPRESS)
     parser.add_argument("--only", default="", help="rows whose name has this in it")
     parser.add_argument("--no-compile", action="store_true", help="without torch.compile, which takes minutes")
     options = parser.parse_args()
+    if options.step:
+        print(json.dumps(memory_of_a_step(options.step[0], int(options.step[1]))))
+        return
     compiled = not options.no_compile
-    rows = []
+    results: dict[str, Any] = {"machine": machine(), "rows": [], "memory": [], "scaling": []}
     makers = (training_rows(compiled), inference_rows(compiled), peer_rows())
     for maker in track(makers, "models"):
         for row in maker:
             if options.only in row.name:
-                rows.append({"name": row.name, "seconds": {k: statistics.median(v) for k, v in race(row).items()}})
-                options.results.write_text(json.dumps({"machine": machine(), "rows": rows}, indent=2))
-    print(model_table(rows))
+                seconds = {name: statistics.median(times) for name, times in race(row).items()}
+                results["rows"].append({"name": row.name, "seconds": seconds})
+    for name, rows in (("memory", memory_rows()), ("scaling", scaling_rows())):
+        results[name] = list(rows) if options.only in name else []
+    options.results.write_text(json.dumps(results, indent=2) + "\n")
+    print(models(results))
 
 
 def machine() -> dict[str, Any]:
     return {
-        "processor": processor(),
+        "processor": torch.cuda.get_device_name() if DEVICE == "cuda" else processor(),
         "threads": torch.get_num_threads(),
         "pnf": pnf.__version__,
         "torch": torch.__version__,

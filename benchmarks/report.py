@@ -1,4 +1,7 @@
-"""The results of ``pytest benchmarks --benchmark-json FILE`` as Markdown: ``python benchmarks/report.py FILE``."""
+"""Results as Markdown: ``python benchmarks/report.py FILE``.
+
+FILE is of ``pytest benchmarks --benchmark-json FILE`` or of ``python benchmarks/models.py FILE``.
+"""
 
 import argparse
 import json
@@ -36,18 +39,32 @@ def table(benchmarks: Sequence[dict[str, Any]]) -> str:
     return markdown(COLUMNS, lines, left=3)
 
 
-def model_table(rows: Sequence[dict[str, Any]]) -> str:
-    """A line for each contestant, its time over that of the first of its row, and that of pnf over its own."""
+def models(results: dict[str, Any]) -> str:
+    """The tables of ``models.py``."""
+    machine = results["machine"]
+    parts = [
+        f"- {machine['processor']}, {machine['threads']} threads\n"
+        f"- pnf {machine['pnf']}, torch {machine['torch']}, Python {machine['python']}"
+    ]
     cells = []
-    for row in rows:
+    for row in results["rows"]:
         times: dict[str, float] = row["seconds"]
-        first = next(iter(times.values()))
         ours = next(seconds for name, seconds in times.items() if name.startswith("pnf"))
         for i, (name, seconds) in enumerate(times.items()):
-            cells.append(
-                ["" if i else row["name"], name, time(seconds), f"{seconds / first:.2f}", f"{ours / seconds:.2f}"]
-            )
-    return markdown(["whole model", "", "time", "of the first", "pnf of it"], cells, left=2)
+            cells.append(["" if i else row["name"], name, time(seconds), f"{ours / seconds:.2f}"])
+    if cells:
+        parts.append(markdown(["whole model", "", "time", "pnf / this"], cells, left=2))
+    if results["memory"]:
+        cells = [[r["memory"], str(r["couplings"]), f"{r['mib']:.1f}", time(r["seconds"])] for r in results["memory"]]
+        parts.append(markdown(["memory", "couplings", "peak, MiB", "step"], cells, left=1))
+    if results["scaling"]:
+        pixels = [r["seconds"] / (r["batch"] * r["size"] ** 2) for r in results["scaling"]]
+        cells = [
+            [f"{r['size']} x {r['size']}", str(r["batch"]), time(r["seconds"]), f"{each / pixels[0]:.2f}"]
+            for r, each in zip(results["scaling"], pixels, strict=True)
+        ]
+        parts.append(markdown(["images", "batch", "step", "time per pixel"], cells, left=1))
+    return "\n\n".join(parts)
 
 
 def markdown(head: Sequence[str], lines: Sequence[Sequence[str]], left: int) -> str:
@@ -83,4 +100,5 @@ def report(results: dict[str, Any]) -> str:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("results", type=Path)
-    print(report(json.loads(parser.parse_args().results.read_text())))
+    found = json.loads(parser.parse_args().results.read_text())
+    print(report(found) if "benchmarks" in found else models(found))
