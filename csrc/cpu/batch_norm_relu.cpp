@@ -37,7 +37,7 @@ void forward(T* y, C* mean, C* var, const T* x, const Parameters<C>& p, const Ch
       },
       [&](int64_t c) {
         if (!statistics) return;
-        const Moments m = total(parts.data() + c * n, n);
+        const Moments m = total(n, [&](int64_t piece) { return parts[c * n + piece]; });
         mean[c] = static_cast<C>(m.mean);
         var[c] = static_cast<C>(m.squares / m.count);
       },

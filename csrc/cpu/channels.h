@@ -20,15 +20,6 @@ namespace pnf::cpu::PNF_ISA {
 // How many entries there are, their mean and the sum of their squared deviations from it.
 struct Moments {
   double count = 0, mean = 0, squares = 0;
-
-  // Chan, Golub and LeVeque, "Updating formulae and a pairwise algorithm for computing sample variances" (1979).
-  void add(const Moments& other) {
-    if (other.count == 0) return;
-    const double total = count + other.count, delta = other.mean - mean, share = other.count / total;
-    mean += delta * share;
-    squares += other.squares + delta * delta * count * share;
-    count = total;
-  }
 };
 
 // Of entries whose distances from `shift` have this sum and sum of squares.
@@ -182,10 +173,25 @@ Moments piece_moments(const Pieces& pieces, int64_t piece, const Read& read) {
   return moments(count, static_cast<double>(mean), distance.total(), square.total());
 }
 
-// Adds the moments of a channel's pieces, in order.
-inline Moments total(const Moments* parts, int64_t count) {
+// The moments of `n` groups of entries together, part(i) being those of one.
+template <typename Part>
+Moments total(int64_t n, const Part& part) {
+  ExactSum sum, squares;
   Moments all;
-  for (int64_t i = 0; i < count; ++i) all.add(parts[i]);
+  for (int64_t i = 0; i < n; ++i) {
+    const Moments m = part(i);
+    all.count += m.count;
+    sum.add(m.count * m.mean);
+  }
+  if (all.count == 0) return all;
+  all.mean = sum.value() / all.count;
+  for (int64_t i = 0; i < n; ++i) {
+    const Moments m = part(i);
+    const double distance = m.mean - all.mean;
+    squares.add(m.squares);
+    squares.add(m.count * distance * distance);
+  }
+  all.squares = squares.value();
   return all;
 }
 
@@ -372,22 +378,13 @@ void row_statistics(C* mean, C* var, const Rows<C>& rows, int threads, const Rea
       }
     }
   });
-  // As Moments::add, for all channels at once.
-  std::vector<double> means(channels), squares(channels);
-  double total = 0;
-  for (int64_t block = 0; block < rows.count(); ++block) {
-    const double before = total, count = static_cast<double>(rows.last(block) - rows.first(block));
-    total += count;
-    const double share = count / total, *part = parts.data() + 2 * block * channels;
-    for (int64_t c = 0; c < channels; ++c) {
-      const double delta = part[c] - means[c];
-      means[c] += delta * share;
-      squares[c] += part[channels + c] + delta * delta * before * share;
-    }
-  }
   for (int64_t c = 0; c < channels; ++c) {
-    mean[c] = static_cast<C>(means[c]);
-    var[c] = static_cast<C>(squares[c] / total);
+    const Moments m = total(rows.count(), [&](int64_t block) {
+      const double* part = parts.data() + 2 * block * channels + c;
+      return Moments{static_cast<double>(rows.last(block) - rows.first(block)), part[0], part[channels]};
+    });
+    mean[c] = static_cast<C>(m.mean);
+    var[c] = static_cast<C>(m.squares / m.count);
   }
 }
 

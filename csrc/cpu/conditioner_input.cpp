@@ -133,7 +133,7 @@ void forward(T* h, C* mean, C* var, const T* x, const T* condition, const C* off
       },
       [&](int64_t k) {
         if (norm == Norm::kBatch) {
-          const Moments m = total(parts.data() + k * n, n);
+          const Moments m = total(n, [&](int64_t piece) { return parts[k * n + piece]; });
           mean[k] = static_cast<C>(m.mean);
           var[k] = static_cast<C>(m.squares / m.count);
         }

@@ -10,8 +10,8 @@
 
 // 1x1 convolutions are products of matrices.
 //
-// 3x3 convolutions are Winograd's F(2x2, 3x3): tiles of 4x4 pixels and the weights are transformed so that 16 products of matrices give tiles
-// of 2x2 results, with 16 multiplications for what takes 36.
+// 3x3 convolutions are Winograd's F(2x2, 3x3): tiles of 4x4 pixels and the weights are transformed so that 16 products
+// of matrices give tiles of 2x2 results, with 16 multiplications for what takes 36.
 //
 // Source: Lavin and Gray, "Fast algorithms for convolutional neural networks" (2015), section 4.1.
 
@@ -34,8 +34,9 @@ constexpr int64_t kTiles = 28 / kRows * kRows;  // tiles, or pixels, of a block,
 constexpr int64_t kChunk = 8 * kTiles;          // of those that are multiplied at once for the gradient of the weights
 constexpr int64_t kOwn = 64;                    // tiles of a thread that are worth a transformed weight of its own
 constexpr int64_t kParts = 8;                   // of the gradient of the weights, which are added at the end, at most
+constexpr int64_t kMost = 1 << 22;              // entries of all parts, unless one has more
 
-// Memory of a thread that is kept between calls, since new memory has to be mapped, page by page, before it can be used.
+// Memory of a thread that is kept between calls, since new memory has to be mapped, page by page, before it is used.
 enum Use { kFrom, kTo, kSum, kZeros, kWeight, kProduct, kLeft, kRight, kUses };
 
 float* workspace(Use use, int64_t n) {
@@ -50,7 +51,8 @@ float* workspace(Use use, int64_t n) {
   Block& block = blocks[use];
   if (block.size < n) {
     block.memory.reset();
-    block.memory.reset(static_cast<float*>(::operator new(static_cast<size_t>(n) * sizeof(float), std::align_val_t{64})));
+    const size_t bytes = static_cast<size_t>(n) * sizeof(float);
+    block.memory.reset(static_cast<float*>(::operator new(bytes, std::align_val_t{64})));
     block.size = n;
   }
   return block.memory.get();
@@ -62,8 +64,8 @@ const float* zeros(int64_t n) {
   return found;
 }
 
-// A matrix on the right of a product is cut into panels of kPanel columns, each of which lies in one piece: rows that are
-// a power of two apart would share a few sets of the first cache.
+// A matrix on the right of a product is cut into panels of kPanel columns, each of which lies in one piece: rows that
+// are a power of two apart would share a few sets of the first cache.
 
 // c[i][j] = start[i][j] + sum over k of a[i][k] b[k][j] for kRows rows and `vectors` vectors of columns.
 template <int vectors>
@@ -97,12 +99,13 @@ inline void multiply_panel(float* c, const float* start, const float* a, const f
 
 // multiply_panel for any numbers of rows and columns, multiples of kRows and kWidth, the panels of b `panel` apart. With
 // start_row = 0, start is one row.
-void multiply(float* c, const float* start, const float* a, const float* b, int64_t rows, int64_t columns, int64_t depth,
-              int64_t panel, int64_t c_row, int64_t start_row, int64_t a_row, int64_t a_column) {
+void multiply(float* c, const float* start, const float* a, const float* b, int64_t rows, int64_t columns,
+              int64_t depth, int64_t panel, int64_t c_row, int64_t start_row, int64_t a_row, int64_t a_column) {
   for (int64_t j = 0; j < columns; j += kPanel, b += panel) {
     const auto product = columns - j > kWidth ? multiply_panel<2> : multiply_panel<1>;
     for (int64_t i = 0; i < rows; i += kRows) {
-      product(c + i * c_row + j, start + i * start_row + j, a + i * a_row, b, depth, c_row, start_row, a_row, a_column);
+      product(c + i * c_row + j, start + i * start_row + j, a + i * a_row, b, depth, c_row, start_row, a_row,
+              a_column);
     }
   }
 }
@@ -123,7 +126,9 @@ void copy_rows(float* to, const float* from, int64_t rows, int64_t columns, int6
 struct Parts {
   int64_t all, count;
 
-  explicit Parts(int64_t n) : all(n), count(std::clamp<int64_t>(2 * n / kChunk, 1, kParts)) {}
+  // `size` entries are kept for each.
+  Parts(int64_t n, int64_t size)
+      : all(n), count(std::clamp<int64_t>(2 * n / kChunk, 1, std::clamp<int64_t>(kMost / size, 1, kParts))) {}
 
   int64_t first(int64_t part) const { return all * part / count; }
 };
@@ -205,7 +210,8 @@ void transform_input(float* to, const float* x, const float* zeros, const Grid& 
     for (int64_t c = 0; c < channels; c += kWidth, out += kWidth) {
       V half[4][4], whole[4];
       for (int r = 0; r < 4; ++r) {
-        of_input(half[r], load(pixels[r][0] + c), load(pixels[r][1] + c), load(pixels[r][2] + c), load(pixels[r][3] + c));
+        const float* const* p = pixels[r];
+        of_input(half[r], load(p[0] + c), load(p[1] + c), load(p[2] + c), load(p[3] + c));
       }
       for (int s = 0; s < 4; ++s) {
         of_input(whole, half[0][s], half[1][s], half[2][s], half[3][s]);
@@ -216,8 +222,8 @@ void transform_input(float* to, const float* x, const float* zeros, const Grid& 
 }
 
 // Results of tiles [first, last) from [points][tiles][channels], plus those of `add` if it is there.
-void transform_result(float* y, const float* add, const float* from, const float* bias, const Grid& grid, int64_t channels, int64_t first,
-                      int64_t last, int64_t tiles) {
+void transform_result(float* y, const float* add, const float* from, const float* bias, const Grid& grid,
+                      int64_t channels, int64_t first, int64_t last, int64_t tiles) {
   const int64_t point = tiles * channels;
   grid.each(first, last, [&](int64_t i, int64_t image, int64_t row, int64_t column) {
     const int64_t at = ((image * grid.height + row) * grid.width + column) * channels;
@@ -266,8 +272,8 @@ void transform_gradient(float* to, const float* grad_y, const float* zeros, cons
   });
 }
 
-// [points], each in panels, of a weight [depth][columns] whose entry (row, column, tap) is at the strides; a turned one has its taps in
-// the reverse order.
+// [points], each in panels, of a weight [depth][columns] whose entry (row, column, tap) is at the strides; a turned one
+// has its taps in the reverse order.
 void transform_weight(float* to, const float* weight, int64_t depth, int64_t columns, int64_t row, int64_t column,
                       int64_t tap, bool turned, int threads) {
   const int64_t point = depth * round_up(columns, kPanel);
@@ -376,7 +382,7 @@ void mix(float* y, const float* add, const float* x, const float* weight, const 
         for (int64_t i = 0; i < kTiles; ++i) {
           float* const start = sum + i * kPanel;
           const float* const added = add && i < rows ? add + (first + i) * outputs + j : nullptr;
-          if (!added && i && !add) break;
+          if (!add && i) break;
           for (int64_t k = 0; k < columns; ++k) {
             start[k] = k < written ? (bias ? bias[j + k] : 0.0f) + (added ? added[k] : 0.0f) : 0.0f;
           }
@@ -396,11 +402,12 @@ void mix_backward_weight(float* grad_weight, float* grad_bias, const float* grad
                          int64_t inputs, int64_t outputs, int threads) {
   // The last kRows outputs are the last rows, of which the ones before may have some too.
   const int64_t wide = std::max<int64_t>(outputs, kRows), last_row = wide - kRows;
-  const int64_t padded = round_up(wide, kRows), columns = round_up(inputs, kWidth), panels = round_up(inputs, kPanel) / kPanel;
-  const Parts parts(pixels);
-  // What is neither padded nor added up goes where it belongs.
-  const bool direct = pixels > 0 && pixels <= kChunk && wide == outputs && columns == inputs;
+  const int64_t padded = round_up(wide, kRows), columns = round_up(inputs, kWidth);
+  const int64_t panels = (inputs + kPanel - 1) / kPanel;
   const int64_t size = padded * columns;
+  const Parts parts(pixels, size);
+  // What is neither padded nor added up goes where it belongs.
+  const bool direct = pixels > 0 && parts.count == 1 && pixels <= kChunk && wide == outputs && columns == inputs;
   float* const product = direct ? grad_weight : workspace(kProduct, parts.count * size);
   const float* const nothing = zeros(kPanel);
   std::vector<double> total(static_cast<size_t>(parts.count * outputs));
@@ -427,7 +434,8 @@ void mix_backward_weight(float* grad_weight, float* grad_bias, const float* grad
         for (int64_t row = 0; row < padded; row += kRows) {
           const int64_t from = std::min(row, last_row);
           float* const sum = to + (direct ? from : row) * columns;
-          multiply(sum, more ? sum : nothing, left + from, right, kRows, width, n, 0, columns, more ? columns : 0, 1, wide);
+          multiply(sum, more ? sum : nothing, left + from, right, kRows, width, n, 0, columns, more ? columns : 0, 1,
+                   wide);
         }
       }
     }
@@ -445,8 +453,8 @@ void mix_backward_weight(float* grad_weight, float* grad_bias, const float* grad
 
 }  // namespace
 
-void convolution(float* y, const float* add, const float* x, const float* weight, const float* bias, const Convolution& c,
-                 int threads) {
+void convolution(float* y, const float* add, const float* x, const float* weight, const float* bias,
+                 const Convolution& c, int threads) {
   if (c.size == 1) {
     mix(y, add, x, weight, bias, c.batch * c.height * c.width, c.inputs, c.outputs, c.input, c.output, threads);
     return;
@@ -478,8 +486,8 @@ void convolution_backward_weight(float* grad_weight, float* grad_bias, const flo
   const int64_t padded = round_up(c.inputs, kRows), columns = round_up(c.outputs, kPanel);
   const int64_t chunk = std::min(kChunk, grid.count);
   // Each part adds up its own tiles: [parts][points][inputs][outputs], with rows that no input has.
-  const Parts parts(grid.count);
   const int64_t size = kPoints * padded * c.outputs;
+  const Parts parts(grid.count, size);
   float* const product = workspace(kProduct, parts.count * size);
   const float* const outside = zeros(std::max(c.inputs, c.outputs));
   std::vector<double> total(static_cast<size_t>(parts.count * c.outputs));
