@@ -103,15 +103,15 @@ void backward(T* grad_x, C* grad_weight, C* grad_bias, const T* grad_y, const T*
               first, last,
               [&](int64_t i, int u) {
                 const Vec<C> v = load(from + i), d = relu_backward(load(grad + i), affine(v));
-                sum.add(u, d);
-                product.add(u, d * affine.centred(v));
+                sum.parts[u] += d;
+                product.parts[u] += d * affine.centred(v);
                 if (!statistics) store(to + i, affine.scale * d);
               },
               [&](int64_t i, int64_t k) {
                 const Vec<C> v = load_part(from + i, k, affine.mean[0]);
                 const Vec<C> d = relu_backward(load_part(grad + i, k), affine(v));
-                sum.add(0, d);
-                product.add(0, d * affine.centred(v));
+                sum.parts[0] += d;
+                product.parts[0] += d * affine.centred(v);
                 if (!statistics) store_part(to + i, affine.scale * d, k);
               });
         });

@@ -43,33 +43,12 @@ inline void for_vectors_by_four(int64_t first, int64_t last, const Whole& whole,
   if (i < last) rest(i, last - i);
 }
 
-// Sums in four vectors. Those of double are put together from what each addition loses, too, since no wider type does it.
+// Sums in four vectors.
 template <typename C>
 struct Sum {
-  static constexpr bool kCompensated = std::is_same_v<C, double>;
-  Vec<C> parts[4] = {}, lost[kCompensated ? 4 : 1] = {};
+  Vec<C> parts[4] = {};
 
-  void add(int u, Vec<C> v) {
-    const Vec<C> next = parts[u] + v;
-    if constexpr (kCompensated) {
-      const Vec<C> added = next - parts[u];
-      lost[u] += (parts[u] - (next - added)) + (v - added);
-    }
-    parts[u] = next;
-  }
-
-  double total() const {
-    if constexpr (!kCompensated) {
-      return static_cast<double>(sum<C>((parts[0] + parts[1]) + (parts[2] + parts[3])));
-    } else {
-      ExactSum all;
-      for (int u = 0; u < 4; ++u) {
-        for (int i = 0; i < kLanes<C>; ++i) all.add(parts[u][i]);
-        for (int i = 0; i < kLanes<C>; ++i) all.add(std::isfinite(lost[u][i]) ? lost[u][i] : 0);
-      }
-      return all.value();
-    }
-  }
+  double total() const { return static_cast<double>(sum<C>((parts[0] + parts[1]) + (parts[2] + parts[3]))); }
 };
 
 template <typename C>
@@ -169,8 +148,8 @@ Moments piece_moments(const Pieces& pieces, int64_t piece, const Read& read) {
   pieces.each(piece, [&](int64_t b, int64_t first, int64_t last) {
     auto x = read(b, first);
     for_vectors_by_four<C>(
-        first, last, [&](int64_t i, int u) { total.add(u, x(i)); },
-        [&](int64_t i, int64_t n) { total.add(0, x(i, n, C{0})); });
+        first, last, [&](int64_t i, int u) { total.parts[u] += x(i); },
+        [&](int64_t i, int64_t n) { total.parts[0] += x(i, n, C{0}); });
   });
   const double count = pieces.entries(piece);
   const C mean = static_cast<C>(total.total() / count);
@@ -182,13 +161,13 @@ Moments piece_moments(const Pieces& pieces, int64_t piece, const Read& read) {
         first, last,
         [&](int64_t i, int u) {
           const Vec<C> d = x(i) - shift;
-          distance.add(u, d);
-          square.add(u, d * d);
+          distance.parts[u] += d;
+          square.parts[u] += d * d;
         },
         [&](int64_t i, int64_t n) {
           const Vec<C> d = x(i, n, mean) - shift;
-          distance.add(0, d);
-          square.add(0, d * d);
+          distance.parts[0] += d;
+          square.parts[0] += d * d;
         });
   });
   return moments(count, static_cast<double>(mean), distance.total(), square.total());

@@ -342,8 +342,8 @@ void backward(T* grad_x, C* grad_offset, const T* grad_h, const T* x, const Para
         Sum<C> sum, product;
         const Vec<C> scale = splat(p.scale[k]);
         each(k, piece, [&](Vec<C> d, Vec<C> centred, IntVec<C> lanes, T* to, int64_t count, int u) {
-          sum.add(u, d);
-          product.add(u, d * centred);
+          sum.parts[u] += d;
+          product.parts[u] += d * centred;
           if (norm == Norm::kGiven) put(to, where<C>(lanes, d * scale), count);
         });
         parts[2 * (k * n + piece)] = sum.total();
