@@ -27,6 +27,13 @@ inline Moments moments(double count, double shift, double sum, double squares) {
   return {count, shift + sum / count, std::max(squares - sum * sum / count, 0.0)};
 }
 
+// A number near the mean, from which distances are exact where entries have no more than float's precision: with more
+// bits they would all be rounded the same way.
+inline double shift_near(double mean) {
+  const double near = static_cast<double>(static_cast<float>(mean));
+  return std::isfinite(near) ? near : mean;
+}
+
 // Calls whole(i, u) for each whole vector of entries [first, last), and rest(i, n) for the n entries that are left
 // over; u goes round from 0 to 3, so that four sums need not wait for one another.
 template <typename C, typename Whole, typename Rest>
@@ -152,7 +159,7 @@ Moments piece_moments(const Pieces& pieces, int64_t piece, const Read& read) {
         [&](int64_t i, int64_t n) { total.parts[0] += x(i, n, C{0}); });
   });
   const double count = pieces.entries(piece);
-  const C mean = static_cast<C>(total.total() / count);
+  const C mean = static_cast<C>(shift_near(total.total() / count));
   const Vec<C> shift = splat(mean);
   Sum<C> distance, square;
   pieces.each(piece, [&](int64_t b, int64_t first, int64_t last) {
@@ -360,7 +367,7 @@ void row_statistics(C* mean, C* var, const Rows<C>& rows, int threads, const Rea
           sums.data(), n, [](int64_t) { return 0; }, [&](int64_t i, int) { return Terms<C, 1>{load(x + i)}; },
           [&](int64_t i, int, int64_t left) { return Terms<C, 1>{load_part(x + i, left)}; });
       rows.fold(means, sums.data());
-      for (int64_t c = 0; c < channels; ++c) means[c] /= count;
+      for (int64_t c = 0; c < channels; ++c) means[c] = shift_near(means[c] / count);
       rows.spread(shift.data(), means);
       const auto distances = [](Vec<C> d) { return Terms<C, 2>{d, d * d}; };
       rows.template sum<2>(
