@@ -97,7 +97,7 @@ def test_is_what_the_couplings_compute(mask: str, parity: int, norm: str, condit
         running = network.norm.norm.running_mean.clone(), network.norm.norm.running_var.clone()
         given = (None, None) if training else running
     args = [x, beside if condition else None]
-    coupling._raw(*args)
+    coupling.raw(*args)
     (want,) = seen
     options = {"mask": mask, "parity": parity, "gain": network.gain, "eps": NETWORK_EPS}
     h, mean, var = conditioner_input(*args, offset, *given, **options)
