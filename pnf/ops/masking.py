@@ -24,7 +24,7 @@ def mask_apply(
     mask: str,
     parity: int,
 ) -> Tensor:
-    if _torch_is_faster(mask, x):
+    if mask == "channel" and _torch_is_faster(x, x) and x.numel() <= _SMALL:
         return reference.mask_apply(x, mask, parity)
     reference.check_mask("mask_apply", x, mask, parity)
     return _apply(x, mask, parity)
@@ -36,7 +36,7 @@ def mask_pack(
     mask: str,
     parity: int,
 ) -> tuple[Tensor, Tensor]:
-    if _torch_is_faster(mask, x):
+    if mask == "channel" and _torch_is_faster(x, x):
         return reference.mask_pack(x, mask, parity)
     reference.check_mask("mask_pack", x, mask, parity)
     kept, rest = _pack(x, mask, parity)
@@ -51,7 +51,7 @@ def mask_unpack(
     parity: int,
     size: Sequence[int],
 ) -> Tensor:
-    if _torch_is_faster(mask, kept, rest):
+    if mask == "channel" and _torch_is_faster(kept, rest):
         return reference.mask_unpack(kept, rest, mask, parity, size)
     reference.check_halves("mask_unpack", kept, rest, mask, parity, size)
     return _unpack(kept, rest, mask, parity, size)
@@ -64,7 +64,7 @@ def mask_input(
     mask: str,
     parity: int,
 ) -> Tensor:
-    if _torch_is_faster(mask, x, condition):
+    if mask == "channel" and _torch_is_faster(x, condition):
         return reference.mask_input(x, condition, mask, parity)
     reference.check_mask("mask_input", x, mask, parity)
     reference.check_condition("mask_input", x, condition)
@@ -75,17 +75,20 @@ def mask_input(
 _SMALL = 1 << 15
 
 
-def _torch_is_faster(mask: str, *tensors: Tensor) -> bool:
+def _torch_is_faster(x: Tensor, other: Tensor) -> bool:
     """Whether to leave channels on a CPU to the reference, a PyTorch call or two.
 
     So are contiguous tensors, whose halves lie in one piece, and small ones with the channels last.
     """
-    if mask != "channel" or not all(isinstance(x, Tensor) and x.is_cpu for x in tensors):
-        return False
-    if all(x.is_contiguous() for x in tensors):
-        return True
-    x, *_ = tensors
-    return x.numel() <= _SMALL and all(t.is_contiguous(memory_format=torch.channels_last) for t in tensors)
+    try:
+        if not x.is_cpu:
+            return False
+        if x.is_contiguous() and other.is_contiguous():
+            return True
+        small = x.numel() <= _SMALL and x.is_contiguous(memory_format=torch.channels_last)
+        return small and other.is_contiguous(memory_format=torch.channels_last)
+    except AttributeError:
+        return False  # no tensors, as the checks will say
 
 
 def _packed_shapes(x: Tensor, mask: str, parity: int) -> tuple[list[int], list[int]]:
