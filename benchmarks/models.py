@@ -33,7 +33,7 @@ CONV = {"coupling": "conv", "hidden": 64, "blocks": 4, "norm": "batch", "scales"
 DENSE = {"coupling": "dense", "hidden": 256, "blocks": 2, "num_couplings": 6}
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-SECONDS = 20.0
+SECONDS = 8.0
 ROUNDS = (5, 60)
 
 
@@ -121,7 +121,7 @@ def alone(recorder: Recorder, backward: bool) -> Call:
     return run
 
 
-def training_rows(compiled: bool) -> Iterator[Row]:
+def training_rows() -> Iterator[Row]:
     for name, shape, settings, batch, what in (
         ("conv, batch 16", (3, 32, 32), CONV, 16, "convolutions alone"),
         ("MNIST dense, batch 128", (1, 32, 32), DENSE, 128, "matrix products alone"),
@@ -129,9 +129,6 @@ def training_rows(compiled: bool) -> Iterator[Row]:
         x = torch.rand(batch, *shape, device=DEVICE)
         plain, ours = build(reference, shape, settings), build(fast, shape, settings)
         calls = {"reference": step(plain, nll(plain), x), "pnf": step(ours, nll(ours), x)}
-        if compiled:
-            other = build(reference, shape, settings)
-            calls["compiled"] = step(other, torch.compile(nll(other), fullgraph=True, dynamic=False), x)
         calls[what] = alone(record(lambda plain=plain, x=x: plain.log_prob(x)), backward=True)
         if settings is CONV:
             low = build(fast, shape, settings).set_network_dtype(torch.bfloat16)
@@ -139,18 +136,48 @@ def training_rows(compiled: bool) -> Iterator[Row]:
         yield Row(f"training step, {name}", calls)
 
 
-def inference_rows(compiled: bool) -> Iterator[Row]:
+def inference_rows() -> Iterator[Row]:
     shape = (3, 32, 32)
     plain, ours = (build(module, shape, CONV).eval() for module in (reference, fast))
     for batch in (16, 1):
         x, z = torch.rand(batch, *shape, device=DEVICE), normal(batch, 3072)
         for name, method, argument in (("log_prob", "log_prob", x), ("sample", "inverse", z)):
             functions = {"reference": getattr(plain, method), "pnf": getattr(ours, method)}
-            if compiled:
-                torch._dynamo.reset()
-                functions["compiled"] = torch.compile(getattr(plain, method), fullgraph=True, dynamic=False)
             calls = {key: lambda f=f, a=argument: quiet(f, a) for key, f in functions.items()}
             yield Row(f"{name}, conv, evaluation, batch {batch}", calls)
+
+
+def compiled_rows() -> Iterator[Row]:
+    """One stage of two couplings: code for a whole model takes torch.compile tens of minutes."""
+    size = (3, 16, 16)
+    settings = {"condition_shape": size, "hidden": 64, "blocks": 4, "num_couplings": 1, "scales": 1, "norm": "batch"}
+
+    def flow(module: Any) -> Any:
+        torch.manual_seed(0)
+        return module.RealNVP(size, **settings).to(DEVICE)
+
+    x, condition = normal(16, *size), normal(16, *size)
+    plain, ours, other = flow(reference), flow(fast), flow(reference)
+    code = torch.compile(nll(other), fullgraph=True, dynamic=False)
+    yield Row(
+        "training step, one conv stage of 2 couplings, 3x16x16, batch 16",
+        {
+            "reference": step(plain, nll(plain), x, condition),
+            "torch.compile": step(other, code, x, condition),
+            "pnf": step(ours, nll(ours), x, condition),
+        },
+    )
+    for model in (plain, ours, other):
+        model.eval()
+    for batch in (16, 1):
+        torch._dynamo.reset()
+        code = torch.compile(other.log_prob, fullgraph=True, dynamic=False)
+        functions = {"reference": plain.log_prob, "torch.compile": code, "pnf": ours.log_prob}
+        arguments = x[:batch].contiguous(), condition[:batch].contiguous()
+        yield Row(
+            f"log_prob of the same, evaluation, batch {batch}",
+            {key: lambda f=f, a=arguments: quiet(f, *a) for key, f in functions.items()},
+        )
 
 
 def quiet(function: Callable[..., Any], *arguments: Tensor) -> None:
@@ -345,14 +372,14 @@ def main() -> None:
     if options.step:
         print(json.dumps(memory_of_a_step(options.step[0], int(options.step[1]))))
         return
-    compiled = not options.no_compile
     results: dict[str, Any] = {"machine": machine(), "rows": [], "memory": [], "scaling": []}
-    makers = (training_rows(compiled), inference_rows(compiled), peer_rows())
+    makers = [training_rows(), inference_rows(), peer_rows(), *([] if options.no_compile else [compiled_rows()])]
     for maker in track(makers, "models"):
         for row in maker:
             if options.only in row.name:
                 seconds = {name: statistics.median(times) for name, times in race(row).items()}
                 results["rows"].append({"name": row.name, "seconds": seconds})
+                options.results.write_text(json.dumps(results, indent=2) + "\n")
     for name, rows in (("memory", memory_rows()), ("scaling", scaling_rows())):
         results[name] = list(rows) if options.only in name else []
     options.results.write_text(json.dumps(results, indent=2) + "\n")
