@@ -29,9 +29,14 @@ Line load(const char* p) {
 
 void store(char* p, Line line) { std::memcpy(p, &line, sizeof(line)); }
 
+// An empty tensor may have no address at all, which the C library's functions do not take even for no bytes.
 struct Exactly {
-  static void copy(char* out, const char* x, int64_t n) { std::memcpy(out, x, static_cast<size_t>(n)); }
-  static void zero(char* out, int64_t n) { std::memset(out, 0, static_cast<size_t>(n)); }
+  static void copy(char* out, const char* x, int64_t n) {
+    if (n) std::memcpy(out, x, static_cast<size_t>(n));
+  }
+  static void zero(char* out, int64_t n) {
+    if (n) std::memset(out, 0, static_cast<size_t>(n));
+  }
 };
 
 // For short runs, such as the channels of a pixel: whole lines are fastest, wherever what lies behind a run may be read
@@ -337,7 +342,7 @@ void input(char* out, const char* x, const char* condition, const Beside& beside
     } else {
       mask.apply(o + begin, x + from + begin, from + begin, from + middle);
     }
-    Exactly::copy(o + middle, condition + row * beside.condition + middle - kept, end - middle);
+    if (end > middle) Exactly::copy(o + middle, condition + row * beside.condition + middle - kept, end - middle);
   });
 }
 
