@@ -35,7 +35,7 @@ INTERPRETED = 256
 SIZES = st.sampled_from([*range(1, 10), 0, 15, 16, 17, 31, 33, 64, 65])
 # Entries of an output, by which the error of the reference is known, and random fillings of the arguments to get them:
 # in a few entries it may be exact by luck.
-KNOWN, FILLINGS = 128, 64
+KNOWN, FILLINGS = 512, 256
 
 # Fillings that the implementations are run on.
 TRIED = 2
