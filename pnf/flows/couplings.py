@@ -221,12 +221,8 @@ class ConvCoupling(Coupling):
         return y, log_det
 
     def inverse(self, y: Tensor, log_det: Tensor, condition: Tensor | None) -> tuple[Tensor, Tensor]:
-        if self.norm is not None:
-            kept, rest = self.ops.mask_pack(y, self.mask, self.parity)
-            rest, log_det = self.norm.inverse(rest, log_det)
-            y = self.ops.mask_unpack(kept, rest, self.mask, self.parity, y.shape[2:])
-        raw = self.raw(y, condition)
-        return self.ops.affine_coupling_inverse(y, raw, self.scale, log_det, self.mask, self.parity)
+        # What is kept of y is what was kept of x.
+        return self.undo(y, self.raw(y, condition), log_det)
 
     def raw(self, x: Tensor, condition: Tensor | None) -> Tensor:
         """What the network makes of what is kept of x."""
@@ -244,15 +240,15 @@ class ConvCoupling(Coupling):
         rest, log_det = self.norm(rest, log_det, statistics)
         return self.ops.mask_unpack(kept, rest, self.mask, self.parity, y.shape[2:]), log_det, statistics
 
-    @torch.no_grad()
-    def undo(self, y: Tensor, raw: Tensor, statistics: tuple[Tensor, ...]) -> Tensor:
-        """X, from which ``transform`` made y."""
-        log_det = torch.zeros(y.shape[0], dtype=y.dtype, device=y.device)
+    def undo(
+        self, y: Tensor, raw: Tensor, log_det: Tensor, statistics: tuple[Tensor, ...] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The inverse of ``transform``, with its statistics or those of evaluation."""
         if self.norm is not None:
             kept, rest = self.ops.mask_pack(y, self.mask, self.parity)
-            rest, _ = self.norm.inverse(rest, log_det, statistics)
+            rest, log_det = self.norm.inverse(rest, log_det, statistics)
             y = self.ops.mask_unpack(kept, rest, self.mask, self.parity, y.shape[2:])
-        return self.ops.affine_coupling_inverse(y, raw, self.scale, log_det, self.mask, self.parity)[0]
+        return self.ops.affine_coupling_inverse(y, raw, self.scale, log_det, self.mask, self.parity)
 
 
 class DenseCoupling(Coupling):

@@ -63,6 +63,7 @@ class _Couple(torch.autograd.Function):
         y, condition, *inputs = ctx.saved_tensors
         needs_condition = condition is not None and ctx.needs_input_grad[3]
         grad_condition: Tensor | None = None
+        zero = torch.zeros_like(grad_log_det)
         found: list[Tensor | None] = []
         with torch.autocast(**ctx.autocast):
             for i, (coupling, statistics) in reversed(list(enumerate(zip(ctx.couplings, ctx.statistics, strict=True)))):
@@ -71,9 +72,12 @@ class _Couple(torch.autograd.Function):
                     kept = y.detach().requires_grad_()
                     beside = condition.detach().requires_grad_() if needs_condition else condition
                     raw = coupling.raw(kept, beside)
-                    undone = coupling.undo(y, raw.detach(), statistics) if i % KEPT else inputs[i // KEPT]
-                    x = undone.detach().requires_grad_()
-                    out, log_det, _ = coupling.transform(x, raw, torch.zeros_like(grad_log_det))
+                    x = inputs[i // KEPT]
+                    if i % KEPT:
+                        with torch.no_grad():
+                            x, _ = coupling.undo(y, raw, zero, statistics)
+                    x = x.detach().requires_grad_()
+                    out, log_det, _ = coupling.transform(x, raw, zero)
                 leaves = [x, kept, *([beside] if needs_condition else []), *parameters]
                 grads = list(torch.autograd.grad((out, log_det), leaves, (grad_y, grad_log_det), allow_unused=True))
                 grad_y = grads.pop(0) + grads.pop(0)
