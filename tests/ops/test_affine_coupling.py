@@ -8,15 +8,13 @@ import pytest
 import torch
 from op_tests import (
     DEVICES,
-    DRAWS,
     Case,
     Implementation,
     OpTests,
-    as_list,
     assert_accurate,
     convert,
+    draw,
     implementations,
-    largest_errors,
     use_level,
 )
 from torch import Tensor
@@ -180,17 +178,11 @@ def test_mixed_dtypes(
     torch.manual_seed(0)
     for name in (*OPS, *(f"{op}_backward" for op in OPS)):
         fallback = KERNELS[name]["reference"]
-        draws = []
-        for _ in range(DRAWS):
-            args = call(name)
-            # In float64 it is told by what the reference does in float32.
-            lower = convert(args, torch.Tensor.float) if dtypes[0] is torch.float64 else args
-            low, exact = fallback(*lower), fallback(*convert(args, torch.Tensor.double))
-            draws.append(largest_errors(low, exact))
+        args, low, exact, errors = draw(name, lambda n=name: call(n))
         got = implementation.run(name, on(implementation, args))
         assert [x.dtype for x in got] == [x.dtype for x in fallback(*args)]
-        for a, b, c, errors in zip(got, low, exact, zip(*draws, strict=True), strict=True):
-            assert_accurate([a], [b], [c], name, [max(errors)])
+        for a, b, c, error in zip(got, low, exact, errors, strict=True):
+            assert_accurate([a], [b], [c], name, [error])
 
 
 @pytest.mark.parametrize(
@@ -209,12 +201,7 @@ def test_long_rows_and_many_short_ones(op: str, shape: tuple[int, ...]) -> None:
     torch.manual_seed(0)
     mask = "checkerboard" if len(shape) > 2 else None
     for name in (op, f"{op}_backward"):
-        fallback, draws = KERNELS[name]["reference"], []
-        for _ in range(DRAWS):
-            args = convert(arguments(name, shape, mask, 1), torch.Tensor.float)
-            low, exact = as_list(fallback(*args)), as_list(fallback(*convert(args, torch.Tensor.double)))
-            draws.append(largest_errors(low, exact))
-        errors = [max(found) for found in zip(*draws, strict=True)]
+        args, low, exact, errors = draw(name, lambda n=name: convert(arguments(n, shape, mask, 1), torch.Tensor.float))
         for implementation in implementations(op):
             if implementation.kind == "cpp":
                 assert_accurate(implementation.run(name, args), low, exact, str(implementation), errors)

@@ -7,20 +7,18 @@ from typing import Any
 import pytest
 import torch
 from op_tests import (
-    DRAWS,
     DTYPES,
     Case,
     Implementation,
     OpTests,
     assert_accurate,
     convert,
+    draw,
     implementations,
-    largest_errors,
 )
 from torch import Tensor
 
 from pnf import ops, reference
-from pnf.ops._library import KERNELS
 from pnf.reference.haar_bounded import BOUNDARY
 
 # NumPy, which interprets Triton, warns of what is no mistake here.
@@ -177,12 +175,7 @@ def test_nan_and_infinities_in_merge(implementation: Implementation) -> None:
 @pytest.mark.parametrize("shape", [(2, 2, 8258), (1, 300, 2)], ids=str)
 def test_long_rows_and_many_channels(implementation: Implementation, shape: tuple[int, ...]) -> None:
     for case in (split(shape, 2) | merge(shape, 2)).values():
-        fallback, draws = KERNELS[case.op]["reference"], []
-        for _ in range(DRAWS):
-            args = convert(case.arguments(), torch.Tensor.float)
-            exact, low = fallback(*convert(args, torch.Tensor.double)), fallback(*args)
-            draws.append(largest_errors(low, exact))
-        errors = [max(found) for found in zip(*draws, strict=True)]
+        args, low, exact, errors = draw(case.op, lambda c=case: convert(c.arguments(), torch.Tensor.float))
         assert_accurate(implementation.run(case.op, args), low, exact, case.op, errors)
 
 

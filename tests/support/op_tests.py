@@ -130,6 +130,35 @@ def largest_errors(low: Sequence[Tensor], exact: Sequence[Tensor]) -> list[float
     return [float((b.double() - c).abs().max()) if c.numel() else 0.0 for b, c in zip(low, exact, strict=True)]
 
 
+class Drawn(NamedTuple):
+    """Arguments of an op, and what the reference makes of them.
+
+    Attributes:
+        args: the arguments.
+        low: its results at their dtypes, and for float64 in float32.
+        exact: its results in float64.
+        errors: the largest of each result, for other such arguments, too.
+    """
+
+    args: list[Any]
+    low: list[Tensor]
+    exact: list[Tensor]
+    errors: list[float]
+
+
+def draw(op: str, arguments: Callable[[], Sequence[Any]]) -> Drawn:
+    """As many arguments as it takes to know how much the reference errs; the last of them."""
+    fallback, draws = KERNELS[op]["reference"], []
+    for _ in range(DRAWS):
+        args = list(arguments())
+        lower = convert(args, torch.Tensor.float) if flatten(args)[0].dtype is torch.float64 else args
+        exact, low = as_list(fallback(*convert(args, torch.Tensor.double))), as_list(fallback(*lower))
+        draws.append(largest_errors(low, exact))
+        if len(draws) * min((c.numel() for c in exact), default=KNOWN) >= KNOWN:
+            break
+    return Drawn(args, low, exact, [max(found) for found in zip(*draws, strict=True)])
+
+
 def assert_accurate(
     got: Sequence[Tensor],
     low: Sequence[Tensor],
@@ -190,16 +219,8 @@ class OpTests:
         self, case: Case, implementation: Implementation, dtype: torch.dtype
     ) -> None:
         fallback = KERNELS[case.op]["reference"]
-        draws = []
-        for _ in range(DRAWS):
-            # Values that float32 has too, so that in float64 its error is one of arithmetic alone.
-            source = convert(case.arguments(), lambda x: x.float().to(dtype))
-            lower = convert(source, torch.Tensor.float) if dtype is torch.float64 else source
-            exact, low = as_list(fallback(*convert(source, torch.Tensor.double))), as_list(fallback(*lower))
-            draws.append(largest_errors(low, exact))
-            if len(draws) * min((c.numel() for c in exact), default=KNOWN) >= KNOWN:
-                break
-        errors = [max(found) for found in zip(*draws, strict=True)]
+        # Values that float32 has too, so that in float64 its error is one of arithmetic alone.
+        source, low, exact, errors = draw(case.op, lambda: convert(case.arguments(), lambda x: x.float().to(dtype)))
         for name, layout in LAYOUTS.items():
             args = convert(source, lambda x, layout=layout: layout(x).to(implementation.device))
             got, want = implementation.run(case.op, args), as_list(fallback(*args))
