@@ -9,12 +9,18 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
+import pytest
 import torch
 from torch import Tensor
 
 from pnf import ops, reference
 
 IMPLEMENTATIONS = ["reference", "compiled", "pnf"]
+
+# What most races differ in.
+every_implementation = pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+every_pass = pytest.mark.parametrize("passes", ["forward", "forward+backward"])
+layouts = pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
 
 RTOL = {torch.float64: 1e-10, torch.float32: 1e-4, torch.bfloat16: 2e-2, torch.float16: 2e-3}
 

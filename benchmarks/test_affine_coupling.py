@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from racing import every_implementation, every_pass
 
 CALLS = [
     *((shape, mask) for shape in [(64, 12, 64, 64), (64, 12, 16, 16)] for mask in (None, "checkerboard", "channel")),
@@ -12,8 +13,8 @@ CALLS = [
 ]
 
 
-@pytest.mark.parametrize("implementation", ["reference", "compiled", "pnf"])
-@pytest.mark.parametrize("passes", ["forward", "forward+backward"])
+@every_implementation
+@every_pass
 @pytest.mark.parametrize("op", ["affine_coupling", "affine_coupling_inverse"])
 @pytest.mark.parametrize(("shape", "mask"), CALLS, ids=str)
 def test_affine_coupling(

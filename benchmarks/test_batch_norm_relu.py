@@ -5,12 +5,13 @@ from typing import Any
 
 import pytest
 import torch
+from racing import every_implementation, every_pass, layouts
 from torch import Tensor
 
 
-@pytest.mark.parametrize("implementation", ["reference", "compiled", "pnf"])
-@pytest.mark.parametrize("passes", ["forward", "forward+backward"])
-@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+@every_implementation
+@every_pass
+@layouts
 @pytest.mark.parametrize("shape", [(8, 4, 8, 8), (16, 64, 32, 32), (64, 32, 16, 16)], ids=str)
 def test_batch_norm_relu(
     race: Callable[..., None],

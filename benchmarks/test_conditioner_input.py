@@ -5,13 +5,14 @@ from typing import Any
 
 import pytest
 import torch
+from racing import every_implementation, every_pass, layouts
 from torch import Tensor
 
 
-@pytest.mark.parametrize("implementation", ["reference", "compiled", "pnf"])
-@pytest.mark.parametrize("passes", ["forward", "forward+backward"])
+@every_implementation
+@every_pass
 @pytest.mark.parametrize("mask", ["checkerboard", "channel"])
-@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+@layouts
 @pytest.mark.parametrize("shape", [(16, 12, 32, 32)], ids=str)
 def test_conditioner_input(
     race: Callable[..., None],

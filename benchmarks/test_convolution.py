@@ -5,11 +5,12 @@ from typing import Any
 
 import pytest
 import torch
+from racing import every_implementation, every_pass, layouts
 
 
-@pytest.mark.parametrize("implementation", ["reference", "compiled", "pnf"])
-@pytest.mark.parametrize("passes", ["forward", "forward+backward"])
-@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+@every_implementation
+@every_pass
+@layouts
 @pytest.mark.parametrize("shape", [(16, 64, 4, 4), (16, 64, 32, 32), (16, 128, 8, 8), (128, 32, 16, 16)], ids=str)
 def test_convolution(
     race: Callable[..., None],

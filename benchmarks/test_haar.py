@@ -5,15 +5,13 @@ from typing import Any
 
 import pytest
 import torch
+from racing import every_implementation, every_pass, layouts
 
 from pnf import reference
 
 SHAPES = [(8, 4, 8, 8), (16, 3, 256, 256)]
 
 shapes = pytest.mark.parametrize("shape", SHAPES, ids=str)
-layouts = pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
-every_pass = pytest.mark.parametrize("passes", ["forward", "forward+backward"])
-every_implementation = pytest.mark.parametrize("implementation", ["reference", "compiled", "pnf"])
 
 
 @every_implementation

@@ -5,13 +5,12 @@ from typing import Any
 
 import pytest
 import torch
+from racing import every_implementation, every_pass
 from torch import Tensor
 
 from pnf import reference
 
 shapes = pytest.mark.parametrize("shape", [(8, 4, 8, 8), (64, 1, 32, 32), (16, 3, 256, 256)], ids=str)
-every_pass = pytest.mark.parametrize("passes", ["forward", "forward+backward"])
-every_implementation = pytest.mark.parametrize("implementation", ["reference", "compiled", "pnf"])
 
 
 def pixels(shape: tuple[int, ...], device: str) -> Tensor:

@@ -5,10 +5,11 @@ from typing import Any
 
 import pytest
 import torch
+from racing import every_implementation, every_pass
 
 
-@pytest.mark.parametrize("implementation", ["reference", "compiled", "pnf"])
-@pytest.mark.parametrize("passes", ["forward", "forward+backward"])
+@every_implementation
+@every_pass
 @pytest.mark.parametrize("shape", [(8, 4, 8, 8), (64, 12, 64, 64)], ids=str)
 @pytest.mark.parametrize("op", ["logit", "logit_inverse"])
 def test_logit(

@@ -4,10 +4,11 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from racing import every_implementation, every_pass
 
 
-@pytest.mark.parametrize("implementation", ["reference", "compiled", "pnf"])
-@pytest.mark.parametrize("passes", ["forward", "forward+backward"])
+@every_implementation
+@every_pass
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("shape", [(8, 4, 8, 8), (64, 12, 64, 64)], ids=str)
 def test_standard_normal(

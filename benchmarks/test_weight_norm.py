@@ -3,15 +3,15 @@
 from collections.abc import Callable
 from typing import Any
 
-import pytest
 import torch
+from racing import every_implementation, every_pass
 from torch import Tensor
 
 NETWORK = [(64, 9, 3, 3), *[(64, 64, 3, 3)] * 16, *[(64, 64, 1, 1)] * 9, (12, 64, 1, 1)]
 
 
-@pytest.mark.parametrize("implementation", ["reference", "compiled", "pnf"])
-@pytest.mark.parametrize("passes", ["forward", "forward+backward"])
+@every_implementation
+@every_pass
 def test_weight_norm(race: Callable[..., None], implementation: str, passes: str, device: str) -> None:
     directions = [torch.randn(shape, device=device) for shape in NETWORK]
     magnitudes = [torch.rand(shape[0], 1, 1, 1, device=device) for shape in NETWORK]
