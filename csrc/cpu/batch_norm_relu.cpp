@@ -8,10 +8,11 @@ namespace {
 template <typename C>
 struct Parameters {
   const C *weight, *bias, *mean, *var;
-  C eps;
+  double eps;
 
-  C reciprocal_std(int64_t c) const { return 1 / std::sqrt(var[c] + eps); }
-  C scale(int64_t c) const { return weight[c] * reciprocal_std(c); }
+  // In double, for a scale that is rounded but once.
+  double reciprocal_std(int64_t c) const { return 1 / std::sqrt(static_cast<double>(var[c]) + eps); }
+  C scale(int64_t c) const { return static_cast<C>(static_cast<double>(weight[c]) * reciprocal_std(c)); }
   Affine<C> channel(int64_t c) const { return {splat(mean[c]), splat(scale(c)), splat(bias[c])}; }
 };
 
@@ -110,8 +111,8 @@ void backward(T* grad_x, C* grad_weight, C* grad_bias, const T* grad_y, const T*
               [&](int64_t i, int64_t k) {
                 const Vec<C> v = load_part(from + i, k, affine.mean[0]);
                 const Vec<C> d = relu_backward(load_part(grad + i, k), affine(v));
-                sum.parts[0] += d;
-                product.parts[0] += d * affine.centred(v);
+                sum.parts[3] += d;
+                product.parts[3] += d * affine.centred(v);
                 if (!statistics) store_part(to + i, affine.scale * d, k);
               });
         });
@@ -121,7 +122,7 @@ void backward(T* grad_x, C* grad_weight, C* grad_bias, const T* grad_y, const T*
       [&](int64_t c) {
         double sum = 0, product = 0;
         for (int64_t i = c * n; i < (c + 1) * n; ++i) sum += parts[2 * i], product += parts[2 * i + 1];
-        const double r = static_cast<double>(p.reciprocal_std(c));
+        const double r = p.reciprocal_std(c);
         grad_bias[c] = static_cast<C>(sum);
         grad_weight[c] = static_cast<C>(product * r);
         means[2 * c] = sum / entries;
@@ -160,7 +161,7 @@ void backward_rows(T* grad_x, C* grad_weight, C* grad_bias, const T* grad_y, con
       T* to = grad_x + start;
       const T *from = x + start, *grad = grad_y + start;
       rows.template sum<2>(
-          sums.data(), rows.last(block) * channels - start, affine,
+          parts.data() + 2 * block * channels, sums.data(), rows.last(block) * channels - start, affine,
           [&](int64_t i, const Affine<C>& a) {
             const Vec<C> v = load(from + i), d = relu_backward(load(grad + i), a(v));
             if (!statistics) store(to + i, a.scale * d);
@@ -171,8 +172,6 @@ void backward_rows(T* grad_x, C* grad_weight, C* grad_bias, const T* grad_y, con
             if (!statistics) store_part(to + i, a.scale * d, left);
             return Terms<C, 2>{first_lanes<C>(d, left), first_lanes<C>(d * a.centred(v), left)};
           });
-      rows.fold(parts.data() + 2 * block * channels, sums.data());
-      rows.fold(parts.data() + (2 * block + 1) * channels, sums.data() + rows.period);
     }
   });
   std::vector<double> totals(2 * channels);
@@ -181,7 +180,7 @@ void backward_rows(T* grad_x, C* grad_weight, C* grad_bias, const T* grad_y, con
   }
   const double entries = static_cast<double>(rows.rows);
   for (int64_t c = 0; c < channels; ++c) {
-    const double r = static_cast<double>(p.reciprocal_std(c));
+    const double r = p.reciprocal_std(c);
     grad_bias[c] = static_cast<C>(totals[c]);
     grad_weight[c] = static_cast<C>(totals[channels + c] * r);
     totals[c] /= entries;
@@ -221,7 +220,7 @@ void batch_norm_relu(void* y, void* mean, void* var, const void* x, const void* 
   with_dtype(dtype, [&]<typename T>(T) {
     using C = Wide<T>;
     const Parameters<C> p{static_cast<const C*>(weight), static_cast<const C*>(bias), static_cast<const C*>(mean),
-                          static_cast<const C*>(var), static_cast<C>(eps)};
+                          static_cast<const C*>(var), eps};
     const auto& run = shape.last || shape.sites == 1 ? forward_rows<T, C> : forward<T, C>;
     run(static_cast<T*>(y), static_cast<C*>(mean), static_cast<C*>(var), static_cast<const T*>(x), p, shape, statistics,
         threads);
@@ -235,7 +234,7 @@ void batch_norm_relu_backward(void* grad_x, void* grad_weight, void* grad_bias, 
   with_dtype(dtype, [&]<typename T>(T) {
     using C = Wide<T>;
     const Parameters<C> p{static_cast<const C*>(weight), static_cast<const C*>(bias), static_cast<const C*>(mean),
-                          static_cast<const C*>(var), static_cast<C>(eps)};
+                          static_cast<const C*>(var), eps};
     const auto& run = shape.last || shape.sites == 1 ? backward_rows<T, C> : backward<T, C>;
     run(static_cast<T*>(grad_x), static_cast<C*>(grad_weight), static_cast<C*>(grad_bias),
         static_cast<const T*>(grad_y), static_cast<const T*>(x), p, shape, statistics, threads);

@@ -46,16 +46,20 @@ inline void for_vectors_by_four(int64_t first, int64_t last, const Whole& whole,
     whole(i + 2 * n, 2);
     whole(i + 3 * n, 3);
   }
-  for (; i + n <= last; i += n) whole(i, 0);
+  for (int u = 0; i + n <= last; i += n, ++u) whole(i, u);
   if (i < last) rest(i, last - i);
 }
 
-// Sums in four vectors.
+// Sums in four vectors, whose lanes are added in double.
 template <typename C>
 struct Sum {
   Vec<C> parts[4] = {};
 
-  double total() const { return static_cast<double>(sum<C>((parts[0] + parts[1]) + (parts[2] + parts[3]))); }
+  double total() const {
+    LaneSum<C> sum;
+    for (const Vec<C>& part : parts) sum.add(part);
+    return sum.total();
+  }
 };
 
 template <typename C>
@@ -156,7 +160,7 @@ Moments piece_moments(const Pieces& pieces, int64_t piece, const Read& read) {
     auto x = read(b, first);
     for_vectors_by_four<C>(
         first, last, [&](int64_t i, int u) { total.parts[u] += x(i); },
-        [&](int64_t i, int64_t n) { total.parts[0] += x(i, n, C{0}); });
+        [&](int64_t i, int64_t n) { total.parts[3] += x(i, n, C{0}); });
   });
   const double count = pieces.entries(piece);
   const C mean = static_cast<C>(shift_near(total.total() / count));
@@ -173,8 +177,8 @@ Moments piece_moments(const Pieces& pieces, int64_t piece, const Read& read) {
         },
         [&](int64_t i, int64_t n) {
           const Vec<C> d = x(i, n, mean) - shift;
-          distance.parts[0] += d;
-          square.parts[0] += d * d;
+          distance.parts[3] += d;
+          square.parts[3] += d * d;
         });
   });
   return moments(count, static_cast<double>(mean), distance.total(), square.total());
@@ -226,17 +230,27 @@ inline void for_columns(int64_t rows, int64_t width, const Prepare& prepare, con
 template <typename C, int terms>
 using Terms = std::array<Vec<C>, terms>;
 
-// Writes the sums down the rows of each of the vectors that term(row, j, prepare(j)) gives: [terms, width].
+// totals[c] += sum over i of sums[c + i channels]
+template <typename C>
+inline void fold(double* totals, const C* sums, int64_t width, int64_t channels) {
+  for (int64_t i = 0; i < width; i += channels) {
+    for (int64_t c = 0; c < channels; ++c) totals[c] += static_cast<double>(sums[i + c]);
+  }
+}
+
+// Adds to totals [terms, channels] what term(row, j, prepare(j)) gives for each vector of rows of `width` entries, whose
+// channels repeat; `sums` has room for [terms, width]. Few rows are added before their sums are, in double.
 template <int terms, typename C, typename Prepare, typename Term>
-inline void sum_columns(C* sums, int64_t rows, int64_t width, const Prepare& prepare, const Term& term) {
-  constexpr int64_t n = kLanes<C>;
-  const auto go_down = [&]<int columns>(std::integral_constant<int, columns>, int64_t j) {
+inline void sum_columns(double* totals, C* sums, int64_t rows, int64_t width, int64_t channels, const Prepare& prepare,
+                        const Term& term) {
+  constexpr int64_t n = kLanes<C>, few = 16;
+  const auto go_down = [&]<int columns>(std::integral_constant<int, columns>, int64_t first, int64_t last, int64_t j) {
     using Prepared = decltype(prepare(j));
     const std::array<Prepared, columns> prepared = [&]<size_t... u>(std::index_sequence<u...>) {
       return std::array<Prepared, columns>{prepare(j + static_cast<int64_t>(u) * n)...};
     }(std::make_index_sequence<columns>{});
     Terms<C, terms> total[columns] = {};
-    for (int64_t row = 0; row < rows; ++row) {
+    for (int64_t row = first; row < last; ++row) {
       for (int u = 0; u < columns; ++u) {
         const Terms<C, terms> found = term(row, j + u * n, prepared[u]);
         for (int k = 0; k < terms; ++k) total[u][k] += found[k];
@@ -246,9 +260,13 @@ inline void sum_columns(C* sums, int64_t rows, int64_t width, const Prepare& pre
       for (int k = 0; k < terms; ++k) store(sums + k * width + j + u * n, total[u][k]);
     }
   };
-  int64_t j = 0;
-  for (; j + 4 * n <= width; j += 4 * n) go_down(std::integral_constant<int, 4>{}, j);
-  for (; j < width; j += n) go_down(std::integral_constant<int, 1>{}, j);
+  for (int64_t first = 0; first < rows; first += few) {
+    const int64_t last = std::min(first + few, rows);
+    int64_t j = 0;
+    for (; j + 4 * n <= width; j += 4 * n) go_down(std::integral_constant<int, 4>{}, first, last, j);
+    for (; j < width; j += n) go_down(std::integral_constant<int, 1>{}, first, last, j);
+    for (int k = 0; k < terms; ++k) fold(totals + k * channels, sums + k * width, width, channels);
+  }
 }
 
 // Rows of channels in blocks of about kBlock entries. The channels of a vector's lanes repeat after a period, which is a
@@ -287,23 +305,23 @@ struct Rows {
     each_left(n, prepare, whole, rest);
   }
 
-  // Writes the sums, for each place in a period, of the vectors that term(i, prepare(j)) gives; rest(i, prepare(j),
-  // left) gives those of a part, with zeros in the other lanes.
+  // Writes the sums [terms, channels] of the vectors that term(i, prepare(j)) gives; rest(i, prepare(j), left) gives
+  // those of a part, with zeros in the other lanes. `sums` has room for [terms, period].
   template <int terms, typename Prepare, typename Term, typename Rest>
-  void sum(C* sums, int64_t n, const Prepare& prepare, const Term& term, const Rest& rest) const {
-    sum_columns<terms>(sums, n / period, period, prepare, [&](int64_t row, int64_t j, const auto& prepared) {
-      return term(row * period + j, prepared);
-    });
+  void sum(double* totals, C* sums, int64_t n, const Prepare& prepare, const Term& term, const Rest& rest) const {
+    std::fill_n(totals, terms * channels, 0.0);
+    sum_columns<terms>(totals, sums, n / period, period, channels, prepare,
+                       [&](int64_t row, int64_t j, const auto& prepared) { return term(row * period + j, prepared); });
     const int64_t begin = n / period * period;
-    const auto add = [&](int64_t i, const Terms<C, terms>& found) {
-      for (int k = 0; k < terms; ++k) {
-        C* const to = sums + k * period + i - begin;
-        store(to, load(to) + found[k]);
-      }
+    if (begin == n) return;
+    std::fill_n(sums, terms * period, C{0});
+    const auto put = [&](int64_t i, const Terms<C, terms>& found) {
+      for (int k = 0; k < terms; ++k) store(sums + k * period + i - begin, found[k]);
     };
     each_left(
-        n, prepare, [&](int64_t i, const auto& prepared) { add(i, term(i, prepared)); },
-        [&](int64_t i, const auto& prepared, int64_t left) { add(i, rest(i, prepared, left)); });
+        n, prepare, [&](int64_t i, const auto& prepared) { put(i, term(i, prepared)); },
+        [&](int64_t i, const auto& prepared, int64_t left) { put(i, rest(i, prepared, left)); });
+    for (int k = 0; k < terms; ++k) fold(totals + k * channels, sums + k * period, period, channels);
   }
 
   // A period of the channels' values.
@@ -318,14 +336,6 @@ struct Rows {
   void spread(C* out, const V* values) const {
     for (int64_t i = 0; i < period; i += channels) {
       for (int64_t c = 0; c < channels; ++c) out[i + c] = static_cast<C>(values[c]);
-    }
-  }
-
-  // The sum for each channel of a period of sums.
-  void fold(double* out, const C* sums) const {
-    for (int64_t c = 0; c < channels; ++c) out[c] = static_cast<double>(sums[c]);
-    for (int64_t i = channels; i < period; i += channels) {
-      for (int64_t c = 0; c < channels; ++c) out[c] += static_cast<double>(sums[i + c]);
     }
   }
 
@@ -364,20 +374,17 @@ void row_statistics(C* mean, C* var, const Rows<C>& rows, int threads, const Rea
       const int64_t n = (rows.last(block) - rows.first(block)) * channels;
       double *const means = parts.data() + 2 * block * channels, *const squares = means + channels;
       rows.template sum<1>(
-          sums.data(), n, [](int64_t) { return 0; }, [&](int64_t i, int) { return Terms<C, 1>{load(x + i)}; },
+          means, sums.data(), n, [](int64_t) { return 0; }, [&](int64_t i, int) { return Terms<C, 1>{load(x + i)}; },
           [&](int64_t i, int, int64_t left) { return Terms<C, 1>{load_part(x + i, left)}; });
-      rows.fold(means, sums.data());
       for (int64_t c = 0; c < channels; ++c) means[c] = shift_near(means[c] / count);
       rows.spread(shift.data(), means);
       const auto distances = [](Vec<C> d) { return Terms<C, 2>{d, d * d}; };
       rows.template sum<2>(
-          sums.data(), n, [&](int64_t j) { return load(shift.data() + j); },
+          means, sums.data(), n, [&](int64_t j) { return load(shift.data() + j); },
           [&](int64_t i, Vec<C> s) { return distances(load(x + i) - s); },
           [&](int64_t i, Vec<C> s, int64_t left) {
             return distances(first_lanes<C>(load_part(x + i, left) - s, left));
           });
-      rows.fold(means, sums.data());
-      rows.fold(squares, sums.data() + rows.period);
       for (int64_t c = 0; c < channels; ++c) {
         const Moments m = moments(count, static_cast<double>(shift[c]), means[c], squares[c]);
         means[c] = m.mean;

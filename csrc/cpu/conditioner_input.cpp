@@ -82,7 +82,7 @@ struct Parameters {
 
   void set(int64_t k, C m, C var, C offset, double eps) {
     mean[k] = m;
-    scale[k] = 1 / std::sqrt(var + static_cast<C>(eps));
+    scale[k] = static_cast<C>(1 / std::sqrt(static_cast<double>(var) + eps));  // rounded but once
     bias[k] = offset;
   }
 
@@ -324,7 +324,7 @@ void backward(T* grad_x, C* grad_offset, const T* grad_h, const T* x, const Para
             const Vec<C> v = where<C>(lanes, load_part(from + i, count));
             const Vec<C> d = split_backward(load_part(positive + i, count), load_part(negative + i, count),
                                             affine(v) * p.gain);
-            body(d * p.gain, first_lanes<C>(affine.centred(v), count), lanes, grad_x + plane + i, count, 0);
+            body(d * p.gain, first_lanes<C>(affine.centred(v), count), lanes, grad_x + plane + i, count, 3);
           });
     });
   };
@@ -431,18 +431,12 @@ void backward_rows(T* grad_x, C* grad_offset, const T* grad_h, const T* x, const
           store(view.to + row * view.to_pitch + j, where<C>(lanes_of(row), g));
         };
         if (reduce) {
-          sum_columns<2>(sums.data(), view.rows, view.width, prepare, [&](int64_t row, int64_t j, const Prepared& a) {
-            const auto [d, centred] = gradients(row, j, a);
-            if (write) put(row, j, a.affine.scale * d);
-            return Terms<C, 2>{d, d * centred};
-          });
-          double* const part = parts.data() + 2 * block * kept;
-          if (in_place(shape)) {
-            std::copy(sums.data(), sums.data() + 2 * kept, part);
-          } else {
-            rows.fold(part, sums.data());
-            rows.fold(part + kept, sums.data() + rows.period);
-          }
+          sum_columns<2>(parts.data() + 2 * block * kept, sums.data(), view.rows, view.width, kept, prepare,
+                         [&](int64_t row, int64_t j, const Prepared& a) {
+                           const auto [d, centred] = gradients(row, j, a);
+                           if (write) put(row, j, a.affine.scale * d);
+                           return Terms<C, 2>{d, d * centred};
+                         });
         } else {
           for_columns<C>(view.rows, view.width, prepare, [&](int64_t row, int64_t j, const Prepared& a) {
             const auto [d, centred] = gradients(row, j, a);

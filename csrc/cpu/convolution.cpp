@@ -272,26 +272,96 @@ void transform_gradient(float* to, const float* grad_y, const float* zeros, cons
   });
 }
 
+// to[e] = from[e], from[e + column], from[e + 2 column], ... for n entries e; `end` is that of the memory.
+void load_columns(V* to, const float* from, const float* end, int64_t column, int64_t n) {
+  for (int64_t e = 0; e < n; e += kWidth) {
+    V square[kWidth];
+    for (int64_t k = 0; k < kWidth; ++k) {
+      const float* const p = from + e + k * column;
+      square[k] = end - p >= kWidth ? load(p) : load_part(p, end - p);
+    }
+    transpose(square);
+    std::copy_n(square, std::min(kWidth, n - e), to + e);
+  }
+}
+
+// The reverse, where n entries of each column lie apart from those of others.
+void store_columns(float* to, const V* from, int64_t column, int64_t n) {
+  for (int64_t e = 0; e < n; e += kWidth) {
+    const int64_t written = std::min(kWidth, n - e);
+    V square[kWidth] = {};
+    std::copy_n(from + e, written, square);
+    transpose(square);
+    for (int64_t k = 0; k < kWidth; ++k) {
+      if (written == kWidth) {
+        store(to + e + k * column, square[k]);
+      } else {
+        store_part(to + e + k * column, square[k], written);
+      }
+    }
+  }
+}
+
+constexpr int64_t kDepth = 16;  // rows of a weight that are transformed at once, of which there are multiples
+
+// Entries from one point of a transformed weight to the next: without a gap their cache lines would share a few sets.
+int64_t weight_point(int64_t depth, int64_t columns) { return depth * round_up(columns, kPanel) + kWidth; }
+
+// The 9 taps of kDepth rows and kWidth columns of a weight: a vector along the columns for each row and tap.
+struct Taps {
+  V entries[9 * kDepth];
+  int64_t row, tap;  // strides of the entries, as the weight has them: its taps lie together, or its rows do
+
+  // `weight_row` and `weight_tap` are the strides of the weight.
+  Taps(int64_t weight_row, int64_t weight_tap)
+      : row(weight_row == 1 ? 1 : 9), tap(weight_row == 1 ? kDepth : 1), from_row(weight_row), from_tap(weight_tap) {}
+
+  V& at(int64_t i, int64_t t) { return entries[i * row + t * tap]; }
+
+  // Calls body(place, entry, n) for each run of n entries that lie together in the weight.
+  template <typename Body>
+  void runs(const Body& body) const {
+    const int64_t n = row == 1 ? kDepth : from_row == 9 ? 9 * kDepth : 9;
+    for (int64_t e = 0; e < 9 * kDepth; e += n) body(row == 1 ? e / kDepth * from_tap : e / 9 * from_row, e, n);
+  }
+
+  void load_from(const float* weight, const float* end, int64_t column) {
+    if (column == 1) {
+      for (int64_t i = 0; i < kDepth; ++i) {
+        for (int64_t t = 0; t < 9; ++t) at(i, t) = load(weight + i * from_row + t * from_tap);
+      }
+    } else {
+      runs([&](int64_t place, int64_t e, int64_t n) { load_columns(entries + e, weight + place, end, column, n); });
+    }
+  }
+
+  void store_to(float* weight, int64_t column) const {
+    runs([&](int64_t place, int64_t e, int64_t n) { store_columns(weight + place, entries + e, column, n); });
+  }
+
+ private:
+  int64_t from_row, from_tap;
+};
+
 // [points], each in panels, of a weight [depth][columns] whose entry (row, column, tap) is at the strides; a turned one
 // has its taps in the reverse order.
 void transform_weight(float* to, const float* weight, int64_t depth, int64_t columns, int64_t row, int64_t column,
                       int64_t tap, bool turned, int threads) {
-  const int64_t point = depth * round_up(columns, kPanel);
-  parallel_for(depth, std::max<int64_t>(4096 / columns, 1), threads, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
+  const int64_t point = weight_point(depth, columns);
+  const float* const end = weight + 9 * depth * columns;
+  parallel_for(depth / kDepth, std::max<int64_t>(4096 / (columns * kDepth), 1), threads, [&](int64_t begin, int64_t last) {
+    Taps taps(row, tap);
+    for (int64_t first = begin * kDepth; first < last * kDepth; first += kDepth) {
       for (int64_t j = 0; j < columns; j += kWidth) {
-        float taps[9][kWidth];
-        const float* from = weight + i * row + j * column;
-        for (int t = 0; t < 9; ++t) {
-          float* lane = taps[turned ? 8 - t : t];
-          for (int64_t k = 0; k < kWidth; ++k) lane[k] = from[t * tap + k * column];
-        }
-        V half[3][4], whole[4];
-        for (int r = 0; r < 3; ++r) of_weight(half[r], load(taps[3 * r]), load(taps[3 * r + 1]), load(taps[3 * r + 2]));
-        for (int s = 0; s < 4; ++s) {
-          of_weight(whole, half[0][s], half[1][s], half[2][s]);
-          for (int r = 0; r < 4; ++r) {
-            store(to + (4 * r + s) * point + j / kPanel * depth * kPanel + i * kPanel + j % kPanel, whole[r]);
+        taps.load_from(weight + first * row + j * column, end, column);
+        float* const panel = to + j / kPanel * depth * kPanel + first * kPanel + j % kPanel;
+        for (int64_t i = 0; i < kDepth; ++i) {
+          const auto at = [&](int t) { return taps.at(i, turned ? 8 - t : t); };
+          V half[3][4], whole[4];
+          for (int r = 0; r < 3; ++r) of_weight(half[r], at(3 * r), at(3 * r + 1), at(3 * r + 2));
+          for (int s = 0; s < 4; ++s) {
+            of_weight(whole, half[0][s], half[1][s], half[2][s]);
+            for (int r = 0; r < 4; ++r) store(panel + (4 * r + s) * point + i * kPanel, whole[r]);
           }
         }
       }
@@ -303,8 +373,8 @@ void transform_weight(float* to, const float* weight, int64_t depth, int64_t col
 template <typename Transform>
 void convolve(float* y, const float* add, const float* x, const float* bias, const Grid& grid, int64_t inputs,
               int64_t outputs, int threads, const Transform& transform) {
-  const int64_t blocks = (grid.count + kTiles - 1) / kTiles;
-  const int64_t size = kPoints * inputs * round_up(outputs, kPanel);
+  const int64_t groups = (grid.count + kRows - 1) / kRows;
+  const int64_t point = weight_point(inputs, outputs), size = kPoints * point;
   // What another thread wrote is far away: where each has enough to do, each transforms the weight for itself.
   const bool own = grid.count >= kOwn * threads;
   const float* shared = nullptr;
@@ -314,7 +384,7 @@ void convolve(float* y, const float* add, const float* x, const float* bias, con
     shared = to;
   }
   const float* const outside = zeros(std::max(inputs, outputs));
-  parallel_for(blocks, 1, threads, [&](int64_t begin, int64_t end) {
+  parallel_for(groups, 1, threads, [&](int64_t begin, int64_t end) {
     float* const from = workspace(kFrom, kPoints * kTiles * inputs);
     float* const to = workspace(kTo, kPoints * kTiles * outputs);
     const float* weight = shared;
@@ -324,33 +394,37 @@ void convolve(float* y, const float* add, const float* x, const float* bias, con
       weight = transformed;
     }
     // Rows past the last tile are multiplied too; what they hold must not slow the others down, as denormals would.
-    if (end == blocks) std::fill_n(from, kPoints * kTiles * inputs, 0.0f);
-    for (int64_t block = begin; block < end; ++block) {
-      const int64_t first = block * kTiles, last = std::min(first + kTiles, grid.count);
+    if (end == groups) std::fill_n(from, kPoints * kTiles * inputs, 0.0f);
+    for (int64_t first = begin * kRows; first < end * kRows; first += kTiles) {
+      const int64_t rows = std::min(kTiles, end * kRows - first), last = std::min(first + rows, grid.count);
       transform_input(from, x, outside, grid, inputs, first, last, kTiles);
       for (int64_t p = 0; p < kPoints; ++p) {
         multiply(to + p * kTiles * outputs, outside, from + p * kTiles * inputs,
-                 weight + p * inputs * round_up(outputs, kPanel), kTiles, outputs, inputs, inputs * kPanel, outputs, 0,
-                 inputs, 1);
+                 weight + p * point, rows, outputs, inputs, inputs * kPanel, outputs, 0, inputs, 1);
       }
       transform_result(y, add, to, bias, grid, outputs, first, last, kTiles);
     }
   });
 }
 
-constexpr int64_t kBlock = 16;  // rows that are transposed at a time
-
-// A panel of a matrix whose entries are at the strides, with zeros behind its columns.
+// A panel of a matrix [depth][columns], with zeros behind its columns. Either the entries of a row lie together in
+// memory or those of a column, which then are `column` apart.
 void to_panel(float* to, const float* from, int64_t depth, int64_t columns, int64_t row, int64_t column) {
-  if (columns < kPanel) std::fill_n(to, depth * kPanel, 0.0f);
-  for (int64_t first = 0; first < depth; first += kBlock) {
-    const int64_t last = std::min(first + kBlock, depth);
-    if (column == 1) {
-      for (int64_t i = first; i < last; ++i) std::copy_n(from + i * row, columns, to + i * kPanel);
-    } else {
-      for (int64_t k = 0; k < columns; ++k) {
-        for (int64_t i = first; i < last; ++i) to[i * kPanel + k] = from[i * row + k * column];
+  if (column == 1) {
+    copy_rows(to, from, depth, columns, depth, kPanel, row);
+    return;
+  }
+  for (int64_t k = 0; k < columns; k += kWidth) {
+    const int64_t wide = std::min(kWidth, columns - k);
+    for (int64_t i = 0; i < depth; i += kWidth) {
+      const int64_t high = std::min(kWidth, depth - i);
+      V square[kWidth] = {};
+      for (int64_t q = 0; q < wide; ++q) {
+        const float* const p = from + i + (k + q) * column;
+        square[q] = high == kWidth ? load(p) : load_part(p, high);
       }
+      transpose(square);
+      for (int64_t r = 0; r < high; ++r) store(to + (i + r) * kPanel + k, square[r]);
     }
   }
 }
@@ -522,28 +596,28 @@ void convolution_backward_weight(float* grad_weight, float* grad_bias, const flo
   });
   add_parts(grad_bias, total, parts.count, c.outputs);
   const int64_t point = padded * c.outputs;
-  parallel_for(c.inputs, std::max<int64_t>(4096 / c.outputs, 1), threads, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
+  const int64_t grain = std::max<int64_t>(4096 / (c.outputs * kDepth), 1);
+  parallel_for(c.inputs / kDepth, grain, threads, [&](int64_t begin, int64_t end) {
+    Taps taps(c.input, c.tap);
+    for (int64_t i = begin * kDepth; i < end * kDepth; i += kDepth) {
       for (int64_t j = 0; j < c.outputs; j += kWidth) {
-        const float* from = product + i * c.outputs + j;
-        V half[4][3], whole[3];
-        for (int r = 0; r < 4; ++r) {
-          V sums[4] = {};
-          for (int64_t part = 0; part < parts.count; ++part) {
-            const float* q = from + part * size + 4 * r * point;
-            for (int k = 0; k < 4; ++k) sums[k] += load(q + k * point);
+        for (int64_t k = 0; k < kDepth; ++k) {
+          const float* from = product + (i + k) * c.outputs + j;
+          V half[4][3], whole[3];
+          for (int r = 0; r < 4; ++r) {
+            V sums[4] = {};
+            for (int64_t part = 0; part < parts.count; ++part) {
+              const float* q = from + part * size + 4 * r * point;
+              for (int p = 0; p < 4; ++p) sums[p] += load(q + p * point);
+            }
+            of_weight_backward(half[r], sums[0], sums[1], sums[2], sums[3]);
           }
-          of_weight_backward(half[r], sums[0], sums[1], sums[2], sums[3]);
-        }
-        for (int s = 0; s < 3; ++s) {
-          of_weight_backward(whole, half[0][s], half[1][s], half[2][s], half[3][s]);
-          for (int r = 0; r < 3; ++r) {
-            float lanes[kWidth];
-            store(lanes, whole[r]);
-            float* to = grad_weight + i * c.input + j * c.output + (3 * r + s) * c.tap;
-            for (int64_t k = 0; k < kWidth; ++k) to[k * c.output] = lanes[k];
+          for (int s = 0; s < 3; ++s) {
+            of_weight_backward(whole, half[0][s], half[1][s], half[2][s], half[3][s]);
+            for (int r = 0; r < 3; ++r) taps.at(k, 3 * r + s) = whole[r];
           }
         }
+        taps.store_to(grad_weight + i * c.input + j * c.output, c.output);
       }
     }
   });

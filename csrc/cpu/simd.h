@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <cstring>
 #include <limits>
+#include <utility>
 
 #include "dtype.h"
 
@@ -155,6 +156,22 @@ inline T narrow(Wide<T> x) {
   T out;
   store_part(&out, splat(x), 1);
   return out;
+}
+
+// Entry j of vector i goes to entry i of vector j, by swapping squares of 1, 2, 4, ... entries beside the diagonal.
+template <int size = 1>
+inline void transpose(Vec<float> (&square)[kLanes<float>]) {
+  constexpr int n = kLanes<float>;
+  const auto swap = [&]<int... lane>(Vec<float>& a, Vec<float>& b, std::integer_sequence<int, lane...>) {
+    const Vec<float> upper = __builtin_shufflevector(a, b, (lane & size ? n + lane - size : lane)...);
+    b = __builtin_shufflevector(a, b, (lane & size ? n + lane : lane + size)...);
+    a = upper;
+  };
+#pragma GCC unroll 16
+  for (int i = 0; i < n; ++i) {
+    if (!(i & size)) swap(square[i], square[i + size], std::make_integer_sequence<int, n>{});
+  }
+  if constexpr (2 * size < n) transpose<2 * size>(square);
 }
 
 template <typename C>

@@ -57,15 +57,16 @@ inline void add_to(double* sums, Vec<float> v) {
 template <typename C>
 class LaneSum {
  public:
+  void add(Vec<C> v) { add_to(lanes_, v); }
   void add(const C* values, int64_t n) {
     constexpr int k = kLanes<C>;
     int64_t i = 0;
     for (; i + 4 * k <= n; i += 4 * k) {
       const C* some = values + i;
-      add_to(lanes_, (load(some) + load(some + k)) + (load(some + 2 * k) + load(some + 3 * k)));
+      add((load(some) + load(some + k)) + (load(some + 2 * k) + load(some + 3 * k)));
     }
-    for (; i + k <= n; i += k) add_to(lanes_, load(values + i));
-    if (i < n) add_to(lanes_, load_part(values + i, n - i));
+    for (; i + k <= n; i += k) add(load(values + i));
+    if (i < n) add(load_part(values + i, n - i));
   }
   double total() const {
     Vec<double> v = load(lanes_);
