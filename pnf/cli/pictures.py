@@ -22,9 +22,12 @@ from pnf.cli.common import (
 from pnf.cli.files import read_image, write_image
 from pnf.data import dequantize
 from pnf.flows import ProgressiveFlow
+from pnf.flows.memory import peak_memory
 from pnf.training import RunConfig, RunError, seeded
+from pnf.training.memory import GIB, free_memory
 
-BATCH = 256
+LARGE = 2**20
+"""Entries of images, of which fewer fit into any machine's memory, so that no time is spent on finding out."""
 
 TemperatureOption = Annotated[
     float, typer.Option(min=0, max=10, help="Scale of the noise; 0 is the paper's zero noise.")
@@ -47,8 +50,11 @@ def sample_command(
     config, flow = load_any(run, device)
     target = _png(out, run / "samples.png")
     generator = torch.Generator().manual_seed(seed)
-    counts = [min(BATCH, n - start) for start in range(0, n, BATCH)]
-    x = torch.cat([flow.sample(count, temperature=temperature, generator=generator).cpu() for count in counts])
+    limit = free_memory(pick_device(device)) if n * flow.dims > LARGE else None
+    try:
+        x = flow.sample(n, temperature=temperature, generator=generator, max_memory=limit).cpu()
+    except ValueError as error:
+        raise RunError(f"the images are too large for the memory that is free: {error}") from None
     name = "PNF" if config.model == "progressive" else "RealNVP"
     title = f"{n} samples of {name}, temperature {temperature:g}"
     figures.save(figures.image_grid(x, title=title), target)
@@ -93,6 +99,7 @@ def upscale_command(
     folder = out if out is not None else run
     generator = torch.Generator().manual_seed(seed)
     by_stage = len(temperatures) == 1 and draws == 1
+    _check_memory(flow, 1 if files else n, device)
     if files:
         for file in files:
             low, real = _low_resolution(flow, file, device)
@@ -130,6 +137,7 @@ def project_command(
         x = torch.cat([read_image(file, flow.shape, exact=False) for file in files]).to(pick_device(device))
     else:
         x = _held_out(flow, config, data, n, seed).to(pick_device(device))
+    _check_memory(flow, len(x), device)
     code = flow.encode(x)
     projected = flow.decode(code)
     again = (flow.project(projected) - projected).abs().max().item()
@@ -140,6 +148,19 @@ def project_command(
         soft_wrap=True,
     )
     console.print(f"Written: {target}", soft_wrap=True)
+
+
+def _check_memory(flow: ProgressiveFlow, n: int, device: str) -> None:
+    """Raise if so many images cannot be upscaled at once."""
+    if n * flow.dims <= LARGE:
+        return
+    needed = peak_memory(lambda: flow.inverse(torch.empty(n, flow.dims)))
+    free = free_memory(pick_device(device))
+    if needed > free:
+        raise RunError(
+            f"upscaling {n} images to {list(flow.shape)} takes about {needed / GIB:.1f} GiB, and {free / GIB:.1f} GiB "
+            "are free: give fewer"
+        )
 
 
 def _png(path: Path | None, default: Path) -> Path:

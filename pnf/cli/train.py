@@ -58,6 +58,10 @@ def train_command(
     alpha: Annotated[
         float | None, typer.Option(help="Of the logit: see ProgressiveFlow.", rich_help_panel="Model")
     ] = None,
+    memory: Annotated[
+        Literal["plain", "invertible"] | None,
+        typer.Option(help="invertible: less memory for a third more time.", rich_help_panel="Model"),
+    ] = None,
     data: Annotated[str | None, typer.Option(help="Data set; see docs/data.md.", rich_help_panel="Data")] = None,
     size: Annotated[int | None, typer.Option(help="Height and width, in pixels.", rich_help_panel="Data")] = None,
     limit: Annotated[int | None, typer.Option(help="Use the first so many images.", rich_help_panel="Data")] = None,

@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Self, cast
 import torch
 from torch import Tensor, nn
 
+from pnf.flows.memory import in_batches
 from pnf.flows.op_table import OpTable
 from pnf.flows.pretrained import Pretrained
 from pnf.flows.realnvp import RealNVP, num_scales, set_network_dtype
@@ -226,13 +227,23 @@ class ProgressiveFlow(Pretrained):
 
     @torch.no_grad()
     def sample(
-        self, n: int, *, temperature: float = 1.0, generator: torch.Generator | None = None
+        self,
+        n: int,
+        *,
+        temperature: float = 1.0,
+        generator: torch.Generator | None = None,
+        max_memory: int | None = None,
     ) -> Tensor:  # [n, *shape]
         """n draws, from noise ``temperature * eps``, ``eps ~ N(0, I)``; in [0, 1] with ``detail="bounded"``.
 
-        They come without a graph, which :meth:`inverse` keeps.
+        They come without a graph, which :meth:`inverse` keeps. With ``max_memory`` they are made in batches that hold
+        at most about so many bytes at once.
+
+        Raises:
+            ValueError: not even one draw can be made in so little.
         """
-        return self.inverse(draw_noise(self, n, self.dims, temperature, generator))[0]
+        noise = draw_noise(self, n, self.dims, temperature, generator)
+        return in_batches("ProgressiveFlow", lambda z: self.inverse(z)[0], [noise], max_memory)
 
     def downsample(
         self,
@@ -254,6 +265,7 @@ class ProgressiveFlow(Pretrained):
         noise: Tensor | float | None = None,
         temperature: float = 1.0,
         generator: torch.Generator | None = None,
+        max_memory: int | None = None,
     ) -> Tensor:
         """The paper's Φ: x grown by ``steps`` stages, one axis a step.
 
@@ -262,9 +274,13 @@ class ProgressiveFlow(Pretrained):
             steps: how many stages; by default all that are left.
             noise: ``None`` draws ``temperature * eps``; 0 is the paper's zero noise; or ``[B, dims of those stages]``.
             temperature, generator: of the draw.
+            max_memory: if given, x is grown in batches that hold at most about so many bytes at once, without a graph.
 
         Returns:
             ``[B, *shape]`` of the last stage. Downsampling it gives x back.
+
+        Raises:
+            ValueError: no stage has such images, it has fewer steps left, or ``max_memory`` is too little for one.
         """
         k = self._stage_of(x)
         self._check_values(x, k)
@@ -283,9 +299,16 @@ class ProgressiveFlow(Pretrained):
             raise ValueError(
                 f"ProgressiveFlow: noise must be {[x.shape[0], sum(dims)]} for {steps} steps, got {list(noise.shape)}"
             )
-        for stage, z in zip(self._stages[k + 1 : k + 1 + steps], noise.split(dims, 1) if dims else (), strict=True):
-            x, _ = stage.inverse(x, z)
-        return x
+        stages = self._stages[k + 1 : k + 1 + steps]
+
+        def grow(image: Tensor, noise: Tensor) -> Tensor:
+            for stage, z in zip(stages, noise.split(dims, 1) if dims else (), strict=True):
+                image, _ = stage.inverse(image, z)
+            return image
+
+        if max_memory is None:
+            return grow(x, noise)
+        return in_batches("ProgressiveFlow", grow, [x, noise], max_memory)
 
     def encode(
         self,

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from pnf.flows import invertible
 from pnf.flows.couplings import ActNorm, ConvCoupling, DenseCoupling, make_norm
+from pnf.flows.memory import in_batches
 from pnf.flows.networks import DenseNetwork, ResidualNetwork
 from pnf.flows.op_table import OpTable
 from pnf.flows.pretrained import Pretrained
@@ -183,9 +184,18 @@ class RealNVP(Pretrained):
         *,
         temperature: float = 1.0,
         generator: torch.Generator | None = None,
+        max_memory: int | None = None,
     ) -> Tensor:  # [n, *shape]
-        """``f^-1(temperature * eps)``, ``eps ~ N(0, I)``; without a graph, which :meth:`inverse` keeps."""
-        return self.inverse(draw_noise(self, n, self.dims, temperature, generator), condition)[0]
+        """``f^-1(temperature * eps)``, ``eps ~ N(0, I)``; without a graph, which :meth:`inverse` keeps.
+
+        With ``max_memory`` it is computed in batches that hold at most about so many bytes at once.
+
+        Raises:
+            ValueError: not even one draw can be made in so little.
+        """
+        noise = draw_noise(self, n, self.dims, temperature, generator)
+        tensors = [noise] if condition is None else [noise, condition]
+        return in_batches("RealNVP", lambda *part: self.inverse(*part)[0], tensors, max_memory)
 
     def set_network_dtype(self, dtype: torch.dtype | None) -> Self:
         """Run the conditioner networks, and nothing else, under autocast to ``dtype``; ``None`` turns it off."""

@@ -35,6 +35,7 @@ class RunConfig(BaseModel):
     norm: Literal["act", "batch", "none"] = "act"
     scales: int | None = Field(None, ge=1, le=12)
     alpha: float | None = Field(None, ge=0, lt=0.5)
+    memory: Literal["plain", "invertible"] = "plain"
     steps: int = Field(10000, ge=1)
     batch_size: int = Field(64, ge=1)
     accumulate: int = Field(1, ge=1)

@@ -28,6 +28,7 @@ def build_flow(config: RunConfig, channels: int) -> Flow:
         "num_couplings": config.num_couplings,
         "norm": config.norm,
         "scales": config.scales,
+        "memory": config.memory,
     }
     try:
         with torch.random.fork_rng(devices=[]):

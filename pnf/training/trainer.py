@@ -30,6 +30,7 @@ from pnf.flows.pretrained import replace_file
 from pnf.training.batches import VALIDATION_NOISE, Batches, hold_out, seeded
 from pnf.training.checkpoints import AtomicCheckpointIO
 from pnf.training.config import CONFIG_NAME, RunConfig, RunError
+from pnf.training.memory import check_memory
 from pnf.training.models import Flow, build_flow
 from pnf.training.progress import StepBar
 from pnf.training.units import Unit, schedule, stage_dims, stage_inputs, stage_modules, stage_names
@@ -73,7 +74,8 @@ def train(
         The names of the stages that are still to be trained.
 
     Raises:
-        RunError: settings, folder, checkpoints or data that do not fit each other; a loss that is not finite.
+        RunError: settings, folder, checkpoints or data that do not fit each other, or the memory; a loss that is not
+            finite.
         Interrupted: SIGINT or SIGTERM came; everything is saved.
     """
     flow = build_flow(config, images.shape[0])
@@ -81,6 +83,7 @@ def train(
     chosen = _choose(names, stages)
     if config.validation >= len(images):
         raise RunError(f"validation must be less than the {len(images)} training images, got {config.validation}")
+    check_memory(config, images.shape[0], accelerator)
     _claim(folder, config, images, chosen, resume)
     pixels, held_out = hold_out(images.pixels, config.validation, config.seed)
 

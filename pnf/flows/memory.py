@@ -1,0 +1,96 @@
+"""How much memory a computation takes, told without doing it, and batches that keep within it."""
+
+import weakref
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
+
+
+def peak_memory(function: Callable[[], object]) -> int:
+    """The most bytes of tensors that ``function`` holds at once, beside those that were there before.
+
+    It runs on tensors that have shapes and no memory, which takes milliseconds for any size. What it makes it must make
+    itself; tensors from outside, such as the parameters of a flow, are left alone. What operators need inside
+    themselves is not counted.
+    """
+    with FakeTensorMode(allow_non_fake_inputs=True), _Live() as live:
+        function()
+    return live.peak
+
+
+@torch.no_grad()
+def in_batches(
+    owner: str, function: Callable[..., Tensor], tensors: Sequence[Tensor], max_memory: int | None
+) -> Tensor:
+    """``function(*tensors)``, computed in as few batches along dim 0 as keep within so many bytes.
+
+    Raises:
+        ValueError: one example takes more.
+    """
+    n = len(tensors[0])
+    if max_memory is None or n == 0:
+        return function(*tensors)
+    results: list[Tensor] = []
+
+    def peak(batch: int) -> int:
+        def run() -> None:
+            results.append(function(*(x.new_empty(batch, *x.shape[1:]) for x in tensors)))
+
+        return peak_memory(run)
+
+    least, most = peak(1), peak(n)
+    result = results[0].nbytes
+    left = max_memory - n * result
+    if left < least:
+        raise ValueError(
+            f"{owner}: one example takes {_mebibytes(least)}, and max_memory leaves {_mebibytes(left)} beside the "
+            f"{_mebibytes(n * result)} of the result"
+        )
+    # The peak is convex in the size of the batch, the largest of several that grow in proportion to it.
+    size = n if most <= left + n * result else 1 + (left - least) * (n - 1) // max(most - least, 1)
+    out: Tensor | None = None
+    for start in range(0, n, size):
+        found = function(*(x[start : start + size] for x in tensors))
+        if size == n:
+            return found
+        out = found.new_empty(n, *found.shape[1:]) if out is None else out
+        out[start : start + size] = found
+    assert out is not None
+    return out
+
+
+def _mebibytes(size: int) -> str:
+    return f"{size / 2**20:,.1f} MiB"
+
+
+class _Live(TorchDispatchMode):
+    """Adds up the storages of results for as long as they live."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now, self.peak = 0, 0
+        self.known: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        # What an operator writes into, or makes a view of, was there before.
+        tree_map_only(Tensor, lambda x: self.known.add(x.untyped_storage()._cdata), (args, kwargs))
+        return tree_map_only(Tensor, self._count, func(*args, **(kwargs or {})))
+
+    def _count(self, x: Tensor) -> Tensor:
+        storage = x.untyped_storage()
+        key, size = storage._cdata, storage.nbytes()
+        if key not in self.known:
+            self.known.add(key)
+            self.now += size
+            self.peak = max(self.peak, self.now)
+            weakref.finalize(storage, self._free, key, size)
+        return x
+
+    def _free(self, key: int, size: int) -> None:
+        self.known.discard(key)
+        self.now -= size

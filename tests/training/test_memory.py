@@ -1,0 +1,27 @@
+"""Runs that do not fit into memory."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from pnf.data import Images
+from pnf.training import RunConfig, RunError, train
+from pnf.training.memory import GIB, step_memory
+
+CONFIG = RunConfig(size=8, levels=1, hidden=8, blocks=1, num_couplings=1, batch_size=4, steps=2, validation=0)
+
+
+def test_invertible_memory_does_not_grow_with_depth() -> None:
+    deep = CONFIG.model_copy(update={"num_couplings": 9, "scales": 1, "batch_size": 64})
+    plain, invertible = (step_memory(deep.model_copy(update={"memory": m}), 1) for m in ("plain", "invertible"))
+    assert invertible < plain / 2
+
+
+def test_too_large_is_told_before_anything_is_written(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("pnf.training.memory.free_memory", lambda _: 2**16)
+    images = Images(torch.zeros(8, 1, 8, 8, dtype=torch.uint8), "grey", "train")
+    with pytest.raises(RunError, match=r"takes about 0\.0 GiB.*lower --batch-size.*--memory invertible"):
+        train(CONFIG, images, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    assert step_memory(CONFIG, 1) < GIB
