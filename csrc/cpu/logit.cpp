@@ -55,7 +55,7 @@ void map_and_sum(void* out, void* log_det, const void* in, int64_t rows, int64_t
   const auto part = [&](int64_t row, int64_t first, int64_t last) {
     const T* from = static_cast<const T*>(in) + row * length;
     T* to = static_cast<T*>(out) + row * length;
-    Vec<C> total{};
+    LaneSum<C> total;
     for (int64_t begin = first; begin < last; begin += kBlock) {
       Vec<C> block{};
       for_vectors<C>(
@@ -70,9 +70,9 @@ void map_and_sum(void* out, void* log_det, const void* in, int64_t rows, int64_t
             store_part(to + i, v.out, n);
             for (int64_t j = 0; j < n; ++j) block[j] += v.log_det[j];
           });
-      total += block;
+      total.add(block);
     }
-    return sum<C>(total);
+    return total.total();
   };
   sum_rows(rows, length, threads, part, [&](int64_t row, double total) {
     static_cast<C*>(log_det)[row] = static_cast<C>(sign * (total + constant));

@@ -10,18 +10,10 @@ void standard_normal(void* out, const void* z, int64_t rows, int64_t length, DTy
     const double constant = static_cast<double>(length) * 0.91893853320467274178;  // log(2 pi) / 2
     const auto part = [&](int64_t row, int64_t first, int64_t last) {
       const T* x = static_cast<const T*>(z) + row * length;
-      Vec<C> total{};
-      for_vectors<C>(
-          first, last,
-          [&](int64_t i) {
-            const Vec<C> v = load(x + i);
-            total += v * v;
-          },
-          [&](int64_t i, int64_t n) {
-            const Vec<C> v = load_part(x + i, n);
-            total += v * v;
-          });
-      return sum<C>(total);
+      const auto square = [](Vec<C> v) { return v * v; };
+      return sum_terms<C>(
+          first, last, [&](int64_t i) { return square(load(x + i)); },
+          [&](int64_t i, int64_t n) { return square(load_part(x + i, n)); });
     };
     sum_rows(rows, length, threads, part, [&](int64_t row, double total) {
       static_cast<C*>(out)[row] = static_cast<C>(-0.5 * total - constant);

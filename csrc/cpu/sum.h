@@ -78,6 +78,18 @@ class LaneSum {
   double lanes_[kLanes<C>] = {};
 };
 
+// The sum of term(i) over the whole vectors of entries [first, last) and of rest(i, n) over the n entries that are left.
+template <typename C, typename Term, typename Rest>
+double sum_terms(int64_t first, int64_t last, const Term& term, const Rest& rest) {
+  constexpr int k = kLanes<C>;
+  LaneSum<C> sum;
+  int64_t i = first;
+  for (; i + 4 * k <= last; i += 4 * k) sum.add((term(i) + term(i + k)) + (term(i + 2 * k) + term(i + 3 * k)));
+  for (; i + k <= last; i += k) sum.add(term(i));
+  if (i < last) sum.add(rest(i, last - i));
+  return sum.total();
+}
+
 // Calls finish(row, total), total in double, for each row: the sum of part(row, first, last) over its chunks, in order.
 template <typename Part, typename Finish>
 void sum_rows(int64_t rows, int64_t length, int threads, const Part& part, const Finish& finish) {

@@ -23,26 +23,7 @@ void for_rows(const std::vector<L>& layers, int threads, const Body& body) {
   });
 }
 
-constexpr int64_t kBlock = 512;  // entries that are summed at a time, so that the sum of a long row stays exact
-
-// The sum of whole(i) over whole vectors and of rest(i, n) over the n entries that are left.
-template <typename C, typename Whole, typename Rest>
-C sum_over(int64_t length, const Whole& whole, const Rest& rest) {
-  C sum_of_blocks = 0;
-  for (int64_t first = 0; first < length; first += kBlock) {
-    Vec<C> total{};
-    for_vectors<C>(
-        first, std::min(first + kBlock, length), [&](int64_t i) { total += whole(i); },
-        [&](int64_t i, int64_t n) { total += rest(i, n); });
-    sum_of_blocks += sum<C>(total);
-  }
-  return sum_of_blocks;
-}
-
-template <typename C>
-C inverse_norm(C square) {
-  return 1 / std::sqrt(at_least(square, static_cast<C>(kLeastSquare)));
-}
+double inverse_norm(double square) { return 1 / std::sqrt(at_least(square, kLeastSquare)); }
 
 }  // namespace
 
@@ -52,11 +33,12 @@ void weight_norm(const std::vector<Layer>& layers, DType dtype, int threads) {
     for_rows(layers, threads, [](const Layer& layer, int64_t row) {
       const T* x = static_cast<const T*>(layer.direction) + row * layer.length;
       T* out = static_cast<T*>(layer.weight) + row * layer.length;
-      const C square = sum_over<C>(
-          layer.length, [&](int64_t i) { return load(x + i) * load(x + i); },
+      const double square = sum_terms<C>(
+          0, layer.length, [&](int64_t i) { return load(x + i) * load(x + i); },
           [&](int64_t i, int64_t n) { return load_part(x + i, n) * load_part(x + i, n); });
-      C scale = inverse_norm(square);
-      if (layer.magnitude) scale *= widen(static_cast<const T*>(layer.magnitude)[row]);
+      double factor = inverse_norm(square);
+      if (layer.magnitude) factor *= static_cast<double>(widen(static_cast<const T*>(layer.magnitude)[row]));
+      const C scale = static_cast<C>(factor);
       for_vectors<C>(
           0, layer.length, [&](int64_t i) { store(out + i, load(x + i) * scale); },
           [&](int64_t i, int64_t n) { store_part(out + i, load_part(x + i, n) * scale, n); });
@@ -71,20 +53,21 @@ void weight_norm_backward(const std::vector<LayerBackward>& layers, DType dtype,
       const T* x = static_cast<const T*>(layer.direction) + row * layer.length;
       const T* grad = static_cast<const T*>(layer.grad) + row * layer.length;
       T* out = static_cast<T*>(layer.grad_direction) + row * layer.length;
-      const C square = sum_over<C>(
-          layer.length, [&](int64_t i) { return load(x + i) * load(x + i); },
+      const double square = sum_terms<C>(
+          0, layer.length, [&](int64_t i) { return load(x + i) * load(x + i); },
           [&](int64_t i, int64_t n) { return load_part(x + i, n) * load_part(x + i, n); });
-      const C along = sum_over<C>(
-          layer.length, [&](int64_t i) { return load(x + i) * load(grad + i); },
+      const double along = sum_terms<C>(
+          0, layer.length, [&](int64_t i) { return load(x + i) * load(grad + i); },
           [&](int64_t i, int64_t n) { return load_part(x + i, n) * load_part(grad + i, n); });
-      const C inverse = inverse_norm(square);
-      C scale = inverse;
+      const double inverse = inverse_norm(square);
+      double factor = inverse;
       if (layer.magnitude) {
-        scale *= widen(static_cast<const T*>(layer.magnitude)[row]);
-        static_cast<T*>(layer.grad_magnitude)[row] = narrow<T>(along * inverse);
+        factor *= static_cast<double>(widen(static_cast<const T*>(layer.magnitude)[row]));
+        static_cast<T*>(layer.grad_magnitude)[row] = narrow<T>(static_cast<C>(along * inverse));
       }
+      const C scale = static_cast<C>(factor);
       // Below the least norm, the norm is a constant.
-      const C through = square >= static_cast<C>(kLeastSquare) ? along / square : C{0};
+      const C through = square >= kLeastSquare ? static_cast<C>(along / square) : C{0};
       for_vectors<C>(
           0, layer.length, [&](int64_t i) { store(out + i, (load(grad + i) - load(x + i) * through) * scale); },
           [&](int64_t i, int64_t n) {
