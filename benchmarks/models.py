@@ -334,6 +334,24 @@ def scaling_rows() -> Iterator[dict[str, Any]]:
         yield {"size": size, "batch": batch, "seconds": statistics.median(times)}
 
 
+FIRST_STEP = """
+import time, torch
+start = time.perf_counter()
+from pnf.fast import ProgressiveFlow
+device = "cuda" if torch.cuda.is_available() else "cpu"
+flow = ProgressiveFlow((3, 32, 32), 2, hidden=64, blocks=4, scales=1).to(device)
+flow.log_prob(torch.rand(16, 3, 32, 32, device=device)).mean().backward()
+float(next(flow.parameters()).grad.sum())
+print(time.perf_counter() - start)
+"""
+
+
+def first_step() -> float:
+    """Seconds from the import of pnf to the end of a first forward and backward, in a process of its own."""
+    done = subprocess.run([sys.executable, "-c", FIRST_STEP], capture_output=True, check=True)
+    return float(done.stdout)
+
+
 def race(row: Row) -> dict[str, list[float]]:
     """Seconds of each call in each round."""
 
@@ -382,6 +400,7 @@ def main() -> None:
                 options.results.write_text(json.dumps(results, indent=2) + "\n")
     for name, rows in (("memory", memory_rows()), ("scaling", scaling_rows())):
         results[name] = list(rows) if options.only in name else []
+    results["first_step"] = first_step()
     options.results.write_text(json.dumps(results, indent=2) + "\n")
     print(models(results))
 
