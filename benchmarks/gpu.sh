@@ -1,16 +1,19 @@
 #!/usr/bin/env bash
-# All that is measured and checked on a GPU, into a folder: bash benchmarks/gpu.sh FOLDER
+# All that is checked and measured on a GPU, into a folder: bash benchmarks/gpu.sh FOLDER [STEP ...]
 #
-# Builds from the tree with the machine's own PyTorch, runs the tests on the device, compute-sanitizer over those of the
-# extension, the benchmarks of the ops and the table of whole models. Every step has a time limit and
-# a log of its own, and one that fails stops no other; results.json tells what came out. Without a GPU every step but
-# the sanitizer runs on the CPU, which proves the script.
+# Steps, all by default: build, tests, sanitizers, ops, limits, presets, models, training. Each has a time limit and a log
+# of its own, and one that fails stops no other; the whole takes under an hour, so give some where a machine is lent for
+# less. results.json tells what came out, table.md is what to read. Without a GPU every step but the sanitizers runs on
+# the CPU, at sizes that take no time: that proves the script.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 out=$(realpath -m "${1:?a folder for the results}")
+shift
+steps=" ${*:-build tests sanitizers ops limits presets models training} "
 python=${PYTHON:-python3}
 mkdir -p "$out"
 declare -A outcome
+pnf=("$python" -c "import sys; from pnf.cli import main; sys.exit(main())")
 
 run() { # name, seconds, command...
   local name=$1 limit=$2 start=$SECONDS code=0
@@ -21,27 +24,66 @@ run() { # name, seconds, command...
   tail -n 3 "$out/$name.log"
 }
 
-if nvidia-smi > "$out/nvidia-smi.log" 2>&1; then device=cuda; else device=cpu; fi
+wanted() { [[ $steps == *" $1 "* ]]; }
 
-run build 150 "$python" -m pip install --no-build-isolation --no-deps .
-run doctor 60 "$python" -c "import pnf; print(pnf.backends())"
-run tests 240 "$python" -m pytest tests/ops tests/flows -q -x -k "$device or flows"
-if [ "$device" = cuda ] && command -v compute-sanitizer > /dev/null; then
+if nvidia-smi > "$out/nvidia-smi.log" 2>&1; then device=cuda; else device=cpu; fi
+small=()
+pick=()
+if [ "$device" = cpu ]; then
+  small=(--small)
+  # One call of each op is enough where nothing is to be learnt from its time.
+  pick=(-k "squeeze and forward and 8 and not backward")
+fi
+
+if wanted build; then
+  run build 150 "$python" -m pip install --no-build-isolation --no-deps .
+  run doctor 60 "$python" -c "import pnf; print(pnf.backends())"
+fi
+if wanted tests; then
+  if [ "$device" = cuda ]; then
+    run tests 540 "$python" -m pytest tests/ops tests/flows -q -k "cuda or graph or flows"
+  else
+    run tests 540 "$python" -m pytest tests/ops/test_squeeze.py tests/flows/test_fast.py -q
+  fi
+fi
+if wanted sanitizers && [ "$device" = cuda ] && command -v compute-sanitizer > /dev/null; then
   for tool in memcheck racecheck initcheck synccheck; do
-    run "$tool" 60 compute-sanitizer --tool "$tool" --error-exitcode 1 \
-      "$python" -m pytest tests/ops/test_masking.py tests/ops/test_weight_norm.py -q -k "accuracy and cuda and float32"
+    run "$tool" 120 compute-sanitizer --tool "$tool" --error-exitcode 1 \
+      "$python" -m pytest tests/ops -q -k "accuracy and cuda and float32"
   done
 fi
-run ops 150 "$python" -m pytest benchmarks --benchmark-only -q --benchmark-json "$out/ops.json" -k "$device"
-run models 150 "$python" benchmarks/models.py "$out/models.json" --no-compile
+if wanted ops; then
+  run ops 480 "$python" -m pytest benchmarks --benchmark-only -q --benchmark-json "$out/ops.json" \
+    "${pick[@]:--k$device}"
+fi
+if wanted limits; then
+  run limits 240 "$python" benchmarks/gpu.py "$out/limits.json" --only ops "${small[@]}"
+fi
+if wanted presets; then
+  run presets 540 "$python" benchmarks/gpu.py "$out/presets.json" --only presets --compile "${small[@]}"
+fi
+if wanted models; then
+  run models 300 "$python" benchmarks/models.py "$out/models.json" --no-compile
+fi
+if wanted training; then
+  for detail in bounded identity; do
+    run "training-$detail" 270 "${pnf[@]}" train demo --coupling conv --norm batch --hidden 32 --blocks 2 \
+      --scales 2 --num-couplings 2 --detail "$detail" --steps "$([ "$device" = cuda ] && echo 2000 || echo 3)" \
+      --out "$out/runs/$detail"
+  done
+  run evaluation 120 "${pnf[@]}" evaluate "$out/runs"
+fi
 
 {
   for table in ops models; do
     [ -s "$out/$table.json" ] && "$python" benchmarks/report.py "$out/$table.json" && echo
   done
+  for step in limits presets evaluation; do
+    [ -s "$out/$step.log" ] && cat "$out/$step.log" && echo
+  done
 } > "$out/table.md"
 {
-  echo "{\"device\": \"$device\", \"steps\": {"
+  echo "{\"device\": \"$device\", \"commit\": \"$(git rev-parse HEAD 2> /dev/null)\", \"steps\": {"
   separator=""
   for name in "${!outcome[@]}"; do
     echo "$separator\"$name\": ${outcome[$name]}"
@@ -49,4 +91,4 @@ run models 150 "$python" benchmarks/models.py "$out/models.json" --no-compile
   done
   echo "}}"
 } > "$out/results.json"
-cat "$out/table.md"
+cat "$out/results.json"

@@ -65,9 +65,7 @@ def models(results: dict[str, Any]) -> str:
         ]
         parts.append(markdown(["images", "batch", "step", "time per pixel"], cells, left=1))
     if "first_step" in results:
-        parts.append(
-            f"From the import of pnf to the end of a first step: {results['first_step']:.1f} s."
-        )
+        parts.append(f"From the import of pnf to the end of a first step: {results['first_step']:.1f} s.")
     return "\n\n".join(parts)
 
 

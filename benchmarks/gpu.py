@@ -1,0 +1,365 @@
+"""What a GPU reaches: ``python benchmarks/gpu.py FILE.json``, without one ``--small`` on the CPU.
+
+First a large copy and a large product of matrices, then every op against the bandwidth of that copy, from sizes where
+launches are all to more than 1 GB, then the presets whole: a step of training, log-likelihoods and samples, plain and
+as one CUDA graph, their stages in turn and at once.
+"""
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from models import DEVICE, machine, nll, quiet
+from report import markdown
+from report import time as show_time
+from rich.progress import track
+from torch import Tensor
+from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity, profile
+from torch.utils._pytree import tree_leaves
+
+from pnf import fast, ops, reference
+from pnf.training import preset_config
+from pnf.training.units import stage_inputs, stage_modules
+
+CUDA = DEVICE == "cuda"
+Call = Callable[[], Any]
+
+SECONDS = 0.3
+"""How long a call is repeated."""
+
+
+def seconds(call: Call) -> float:
+    """The median over repetitions, by the device's own clock on a GPU."""
+    call()
+    durations: list[float] = []
+    began = time.perf_counter()
+    while len(durations) < 3 or (time.perf_counter() - began < SECONDS and len(durations) < 200):
+        if CUDA:
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            start.record()
+            call()
+            end.record()
+            end.synchronize()
+            durations.append(start.elapsed_time(end) / 1e3)
+        else:
+            before = time.perf_counter()
+            call()
+            durations.append(time.perf_counter() - before)
+    return statistics.median(durations)
+
+
+def graphed(call: Call) -> Call:
+    """The call as one CUDA graph; itself on a CPU."""
+    if not CUDA:
+        return call
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            call()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        call()
+    return graph.replay
+
+
+def profiled(call: Call) -> dict[str, float]:
+    """Kernels of a call (operators on a CPU), and the share of convolutions in their time."""
+    with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if CUDA else [])]) as run:
+        call()
+        if CUDA:
+            torch.cuda.synchronize()
+    events = run.key_averages()
+    spent = {e.key: e.self_device_time_total if CUDA else e.self_cpu_time_total for e in events}
+    launched = sum(e.count for e in events if (e.device_type == DeviceType.CUDA) == CUDA)
+    convolutions = sum(v for k, v in spent.items() if "convolution" in k)
+    # On a GPU both an operator and its kernels are in the list, with the same time.
+    return {"launches": launched, "convolutions": convolutions / max(sum(spent.values()) / (2 if CUDA else 1), 1e-9)}
+
+
+def limits(small: bool) -> dict[str, float]:
+    """The bandwidth of a copy, bytes read and written, and the speed of products of matrices."""
+    source = torch.randn(2**22 if small else 2**28, device=DEVICE)
+    target = torch.empty_like(source)
+    found = {"copy, GB/s": 2 * source.nbytes / seconds(lambda: target.copy_(source)) / 1e9}
+    n = 512 if small else 8192
+    for dtype in (torch.float32, torch.bfloat16):
+        a, b = (torch.randn(n, n, device=DEVICE, dtype=dtype) for _ in range(2))
+        name = str(dtype).removeprefix("torch.")
+        found[f"product of {n}x{n} {name}, TFLOPS"] = 2 * n**3 / seconds(lambda a=a, b=b: a @ b) / 1e12
+    return found
+
+
+def op_calls(shape: tuple[int, ...], dtype: torch.dtype) -> dict[str, tuple[Callable[..., Any], list[Tensor], float]]:
+    """By op: the function, its arguments, and how many of their bytes the backward reads again."""
+    b, c = shape[:2]
+
+    def normal(*size: int) -> Tensor:
+        return torch.randn(size, device=DEVICE, dtype=dtype)
+
+    x, half = normal(*shape), normal(b, c, shape[2], shape[3] // 2)
+    last = x.contiguous(memory_format=torch.channels_last)
+    pixels = torch.rand(shape, device=DEVICE, dtype=dtype)
+    raw, log_det = normal(b, 2 * c, *shape[2:]), torch.zeros(b, device=DEVICE)
+    vector = torch.rand(c, device=DEVICE)
+    again = (x.numel() + raw.numel() / 2) / (x.numel() + raw.numel())
+    return {
+        "haar_split": (lambda x: ops.haar_split(x, -1), [x], 0),
+        "haar_split, height": (lambda x: ops.haar_split(x, -2), [x], 0),
+        "haar_merge": (lambda s, d: ops.haar_merge(s, d, -1), [half, half.clone()], 0),
+        "haar_pyramid": (lambda x: ops.haar_pyramid(x, 2), [x], 0),
+        "haar_bounded_split": (lambda x, g: ops.haar_bounded_split(x, g, -1), [pixels, vector], 1),
+        "affine_coupling": (lambda *a: ops.affine_coupling(*a, "checkerboard"), [x, raw, vector, log_det], again),
+        "affine_coupling_inverse": (
+            lambda *a: ops.affine_coupling_inverse(*a, "checkerboard"),
+            [x, raw, vector, log_det],
+            1,
+        ),
+        "batch_norm_relu": (lambda x, w, v: ops.batch_norm_relu(x, w, v)[0], [last, vector, vector.clone()], 1),
+        "conditioner_input": (
+            lambda x, v: ops.conditioner_input(x, None, v, mask="checkerboard", parity=0)[0],
+            [last, vector],
+            1,
+        ),
+        "mask_apply": (lambda x: ops.mask_apply(x, "checkerboard", 0), [x], 0),
+        "mask_pack": (lambda x: ops.mask_pack(x, "checkerboard", 0), [x], 0),
+        "squeeze": (lambda x: ops.squeeze(x), [x], 0),
+        "logit": (lambda x: ops.logit(x, 0.05), [pixels], 1),
+        "standard_normal": (ops.standard_normal, [x], 1),
+    }
+
+
+def op_rows(small: bool, bandwidth: float) -> Iterator[dict[str, Any]]:
+    shapes = [(8, 4, 8, 8), (64, 12, 64, 64), (256, 16, 256, 256)]
+    for shape in shapes[:1] if small else shapes:
+        for dtype in (torch.float32, torch.bfloat16):
+            for name, (function, arguments, saved) in op_calls(shape, dtype).items():
+                for backward in (False, True):
+                    leaves = [a.detach().requires_grad_(backward) for a in arguments]
+                    outputs = as_list(function(*leaves))
+                    grads = [torch.randn_like(y) for y in outputs]
+
+                    def call(
+                        f: Any = function, leaves: Any = leaves, grads: Any = grads, back: bool = backward
+                    ) -> None:
+                        results = as_list(f(*leaves))
+                        if back:
+                            torch.autograd.grad(results, leaves, grads)
+
+                    moved = sum(t.nbytes for t in (*leaves, *outputs))
+                    if backward:
+                        moved += sum(t.nbytes for t in (*leaves, *outputs)) + round(
+                            saved * sum(t.nbytes for t in leaves)
+                        )
+                    taken = seconds(graphed(call))
+                    yield {
+                        "op": name,
+                        "passes": "forward+backward" if backward else "forward",
+                        "shape": "x".join(map(str, shape)),
+                        "dtype": str(dtype).removeprefix("torch."),
+                        "seconds": taken,
+                        "launches": profiled(call)["launches"],
+                        "share": moved / taken / 1e9 / bandwidth,
+                    }
+
+
+def as_list(out: Any) -> list[Tensor]:
+    """The tensors of a result, which may be in tuples and lists."""
+    return tree_leaves(out)
+
+
+def build(module: Any, name: str, small: bool) -> tuple[Any, int]:
+    """The flow of a preset, or one of its kind that takes no time, and the number of channels."""
+    config = preset_config(name)
+    channels = 1 if name.startswith("mnist") else 3
+    settings: dict[str, Any] = {
+        "coupling": config.coupling,
+        "hidden": config.hidden,
+        "blocks": config.blocks,
+        "num_couplings": config.num_couplings,
+        "norm": config.norm,
+        "scales": config.scales,
+    }
+    if small:
+        settings |= {"hidden": 16, "blocks": 1, "num_couplings": 1, "scales": None if settings["scales"] is None else 1}
+    size = 16 if small else config.size
+    torch.manual_seed(0)
+    flow = module.ProgressiveFlow((channels, size, size), config.levels, **settings).to(DEVICE)
+    with torch.no_grad():
+        flow.log_prob(torch.rand(8, channels, size, size, device=DEVICE))  # sets what the first batch sets
+    return flow, channels
+
+
+def step(flow: Any, loss: Callable[..., Tensor], *inputs: Tensor) -> Call:
+    """A step of training that a CUDA graph can hold."""
+    optimizer = torch.optim.Adam(flow.parameters(), lr=1e-5, fused=True, capturable=CUDA)
+
+    def run() -> None:
+        optimizer.zero_grad()
+        loss(*inputs).backward()
+        optimizer.step()
+
+    return run
+
+
+def together(flow: Any) -> Callable[[Tensor], Tensor]:
+    """The loss of all stages, each on a stream of its own."""
+    streams = [torch.cuda.Stream() if CUDA else None for _ in flow.stages]
+
+    def on(stream: Any) -> AbstractContextManager[Any]:
+        return torch.cuda.stream(stream) if CUDA else nullcontext()
+
+    def loss(x: Tensor) -> Tensor:
+        losses = []
+        for stage, image, stream in zip(stage_modules(flow), stage_inputs(flow, x), streams, strict=True):
+            if stream is not None:
+                stream.wait_stream(torch.cuda.current_stream())
+            with on(stream):
+                losses.append(-stage.log_prob(image).mean())
+        for stream in streams:
+            if stream is not None:
+                torch.cuda.current_stream().wait_stream(stream)
+        return torch.stack(losses).sum()
+
+    return loss
+
+
+def preset_rows(small: bool, compiled: bool) -> Iterator[dict[str, Any]]:
+    for name in ("mnist-dense", "cifar10", "celeba64"):
+        for batch in (4,) if small else (64, 256):
+            yield from rows_of(name, batch, small, compiled)
+
+
+def rows_of(name: str, batch: int, small: bool, compiled: bool) -> Iterator[dict[str, Any]]:
+    plain, _ = build(reference, name, small)
+    ours, _ = build(fast, name, small)
+    low = build(fast, name, small)[0].set_network_dtype(torch.bfloat16)
+    x = torch.rand(batch, *ours.shape, device=DEVICE)
+    noise = torch.randn(batch, ours.dims, device=DEVICE)
+    coarse = ours.encode(x)
+    last, image = ours.stages[-1], x
+    work: dict[str, dict[str, Call]] = {
+        "training step": {
+            "reference": step(plain, nll(plain), x),
+            "pnf": step(ours, nll(ours), x),
+            "pnf, one graph": graphed(step(ours, nll(ours), x)),
+            "pnf, one graph, stages at once": graphed(step(ours, together(ours), x)),
+            "pnf, one graph, largest stage alone": graphed(step(last, lambda y: -last.log_prob(y).mean(), image)),
+            "pnf, bfloat16": step(low, nll(low), x),
+            "pnf, bfloat16, one graph": graphed(step(low, nll(low), x)),
+        }
+    }
+    if CUDA:
+
+        def tf32() -> None:
+            torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = True
+            try:
+                step(ours, nll(ours), x)()
+            finally:
+                torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+
+        work["training step"]["pnf, TF32"] = tf32
+    if compiled:
+        # One stage, since code for a whole preset takes torch.compile longer than such a machine is lent for.
+        other = build(reference, name, small)[0].stages[-1]
+        for mode in ("default", "max-autotune-no-cudagraphs") if small else ("default", "max-autotune"):
+            torch.compiler.reset()
+            code = torch.compile(lambda y: -other.log_prob(y).mean(), mode=mode, dynamic=False)
+            work["training step"][f"largest stage alone, torch.compile {mode}"] = step(other, code, image)
+    for mode, flows in (("log_prob", (plain, ours)), ("sample", (plain, ours)), ("upsample", (plain, ours))):
+        functions = {
+            "log_prob": lambda f: quiet(f.log_prob, x),
+            "sample": lambda f: quiet(f.inverse, noise),
+            "upsample": lambda f: quiet(lambda: f.upsample(coarse, noise=0)),
+        }
+        for flow in flows:
+            flow.eval()
+        work[mode] = {
+            label: (graphed if "graph" in label else lambda c: c)(lambda f=f, g=functions[mode]: g(f))
+            for label, f in {"reference": plain, "pnf": ours, "pnf, one graph": ours}.items()
+        }
+    for what, calls in work.items():
+        for flow in (plain, ours, low):
+            flow.train(what == "training step")
+        for label, call in calls.items():
+            if CUDA:
+                torch.cuda.reset_peak_memory_stats()
+            taken = seconds(call)
+            yield {
+                "preset": name,
+                "batch": batch,
+                "what": what,
+                "by": label,
+                "seconds": taken,
+                "images_per_second": batch / taken,
+                "mib": torch.cuda.max_memory_allocated() / 2**20 if CUDA else None,
+                **({} if "graph" in label else profiled(call)),
+            }
+
+
+def table(results: dict[str, Any]) -> str:
+    """The results as Markdown."""
+    parts = [
+        f"- {results['machine']['processor']}, torch {results['machine']['torch']}\n"
+        + "\n".join(f"- {name}: {value:.4g}" for name, value in results["limits"].items())
+    ]
+    cells = [
+        [r["op"], r["passes"], r["shape"], r["dtype"], show_time(r["seconds"]), str(r["launches"]), f"{r['share']:.0%}"]
+        for r in results["ops"]
+    ]
+    if cells:
+        parts.append(markdown(["op", "passes", "shape", "dtype", "time", "launches", "of a copy"], cells, left=4))
+    cells = []
+    for r in results["presets"]:
+        first = next(q for q in results["presets"] if all(q[k] == r[k] for k in ("preset", "batch", "what")))
+        cells.append(
+            [
+                f"{r['preset']}, {r['batch']}",
+                r["what"],
+                r["by"],
+                show_time(r["seconds"]),
+                f"{r['seconds'] / first['seconds']:.2f}",
+                f"{r['images_per_second']:.0f}",
+                f"{r['mib']:.0f}" if r["mib"] is not None else "",
+                str(r.get("launches", "")),
+                f"{r['convolutions']:.0%}" if "convolutions" in r else "",
+            ]
+        )
+    if cells:
+        head = ["preset, batch", "", "by", "time", "of reference", "images/s", "MiB", "launches", "convolutions"]
+        parts.append(markdown(head, cells, left=3))
+    return "\n\n".join(parts)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("results", type=Path)
+    parser.add_argument("--small", action="store_true", help="sizes that take no time, which prove the script")
+    parser.add_argument("--compile", action="store_true", help="torch.compile of the largest stage, too: minutes")
+    parser.add_argument("--only", choices=["ops", "presets"], help="one of the parts")
+    options = parser.parse_args()
+    found = limits(options.small)
+    results: dict[str, Any] = {"machine": machine(), "limits": found, "ops": [], "presets": []}
+    parts = {
+        "ops": op_rows(options.small, found["copy, GB/s"]),
+        "presets": preset_rows(options.small, options.compile),
+    }
+    for name, rows in parts.items():
+        if options.only in (None, name):
+            for row in track(rows, name):
+                results[name].append(row)
+                # What a time limit cuts off keeps what was measured.
+                options.results.write_text(json.dumps(results, indent=2) + "\n")
+    print(table(results))
+
+
+if __name__ == "__main__":
+    main()
