@@ -66,6 +66,9 @@ def run() -> int:
         print("pnf: stopped", file=sys.stderr)
         return 130
     except SystemExit as stop:
+        if stop.code == 130:
+            # Typer makes it of Ctrl-C.
+            print("pnf: stopped", file=sys.stderr)
         return stop.code if isinstance(stop.code, int) else 1
     return 0
 

@@ -142,13 +142,16 @@ class _Loop:
     def run(self) -> None:
         title = " ".join(unit.name for unit in self.units)
         first = min(unit.step for unit in self.units)
-        with StepBar(title, self.config.steps, self.console) as bar, _stop_signals() as received:
+        with StepBar(title, self.config.steps, self.console) as bar, _stop_signals() as received, _one_report():
             bar.move(first)
             for step in range(first, self.config.steps):
                 # Units that a kill left ahead of the others wait for them.
-                active = [unit for unit in self.units if unit.step == step]
-                self._train(self.batches(step), active)
-                done = step + 1
+                active, done = [unit for unit in self.units if unit.step == step], step + 1
+                try:
+                    self._train(self.batches(step), active)
+                except ValueError as error:
+                    # What a flow says of values that it cannot take: NaN, or images outside [0, 1].
+                    raise RunError(f"step {done} cannot be made, and the last checkpoint is sound: {error}") from None
                 if done % self.config.log_every == 0 or done == self.config.steps:
                     self._log(done, bar)
                 if done % self.config.validate_every == 0 and len(self.validation):
@@ -197,7 +200,7 @@ class _Loop:
                 "learning_rate": self.config.lr * schedule(self.config, step - 1),
             }
             bar.show(total / dims, speed)
-            self.fabric.log_dict(metrics, step)
+            self._write(metrics, step)
 
     @torch.no_grad()
     def _validate(self, step: int, active: list[Unit], bar: StepBar) -> None:
@@ -213,8 +216,15 @@ class _Loop:
             mean = sum(nats.values()) / sum(unit.dims for unit in active)
             metrics |= {"validation/nats_per_dim": mean, "validation/bits_per_dim": 8 - mean / math.log(2)}
             bar.report(step, mean)
-            self.fabric.log_dict(metrics, step)
+            self._write(metrics, step)
         self.started, self.images = time.perf_counter(), 0
+
+    def _write(self, metrics: dict[str, float], step: int) -> None:
+        try:
+            self.fabric.log_dict(metrics, step)
+        except ValueError as error:
+            # Fabric's TensorBoardLogger makes this of a full disk too.
+            raise error.__cause__ if isinstance(error.__cause__, OSError) else error from None
 
     def _save(self, active: list[Unit]) -> None:
         for unit in active:
@@ -300,6 +310,17 @@ def _export(config: RunConfig, images: Images, folder: Path) -> list[str]:
     if not missing:
         flow.save_pretrained(folder / MODEL)
     return missing
+
+
+@contextmanager
+def _one_report() -> Iterator[None]:
+    """TensorBoard's thread raises what it cannot write in the next call; Python need not print it as well."""
+    previous = threading.excepthook
+    threading.excepthook = lambda args: None if issubclass(args.exc_type, OSError) else previous(args)
+    try:
+        yield
+    finally:
+        threading.excepthook = previous
 
 
 @contextmanager
