@@ -11,7 +11,7 @@ import torch
 
 from pnf import fast
 from pnf.data import Images, dequantize
-from pnf.flows.pretrained import WEIGHTS_NAME
+from pnf.flows.pretrained import WEIGHTS_NAME, read_config
 from pnf.training.batches import TEST_NOISE, seeded
 from pnf.training.config import CONFIG_NAME, RunConfig, RunError, one_line
 from pnf.training.models import Flow
@@ -128,9 +128,20 @@ def load_run(folder: Path) -> tuple[RunConfig, Flow]:
     model = folder / MODEL
     if not (model / WEIGHTS_NAME).is_file():
         raise RunError(f"the training in {folder} is not finished; go on with: pnf train --resume {folder}")
-    kind = fast.RealNVP if config.model == "realnvp" else fast.ProgressiveFlow
+    return config, load_flow(model)
+
+
+def load_flow(folder: Path) -> Flow:
+    """The flow that ``save_pretrained`` wrote into a folder, on the CPU, in evaluation mode.
+
+    Raises:
+        RunError: its files are damaged.
+    """
+    kinds: dict[str, type[Flow]] = {"ProgressiveFlow": fast.ProgressiveFlow, "RealNVP": fast.RealNVP}
     try:
-        flow: Flow = kind.from_pretrained(model)
+        name = read_config(folder).get("model")
+        if not isinstance(name, str) or name not in kinds:
+            raise RunError(f"{folder} holds no {' or '.join(kinds)}, but a {name}")
+        return kinds[name].from_pretrained(folder)
     except (ValueError, FileNotFoundError) as error:
         raise RunError(one_line(error)) from None
-    return config, flow

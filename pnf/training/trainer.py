@@ -26,7 +26,8 @@ from rich.console import Console
 from torch import Tensor
 
 from pnf.data import Images, dequantize
-from pnf.flows.pretrained import replace_file
+from pnf.flows.pretrained import CONFIG_NAME as CONFIG_FILE
+from pnf.flows.pretrained import WEIGHTS_NAME, read_json, remove_unfinished, replace_file
 from pnf.training.batches import VALIDATION_NOISE, Batches, hold_out, seeded
 from pnf.training.checkpoints import AtomicCheckpointIO
 from pnf.training.config import CONFIG_NAME, RunConfig, RunError
@@ -96,11 +97,11 @@ def train(
     for name, stage, dims in zip(names, stage_modules(flow), stage_dims(flow), strict=True):
         if name in chosen:
             units.append(Unit(name, stage, dims, config, fabric))
+    for name in (CONFIG_FILE, WEIGHTS_NAME):
+        remove_unfinished(folder / MODEL / name)
     for unit in units:
         path = _checkpoint(folder, unit.name)
-        for unfinished in path.parent.glob(f".{path.name}.*"):
-            # A kill in the middle of writing left it.
-            unfinished.unlink(missing_ok=True)
+        remove_unfinished(path)
         if path.exists():
             unit.load(path)
 
@@ -138,6 +139,8 @@ class _Loop:
         self.started, self.images = time.perf_counter(), 0
         self.sums = {unit.name: torch.zeros((), device=fabric.device) for unit in units}
         self.counts = dict.fromkeys(self.sums, 0)
+        # The first step whose loss was not finite, on the device: nobody waits for it before the logs are due.
+        self.broken = {name: torch.full((), config.steps, device=fabric.device) for name in self.sums}
 
     def run(self) -> None:
         title = " ".join(unit.name for unit in self.units)
@@ -170,8 +173,11 @@ class _Loop:
             for part in x.chunk(self.config.accumulate)
         ]
         for unit in active:
-            self.sums[unit.name] += unit.train_step([part[unit.name] for part in inputs])
+            nll = unit.train_step([part[unit.name] for part in inputs])
+            self.sums[unit.name] += nll
             self.counts[unit.name] += 1
+            broken = self.broken[unit.name]
+            torch.where(nll.isfinite(), broken, broken.clamp(max=unit.step), out=broken)
         self.images += len(x)
 
     def _log(self, step: int, bar: StepBar) -> None:
@@ -183,8 +189,8 @@ class _Loop:
             nats = -self.sums[unit.name].item() / self.counts[unit.name]
             if not math.isfinite(nats):
                 raise RunError(
-                    f"the loss of stage {unit.name} is {nats} near step {step}; the last checkpoint is sound: "
-                    "train again with a lower --lr or --clip"
+                    f"the loss of stage {unit.name} is not finite at step {self.broken[unit.name].item()}; the last "
+                    "checkpoint is sound: train again with a lower --lr or --clip"
                 )
             metrics[f"train/{unit.name}/nats_per_dim"] = nats / unit.dims
             total, dims = total + nats, dims + unit.dims
@@ -276,7 +282,7 @@ def _claim(folder: Path, config: RunConfig, images: Images, chosen: list[str], r
 
 def _read_json(path: Path) -> object:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return read_json(path)
     except ValueError:
         raise RunError(f"{path} is damaged; remove it to go on without a check of the images") from None
 

@@ -127,14 +127,15 @@ def test_stages_that_are_ahead_wait_for_the_others(
     assert results(folder) == results(finished())
 
 
-def test_what_a_kill_leaves_of_a_checkpoint_is_removed(
+def test_what_a_kill_leaves_of_a_file_is_removed(
     folder: Path, run: Callable[..., list[str]], finished: Finished, results: Results
 ) -> None:
     run()
-    leftover = folder / "checkpoints/.f1x.ckpt.ab12"
-    leftover.write_bytes(b"half")
+    leftovers = [folder / "checkpoints/.f1x.ckpt.ab12", folder / "model/.model.safetensors.cd34"]
+    for leftover in leftovers:
+        leftover.write_bytes(b"half")
     run(resume=True)
-    assert not leftover.exists()
+    assert not any(leftover.exists() for leftover in leftovers)
     assert results(folder) == results(finished())
 
 
@@ -290,7 +291,7 @@ def test_what_is_not_finite_stops_the_run(
         return torch.zeros(())
 
     message = {
-        "loss": r"^the loss of stage f1x is nan near step 8; the last checkpoint is sound: train again with a lower",
+        "loss": r"^the loss of stage f1x is not finite at step 7; the last checkpoint is sound: train again",
         "weights": r"^the weights of stage f1x are not finite after step 8; the last checkpoint is sound: train again",
     }
     with monkeypatch.context() as patch:
