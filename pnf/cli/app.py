@@ -8,7 +8,7 @@ import torch
 import typer
 
 import pnf
-from pnf.cli import check, doctor, evaluate, pictures, train
+from pnf.cli import check, doctor, evaluate, join, pictures, train
 from pnf.data import DataError
 from pnf.training import Interrupted, RunError
 
@@ -38,6 +38,7 @@ def options(
 
 
 app.command("train")(train.train_command)
+app.command("join")(join.join_command)
 app.command("evaluate")(evaluate.evaluate_command)
 app.command("sample")(pictures.sample_command)
 app.command("upscale")(pictures.upscale_command)

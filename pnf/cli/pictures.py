@@ -22,7 +22,7 @@ from pnf.cli.common import (
 from pnf.cli.files import read_image, write_image
 from pnf.data import dequantize
 from pnf.flows import ProgressiveFlow
-from pnf.training import RunConfig, RunError, seeded
+from pnf.training import RunConfig, RunError, processes, seeded
 
 BATCH = 256
 
@@ -48,7 +48,16 @@ def sample_command(
     target = _png(out, run / "samples.png")
     generator = torch.Generator().manual_seed(seed)
     counts = [min(BATCH, n - start) for start in range(0, n, BATCH)]
-    x = torch.cat([flow.sample(count, temperature=temperature, generator=generator).cpu() for count in counts])
+    own = {}
+    for i, count in enumerate(counts):
+        if i % processes.size() == processes.rank():
+            own[i] = flow.sample(count, temperature=temperature, generator=generator).cpu()
+        else:
+            torch.randn(count, flow.dims, generator=generator)  # so that the noise does not depend on the processes
+    parts = {i: part for found in processes.gather(own) for i, part in found.items()}
+    if processes.rank():
+        return
+    x = torch.cat([parts[i] for i in range(len(counts))])
     name = "PNF" if config.model == "progressive" else "RealNVP"
     title = f"{n} samples of {name}, temperature {temperature:g}"
     figures.save(figures.image_grid(x, title=title), target)

@@ -12,6 +12,7 @@ from pnf.training.evaluation import evaluate as evaluate
 from pnf.training.evaluation import find_runs as find_runs
 from pnf.training.evaluation import load_flow as load_flow
 from pnf.training.evaluation import load_run as load_run
+from pnf.training.joining import join as join
 from pnf.training.models import Flow as Flow
 from pnf.training.trainer import Interrupted as Interrupted
 from pnf.training.trainer import exact_arithmetic as exact_arithmetic
