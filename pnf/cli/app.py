@@ -8,7 +8,7 @@ import torch
 import typer
 
 import pnf
-from pnf.cli import doctor, evaluate, pictures, train
+from pnf.cli import check, doctor, evaluate, join, pictures, train
 from pnf.data import DataError
 from pnf.training import Interrupted, RunError
 
@@ -38,11 +38,13 @@ def options(
 
 
 app.command("train")(train.train_command)
+app.command("join")(join.join_command)
 app.command("evaluate")(evaluate.evaluate_command)
 app.command("sample")(pictures.sample_command)
 app.command("upscale")(pictures.upscale_command)
 app.command("project")(pictures.project_command)
 app.command("curves")(evaluate.curves_command)
+app.command("check")(check.check_command)
 app.command("doctor")(doctor.doctor_command)
 
 
@@ -66,6 +68,9 @@ def run() -> int:
         print("pnf: stopped", file=sys.stderr)
         return 130
     except SystemExit as stop:
+        if stop.code == 130:
+            # Typer makes it of Ctrl-C.
+            print("pnf: stopped", file=sys.stderr)
         return stop.code if isinstance(stop.code, int) else 1
     return 0
 

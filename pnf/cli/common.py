@@ -11,11 +11,11 @@ from rich.progress import track
 
 from pnf.data import Images, load
 from pnf.flows import ProgressiveFlow
-from pnf.training import Flow, RunConfig, RunError, exact_arithmetic, find_runs, load_run
+from pnf.training import Flow, RunConfig, RunError, exact_arithmetic, find_runs, load_run, processes
 
-# Without markup: the brackets in the name of a folder are no style.
-console = Console(markup=False)
-notes = Console(markup=False, stderr=True)
+# Without markup: the brackets in the name of a folder are no style. Of several processes one talks.
+console = Console(markup=False, quiet=processes.rank() > 0)
+notes = Console(markup=False, stderr=True, quiet=processes.rank() > 0)
 
 RunArgument = Annotated[Path, typer.Argument(help="Folder of a run, e.g. runs/demo/progressive-bounded.")]
 DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, or auto: a GPU where there is one.")]
@@ -30,12 +30,12 @@ def pick_device(name: str) -> torch.device:
         RunError: there is none.
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and not torch.cuda.is_available():
         raise RunError("there is no CUDA device that torch can use here; pnf doctor tells more")
     if name not in ("cpu", "cuda"):
         raise RunError(f"--device must be cpu, cuda or auto, got {name!r}")
-    return torch.device(name)
+    return torch.device(name, processes.local_rank()) if name == "cuda" else torch.device(name)
 
 
 def progress(description: str) -> Any:

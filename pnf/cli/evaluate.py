@@ -17,7 +17,7 @@ import pnf
 from pnf import figures
 from pnf.cli.common import DataOption, DeviceOption, SeedOption, console, load_images, notes, pick_device, progress
 from pnf.flows.pretrained import replace_file
-from pnf.training import Evaluation, RunConfig, RunError, evaluate, find_runs, load_run
+from pnf.training import Evaluation, RunConfig, RunError, evaluate, find_runs, load_run, processes
 from pnf.training.models import build_flow
 from pnf.training.units import stage_dims, stage_names
 
@@ -60,6 +60,8 @@ def evaluate_command(
         found[name] = (config, result)
     if not found:
         raise RunError("none of the runs can be evaluated")
+    if processes.rank():
+        return
     _print_tables(found)
     target = out if out is not None else _common(runs, folders)
     target.mkdir(parents=True, exist_ok=True)

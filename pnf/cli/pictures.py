@@ -23,8 +23,10 @@ from pnf.cli.files import read_image, write_image
 from pnf.data import dequantize
 from pnf.flows import ProgressiveFlow
 from pnf.flows.memory import peak_memory
-from pnf.training import RunConfig, RunError, seeded
+from pnf.training import RunConfig, RunError, processes, seeded
 from pnf.training.memory import GIB, free_memory
+
+BATCH = 256
 
 LARGE = 2**20
 """Entries of images, of which fewer fit into any machine's memory, so that no time is spent on finding out."""
@@ -50,11 +52,21 @@ def sample_command(
     config, flow = load_any(run, device)
     target = _png(out, run / "samples.png")
     generator = torch.Generator().manual_seed(seed)
-    limit = free_memory(pick_device(device)) if n * flow.dims > LARGE else None
-    try:
-        x = flow.sample(n, temperature=temperature, generator=generator, max_memory=limit).cpu()
-    except ValueError as error:
-        raise RunError(f"the images are too large for the memory that is free: {error}") from None
+    counts = [min(BATCH, n - start) for start in range(0, n, BATCH)]
+    limit = free_memory(pick_device(device)) if counts[0] * flow.dims > LARGE else None
+    own = {}
+    for i, count in enumerate(counts):
+        if i % processes.size() == processes.rank():
+            try:
+                own[i] = flow.sample(count, temperature=temperature, generator=generator, max_memory=limit).cpu()
+            except ValueError as error:
+                raise RunError(f"the images are too large for the memory that is free: {error}") from None
+        else:
+            torch.randn(count, flow.dims, generator=generator)  # so that the noise does not depend on the processes
+    parts = {i: part for found in processes.gather(own) for i, part in found.items()}
+    if processes.rank():
+        return
+    x = torch.cat([parts[i] for i in range(len(counts))])
     name = "PNF" if config.model == "progressive" else "RealNVP"
     title = f"{n} samples of {name}, temperature {temperature:g}"
     figures.save(figures.image_grid(x, title=title), target)

@@ -1,6 +1,7 @@
 """Saving and loading of flows: weights as safetensors, the constructor's arguments as JSON, no pickle."""
 
 import json
+import math
 import os
 import tempfile
 from abc import abstractmethod
@@ -14,6 +15,9 @@ from torch import nn
 
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"
+
+LARGEST_JSON = 2**20
+"""Bytes; a hundred times what any configuration takes."""
 
 
 class Pretrained(nn.Module):
@@ -50,20 +54,27 @@ class Pretrained(nn.Module):
         for name in (CONFIG_NAME, WEIGHTS_NAME):
             if not (folder / name).is_file():
                 raise FileNotFoundError(f"from_pretrained: {folder} has no {name}: is it a folder of save_pretrained?")
-        config = _read_config(folder / CONFIG_NAME)
+        config = read_config(folder)
         model = config.pop("model", None)
         if model != cls.__name__:
             raise ValueError(f"from_pretrained: {folder / CONFIG_NAME} is of a {model}, wanted a {cls.__name__}")
         try:
-            # No weights are made: a stranger's sizes cost nothing until the file proves to have them.
-            with torch.device("meta"):
-                flow = cls(**config)
-        except TypeError as error:
-            raise ValueError(f"from_pretrained: {folder / CONFIG_NAME} has wrong arguments: {error}") from error
-        try:
             state = load_file(folder / WEIGHTS_NAME)
         except SafetensorError as error:
             raise ValueError(f"from_pretrained: {folder / WEIGHTS_NAME} is no safetensors file: {error}") from error
+        # Every coupling has more tensors than blocks: what is not in the file is never made.
+        least = math.prod(n for key in ("num_couplings", "blocks") if isinstance(n := config.get(key), int) and n > 0)
+        if least > len(state):
+            raise ValueError(
+                f"from_pretrained: {folder / CONFIG_NAME} is of a model with more than {least} tensors, and "
+                f"{WEIGHTS_NAME} has {len(state)}"
+            )
+        try:
+            # No weights are made: a stranger's sizes cost nothing until the file proves to have them.
+            with torch.device("meta"):
+                flow = cls(**config)
+        except (OverflowError, RuntimeError, TypeError) as error:
+            raise ValueError(f"from_pretrained: {folder / CONFIG_NAME} has wrong arguments: {error}") from error
         try:
             # Assigned, so that float64 stays float64; cloned, because what load_file returns may be the mapped file.
             flow.load_state_dict({name: tensor.clone() for name, tensor in state.items()}, assign=True)
@@ -94,11 +105,41 @@ def replace_file(path: Path, content: bytes) -> None:
         raise
 
 
-def _read_config(path: Path) -> dict[str, Any]:
+def remove_unfinished(path: Path) -> None:
+    """Remove what a kill in :func:`replace_file` left beside a file."""
+    for unfinished in path.parent.glob(f".{path.name}.*"):
+        unfinished.unlink(missing_ok=True)
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The constructor's arguments and the name of the model, as :meth:`Pretrained.save_pretrained` wrote them.
+
+    Raises:
+        FileNotFoundError: there are none.
+        ValueError: the file is damaged.
+    """
+    path = folder / CONFIG_NAME
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = read_json(path)
     except ValueError as error:
         raise ValueError(f"from_pretrained: {path} is no JSON file: {error}") from error
     if not isinstance(config, dict):
         raise ValueError(f"from_pretrained: {path} must hold a JSON object, got {type(config).__name__}")
     return config
+
+
+def read_json(path: Path) -> object:
+    """What is in a small JSON file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is damaged, too large or too deep.
+    """
+    with path.open("rb") as file:
+        content = file.read(LARGEST_JSON + 1)
+    if len(content) > LARGEST_JSON:
+        raise ValueError(f"it has more than {LARGEST_JSON} bytes")
+    try:
+        return json.loads(content)
+    except RecursionError:
+        raise ValueError("it is nested too deep") from None

@@ -32,7 +32,11 @@ def convolution(
         ValueError: shapes that do not belong together, or an even h or w.
     """
     check_convolution(x, weight, bias, add)
-    y = conv2d(x, weight, bias, padding=(weight.shape[2] // 2, weight.shape[3] // 2))
+    if weight.numel():
+        y = conv2d(x, weight, bias, padding=(weight.shape[2] // 2, weight.shape[3] // 2))
+    else:
+        # PyTorch refuses sums of nothing, and sums for nothing.
+        y = bias.view(-1, 1, 1).expand(x.shape[0], -1, *x.shape[2:]).contiguous()
     return y if add is None else add + y
 
 

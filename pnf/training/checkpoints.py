@@ -50,6 +50,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 def _is_sound(content: bytes) -> bool:
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            return archive.testzip() is None
+            # torch.save compresses nothing, and a compressed file can be a bomb.
+            stored = all(entry.compress_type == zipfile.ZIP_STORED for entry in archive.infolist())
+            return stored and archive.testzip() is None
     except Exception:
         return False

@@ -1,12 +1,11 @@
 """What a training run is made of: its settings, checked field by field, and the presets."""
 
-import json
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from pnf.flows.pretrained import replace_file
+from pnf.flows.pretrained import read_json, replace_file
 
 CONFIG_NAME = "run.json"
 
@@ -36,9 +35,9 @@ class RunConfig(BaseModel):
     scales: int | None = Field(None, ge=1, le=12)
     alpha: float | None = Field(None, ge=0, lt=0.5)
     memory: Literal["plain", "invertible"] = "plain"
-    steps: int = Field(10000, ge=1)
-    batch_size: int = Field(64, ge=1)
-    accumulate: int = Field(1, ge=1)
+    steps: int = Field(10000, ge=1, le=10**9)
+    batch_size: int = Field(64, ge=1, le=2**20)
+    accumulate: int = Field(1, ge=1, le=2**16)
     lr: float = Field(1e-3, gt=0, le=1)
     warmup: int = Field(100, ge=0)
     schedule: Literal["cosine", "constant"] = "cosine"
@@ -51,6 +50,12 @@ class RunConfig(BaseModel):
     checkpoint_every: int = Field(500, ge=1)
     log_every: int = Field(20, ge=1)
     seed: int = Field(0, ge=0, lt=2**32)
+
+    @model_validator(mode="after")
+    def _bounded(self) -> Self:
+        if self.blocks * self.num_couplings > 4096:
+            raise ValueError(f"blocks times num_couplings must be at most 4096, got {self.blocks * self.num_couplings}")
+        return self
 
     def save(self, folder: Path) -> None:
         """Write the settings into a run's folder."""
@@ -65,7 +70,7 @@ class RunConfig(BaseModel):
         """
         path = folder / CONFIG_NAME
         try:
-            return cls.model_validate(json.loads(path.read_text(encoding="utf-8")))
+            return cls.model_validate(read_json(path))
         except FileNotFoundError:
             raise RunError(f"{folder} holds no run: there is no {CONFIG_NAME} in it") from None
         except ValidationError as error:

@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from pnf import fast
 from pnf.data import Images, dequantize
-from pnf.flows.pretrained import WEIGHTS_NAME
+from pnf.flows.pretrained import WEIGHTS_NAME, read_config
+from pnf.training import processes
 from pnf.training.batches import TEST_NOISE, seeded
 from pnf.training.config import CONFIG_NAME, RunConfig, RunError, one_line
 from pnf.training.models import Flow
@@ -57,7 +59,7 @@ def evaluate(
     batch_size: int = 250,
     track: Callable[[Iterable[Any]], Iterable[Any]] = iter,
 ) -> Evaluation:
-    """Evaluate a flow on every image of a split, dequantized once by the seed.
+    """Evaluate a flow on every image of a split, dequantized once by the seed; the processes of torchrun share them.
 
     Args:
         flow: in evaluation mode.
@@ -76,15 +78,19 @@ def evaluate(
     device = next(flow.parameters()).device
     exact_arithmetic()
     generator = seeded(seed, TEST_NOISE)
-    started, parts = time.perf_counter(), []
+    started, count = time.perf_counter(), 0
+    own: dict[int, Tensor] = {}
     # The noise is drawn for as many images at a time whatever the batch, so that the result does not depend on it.
     for pixels in track(images.pixels.split(_CHUNK)):
         for part in dequantize(pixels, generator).split(batch_size):
-            inputs = stage_inputs(flow, part.to(device))
-            log_probs = [stage.log_prob(i) for stage, i in zip(stage_modules(flow), inputs, strict=True)]  # type: ignore[operator]
-            parts.append(torch.stack(log_probs, 1).double().cpu())
+            if count % processes.size() == processes.rank():
+                inputs = stage_inputs(flow, part.to(device))
+                log_probs = [stage.log_prob(i) for stage, i in zip(stage_modules(flow), inputs, strict=True)]  # type: ignore[operator]
+                own[count] = torch.stack(log_probs, 1).double().cpu()
+            count += 1
+    parts = {index: part for found in processes.gather(own) for index, part in found.items()}
     seconds = time.perf_counter() - started
-    by_stage = torch.cat(parts)
+    by_stage = torch.cat([parts[index] for index in range(count)])
     total, unit = by_stage.sum(1), flow.dims * math.log(2)
     nats, error = total.mean().item(), (total.std() / math.sqrt(len(total))).item()
     stage_nats = dict(zip(stage_names(flow), by_stage.mean(0).tolist(), strict=True))
@@ -128,9 +134,20 @@ def load_run(folder: Path) -> tuple[RunConfig, Flow]:
     model = folder / MODEL
     if not (model / WEIGHTS_NAME).is_file():
         raise RunError(f"the training in {folder} is not finished; go on with: pnf train --resume {folder}")
-    kind = fast.RealNVP if config.model == "realnvp" else fast.ProgressiveFlow
+    return config, load_flow(model)
+
+
+def load_flow(folder: Path) -> Flow:
+    """The flow that ``save_pretrained`` wrote into a folder, on the CPU, in evaluation mode.
+
+    Raises:
+        RunError: its files are damaged.
+    """
+    kinds: dict[str, type[Flow]] = {"ProgressiveFlow": fast.ProgressiveFlow, "RealNVP": fast.RealNVP}
     try:
-        flow: Flow = kind.from_pretrained(model)
+        name = read_config(folder).get("model")
+        if not isinstance(name, str) or name not in kinds:
+            raise RunError(f"{folder} holds no {' or '.join(kinds)}, but a {name}")
+        return kinds[name].from_pretrained(folder)
     except (ValueError, FileNotFoundError) as error:
         raise RunError(one_line(error)) from None
-    return config, flow

@@ -10,6 +10,9 @@ from pnf.training.config import RunConfig, RunError
 
 Flow: TypeAlias = ProgressiveFlow | RealNVP
 
+MOST_PARAMETERS = 2**33
+"""A thousand times the largest preset's; their optimiser's state alone would fill 64 GiB."""
+
 BASELINE_ALPHA = 0.05
 """Of the logit in front of the RealNVP baseline, as published."""
 
@@ -30,13 +33,22 @@ def build_flow(config: RunConfig, channels: int) -> Flow:
         "scales": config.scales,
         "memory": config.memory,
     }
+
+    def build() -> Flow:
+        if config.model == "realnvp":
+            return fast.RealNVP(shape, alpha=BASELINE_ALPHA if config.alpha is None else config.alpha, **settings)
+        return fast.ProgressiveFlow(
+            shape, config.levels, axes=config.axes, detail=config.detail, alpha=config.alpha, **settings
+        )
+
     try:
+        # Settings can be a stranger's: nothing is allocated before the sizes are known.
+        with torch.device("meta"):
+            parameters = sum(p.numel() for p in build().parameters())
+        if parameters > MOST_PARAMETERS:
+            raise RunError(f"wrong settings: the flow would have {parameters:,} parameters; choose a smaller --hidden")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
-            if config.model == "realnvp":
-                return fast.RealNVP(shape, alpha=BASELINE_ALPHA if config.alpha is None else config.alpha, **settings)
-            return fast.ProgressiveFlow(
-                shape, config.levels, axes=config.axes, detail=config.detail, alpha=config.alpha, **settings
-            )
-    except (TypeError, ValueError) as error:
+            return build()
+    except (OverflowError, RuntimeError, TypeError, ValueError) as error:
         raise RunError(f"wrong settings: {error}") from None

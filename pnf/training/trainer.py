@@ -21,12 +21,15 @@ from typing import Any
 import torch
 from lightning.fabric import Fabric
 from lightning.fabric.loggers.csv_logs import CSVLogger
+from lightning.fabric.loggers.logger import Logger
 from lightning.fabric.loggers.tensorboard import TensorBoardLogger
 from rich.console import Console
 from torch import Tensor
 
 from pnf.data import Images, dequantize
-from pnf.flows.pretrained import replace_file
+from pnf.flows.pretrained import CONFIG_NAME as CONFIG_FILE
+from pnf.flows.pretrained import WEIGHTS_NAME, read_json, remove_unfinished, replace_file
+from pnf.training import processes
 from pnf.training.batches import VALIDATION_NOISE, Batches, hold_out, seeded
 from pnf.training.checkpoints import AtomicCheckpointIO
 from pnf.training.config import CONFIG_NAME, RunConfig, RunError
@@ -35,7 +38,7 @@ from pnf.training.models import Flow, build_flow
 from pnf.training.progress import StepBar
 from pnf.training.units import Unit, schedule, stage_dims, stage_inputs, stage_modules, stage_names
 
-MODEL, LOGS, CHECKPOINTS = "model", "logs", "checkpoints"
+MODEL, LOGS, CHECKPOINTS, DATA_NAME = "model", "logs", "checkpoints", "data.json"
 
 
 class Interrupted(RunError):  # noqa: N818 - it is no error
@@ -59,7 +62,8 @@ def train(
     """Train the stages of a flow, together or apart, in a folder of their own.
 
     The folder holds the settings, a checkpoint of each stage, logs and, once every stage has been trained, the flow
-    with the averaged weights in ``model/``.
+    with the averaged weights in ``model/``. Under ``torchrun`` the batches of a step are shared out to the processes,
+    of which the first one writes; the results are those of one process, but for the order of sums.
 
     Args:
         config: the settings.
@@ -84,14 +88,18 @@ def train(
     if config.validation >= len(images):
         raise RunError(f"validation must be less than the {len(images)} training images, got {config.validation}")
     check_memory(config, images.shape[0], accelerator)
-    _claim(folder, config, images, chosen, resume)
+    if config.accumulate % processes.size():
+        raise RunError(f"--accumulate must be a multiple of the {processes.size()} processes, got {config.accumulate}")
+    loggers: list[Logger] = []
+    if processes.rank() == 0:
+        _claim(folder, config, images, chosen, resume or processes.restarted())
+        # Every row goes to the file at once: curves can be drawn while the run goes on.
+        csv_logger = CSVLogger(folder, name=LOGS, version=_new_version(folder), flush_logs_every_n_steps=1)
+        loggers = [csv_logger, TensorBoardLogger(folder, name="tensorboard", version="")]
     pixels, held_out = hold_out(images.pixels, config.validation, config.seed)
 
     exact_arithmetic()
-    # Every row goes to the file at once: curves can be drawn while the run goes on.
-    csv_logger = CSVLogger(folder, name=LOGS, version=_new_version(folder), flush_logs_every_n_steps=1)
-    loggers = [csv_logger, TensorBoardLogger(folder, name="tensorboard", version="")]
-    fabric = Fabric(accelerator=accelerator, devices=1, plugins=[AtomicCheckpointIO()], loggers=loggers)
+    fabric = processes.make_fabric(accelerator, plugins=[AtomicCheckpointIO()], loggers=loggers)
     fabric.launch()
     if config.precision == "bf16":
         flow.set_network_dtype(torch.bfloat16)
@@ -99,18 +107,20 @@ def train(
     for name, stage, dims in zip(names, stage_modules(flow), stage_dims(flow), strict=True):
         if name in chosen:
             units.append(Unit(name, stage, dims, config, fabric))
+    if fabric.is_global_zero:
+        _tidy(folder, chosen)
     for unit in units:
-        path = _checkpoint(folder, unit.name)
-        for unfinished in path.parent.glob(f".{path.name}.*"):
-            # A kill in the middle of writing left it.
-            unfinished.unlink(missing_ok=True)
+        path = checkpoint_path(folder, unit.name)
         if path.exists():
             unit.load(path)
+    if len({tuple(steps) for steps in processes.gather([unit.step for unit in units])}) > 1:
+        raise RunError(f"the processes find different checkpoints in {folder}: it must be one folder for all of them")
 
     batches = Batches(pixels, config.batch_size * config.accumulate, config.seed, flip=config.flip)
     validation = dequantize(held_out, seeded(config.seed, VALIDATION_NOISE))
     _Loop(config, flow, names, units, batches, validation, fabric, folder, console).run()
-    return _export(config, images, folder)
+    missing = export(config, images.shape[0], folder) if fabric.is_global_zero else []
+    return processes.gather(missing)[0]
 
 
 def exact_arithmetic() -> None:
@@ -141,37 +151,61 @@ class _Loop:
         self.started, self.images = time.perf_counter(), 0
         self.sums = {unit.name: torch.zeros((), device=fabric.device) for unit in units}
         self.counts = dict.fromkeys(self.sums, 0)
+        self.size, self.rank = fabric.world_size, fabric.global_rank
+        # The first step whose loss was not finite, on the device: nobody waits for it before the logs are due.
+        self.broken = {name: torch.full((), config.steps, device=fabric.device) for name in self.sums}
 
     def run(self) -> None:
         title = " ".join(unit.name for unit in self.units)
         first = min(unit.step for unit in self.units)
-        with StepBar(title, self.config.steps, self.console) as bar, _stop_signals() as received:
+        with (
+            StepBar(title, self.config.steps, self.console) as bar,
+            _stop_signals(self.size == 1) as received,
+            _one_report(),
+        ):
             bar.move(first)
             for step in range(first, self.config.steps):
                 # Units that a kill left ahead of the others wait for them.
-                active = [unit for unit in self.units if unit.step == step]
-                self._train(self.batches(step), active)
-                done = step + 1
+                active, done = [unit for unit in self.units if unit.step == step], step + 1
+                try:
+                    self._train(self.batches(step), active)
+                except ValueError as error:
+                    # What a flow says of values that it cannot take: NaN, or images outside [0, 1].
+                    raise RunError(f"step {done} cannot be made, and the last checkpoint is sound: {error}") from None
+                stop = self._asked_to_stop(received, done)
                 if done % self.config.log_every == 0 or done == self.config.steps:
                     self._log(done, bar)
                 if done % self.config.validate_every == 0 and len(self.validation):
                     self._validate(done, active, bar)
-                if done % self.config.checkpoint_every == 0 or done == self.config.steps or received:
+                if done % self.config.checkpoint_every == 0 or done == self.config.steps or stop:
                     self._save(active)
                 bar.move(done)
-                if received and done < self.config.steps:
+                if stop and done < self.config.steps:
                     self._flush()
-                    raise Interrupted(self.folder, done, received[0])
+                    raise Interrupted(self.folder, done, stop)
         self._flush()
 
+    def _asked_to_stop(self, received: list[int], step: int) -> int:
+        """The signal that came, or 0; the processes agree on it when they meet for the logs."""
+        if self.size == 1:
+            return received[0] if received else 0
+        if step % self.config.log_every:
+            return 0
+        asked = torch.tensor(received[0] if received else 0, device=self.fabric.device)
+        return int(processes.reduce(self.fabric, asked, "max"))
+
     def _train(self, x: Tensor, active: list[Unit]) -> None:
+        own = self.config.accumulate // self.size
         inputs = [
             dict(zip(self.names, stage_inputs(self.flow, self.fabric.to_device(part)), strict=True))
-            for part in x.chunk(self.config.accumulate)
+            for part in x.chunk(self.config.accumulate)[self.rank * own : (self.rank + 1) * own]
         ]
         for unit in active:
-            self.sums[unit.name] += unit.train_step([part[unit.name] for part in inputs])
+            nll = unit.train_step([part[unit.name] for part in inputs])
+            self.sums[unit.name] += nll
             self.counts[unit.name] += 1
+            broken = self.broken[unit.name]
+            torch.where(nll.isfinite(), broken, broken.clamp(max=unit.step), out=broken)
         self.images += len(x)
 
     def _log(self, step: int, bar: StepBar) -> None:
@@ -180,10 +214,11 @@ class _Loop:
         for unit in self.units:
             if not self.counts[unit.name]:
                 continue
-            nats = -self.sums[unit.name].item() / self.counts[unit.name]
+            nats = -processes.reduce(self.fabric, self.sums[unit.name], "mean").item() / self.counts[unit.name]
             if not math.isfinite(nats):
+                broken = int(processes.reduce(self.fabric, self.broken[unit.name], "min"))
                 raise RunError(
-                    f"the loss of stage {unit.name} is {nats} near step {step}; the last checkpoint is sound: "
+                    f"the loss of stage {unit.name} is not finite at step {broken}; the last checkpoint is sound: "
                     "train again with a lower --lr or --clip"
                 )
             metrics[f"train/{unit.name}/nats_per_dim"] = nats / unit.dims
@@ -200,24 +235,32 @@ class _Loop:
                 "learning_rate": self.config.lr * schedule(self.config, step - 1),
             }
             bar.show(total / dims, speed)
-            self.fabric.log_dict(metrics, step)
+            self._write(metrics, step)
 
     @torch.no_grad()
     def _validate(self, step: int, active: list[Unit], bar: StepBar) -> None:
         sums = {unit.name: torch.zeros((), device=self.fabric.device) for unit in active}
-        for part in self.validation.split(self.config.batch_size):
+        for part in self.validation.split(self.config.batch_size)[self.rank :: self.size]:
             inputs = stage_inputs(self.flow, self.fabric.to_device(part))
             images = dict(zip(self.names, inputs, strict=True))
             for unit in active:
                 sums[unit.name] += unit.averaged.log_prob(images[unit.name]).sum()  # type: ignore[operator]
-        nats = {name: value.item() / len(self.validation) for name, value in sums.items()}
+        totals = {name: processes.reduce(self.fabric, value, "sum").item() for name, value in sums.items()}
+        nats = {name: total / len(self.validation) for name, total in totals.items()}
         metrics = {f"validation/{unit.name}/nats_per_dim": nats[unit.name] / unit.dims for unit in active}
         if active:
             mean = sum(nats.values()) / sum(unit.dims for unit in active)
             metrics |= {"validation/nats_per_dim": mean, "validation/bits_per_dim": 8 - mean / math.log(2)}
             bar.report(step, mean)
-            self.fabric.log_dict(metrics, step)
+            self._write(metrics, step)
         self.started, self.images = time.perf_counter(), 0
+
+    def _write(self, metrics: dict[str, float], step: int) -> None:
+        try:
+            self.fabric.log_dict(metrics, step)
+        except ValueError as error:
+            # Fabric's TensorBoardLogger makes this of a full disk too.
+            raise error.__cause__ if isinstance(error.__cause__, OSError) else error from None
 
     def _save(self, active: list[Unit]) -> None:
         for unit in active:
@@ -227,7 +270,7 @@ class _Loop:
                     f"the weights of stage {unit.name} are not finite after step {unit.step}; the last checkpoint is "
                     "sound: train again with a lower --lr or --clip"
                 )
-            unit.save(_checkpoint(self.folder, unit.name))
+            unit.save(checkpoint_path(self.folder, unit.name))
 
     def _flush(self) -> None:
         for logger in self.fabric.loggers:
@@ -248,11 +291,11 @@ def _claim(folder: Path, config: RunConfig, images: Images, chosen: list[str], r
         "shape": list(images.shape),
         "crc32": zlib.crc32(images.pixels.contiguous().numpy().data),
     }
-    path = folder / "data.json"
+    path = folder / DATA_NAME
     if (folder / CONFIG_NAME).exists():
         if RunConfig.load(folder) != config:
             raise RunError(f"{folder} holds a run with other settings: choose another --out")
-        if not resume and any(_checkpoint(folder, name).exists() for name in chosen):
+        if not resume and any(checkpoint_path(folder, name).exists() for name in chosen):
             raise RunError(f"{folder} holds this run already: go on with --resume {folder}, or choose another --out")
         if path.exists() and _read_json(path) != data:
             raise RunError(
@@ -267,14 +310,22 @@ def _claim(folder: Path, config: RunConfig, images: Images, chosen: list[str], r
     config.save(folder)
 
 
+def _tidy(folder: Path, names: list[str]) -> None:
+    """Remove what a kill in the middle of writing left."""
+    files = [folder / MODEL / CONFIG_FILE, folder / MODEL / WEIGHTS_NAME]
+    for path in [*files, *(checkpoint_path(folder, name) for name in names)]:
+        remove_unfinished(path)
+
+
 def _read_json(path: Path) -> object:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return read_json(path)
     except ValueError:
         raise RunError(f"{path} is damaged; remove it to go on without a check of the images") from None
 
 
-def _checkpoint(folder: Path, name: str) -> Path:
+def checkpoint_path(folder: Path, name: str) -> Path:
+    """The file of a stage's checkpoint."""
     return folder / CHECKPOINTS / f"{name}.ckpt"
 
 
@@ -290,11 +341,11 @@ def _new_version(folder: Path) -> int:
             return version
 
 
-def _export(config: RunConfig, images: Images, folder: Path) -> list[str]:
+def export(config: RunConfig, channels: int, folder: Path) -> list[str]:
     """Write the flow with averaged weights, if every stage has been trained; the stages that have not."""
-    flow, missing = build_flow(config, images.shape[0]), []
+    flow, missing = build_flow(config, channels), []
     for name, stage in zip(stage_names(flow), stage_modules(flow), strict=True):
-        path = _checkpoint(folder, name)
+        path = checkpoint_path(folder, name)
         checkpoint: dict[str, Any] = AtomicCheckpointIO().load_checkpoint(path) if path.exists() else {"step": 0}
         if checkpoint["step"] < config.steps:
             missing.append(name)
@@ -306,12 +357,26 @@ def _export(config: RunConfig, images: Images, folder: Path) -> list[str]:
 
 
 @contextmanager
-def _stop_signals() -> Iterator[list[int]]:
-    """SIGINT and SIGTERM end the run after the step in progress; a second one ends it at once."""
+def _one_report() -> Iterator[None]:
+    """TensorBoard's thread raises what it cannot write in the next call; Python need not print it as well."""
+    previous = threading.excepthook
+    threading.excepthook = lambda args: None if issubclass(args.exc_type, OSError) else previous(args)
+    try:
+        yield
+    finally:
+        threading.excepthook = previous
+
+
+@contextmanager
+def _stop_signals(alone: bool) -> Iterator[list[int]]:
+    """SIGINT and SIGTERM end the run after the step in progress; a second one ends it at once.
+
+    Not so under torchrun, which hands on what the terminal has sent to every process already.
+    """
     received: list[int] = []
 
     def handle(number: int, _: FrameType | None) -> None:
-        if received:
+        if received and alone:
             raise KeyboardInterrupt
         received.append(number)
 

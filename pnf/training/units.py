@@ -10,6 +10,9 @@ from lightning.fabric import Fabric
 from torch import Tensor, nn
 
 from pnf.flows import ProgressiveFlow, RealNVP, scale_parameters, set_network_dtype
+from pnf.flows.couplings import ActNorm
+from pnf.flows.networks import MOMENTUM
+from pnf.training import processes
 from pnf.training.config import RunConfig, RunError, one_line
 
 
@@ -57,12 +60,22 @@ class Unit:
         self._flags = [pair for pair in pairs if not pair[0].is_floating_point()]
 
     def train_step(self, batches: Sequence[Tensor]) -> Tensor:
-        """One step of the optimiser on the mean gradient of the batches; the negative log-likelihood, in nats."""
+        """One step of the optimiser on the mean gradient of the batches; the negative log-likelihood, in nats.
+
+        With several processes each has as many of the batches, in their order, and returns the mean of its own.
+        """
+        shared = self.fabric.world_size > 1
+        if shared and self.step == 0:
+            self._start_alike(batches[0])
+        before = [buffer.clone() for buffer in self.stage.buffers()] if shared else []
         nll = torch.zeros((), device=self.fabric.device)
-        for x in batches:
-            loss, each = self.objective(x)
-            self.fabric.backward(loss / len(batches))
+        for i, x in enumerate(batches):
+            with self.fabric.no_backward_sync(self.objective, enabled=shared and i < len(batches) - 1):
+                loss, each = self.objective(x)
+                self.fabric.backward(loss / len(batches))
             nll += each / len(batches)
+        if shared:
+            self._join_statistics(before, len(batches))
         nn.utils.clip_grad_norm_(self.objective.parameters(), self.config.clip, foreach=True)
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.lr * schedule(self.config, self.step)
@@ -108,6 +121,31 @@ class Unit:
             self.step = checkpoint["step"]
         except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
             raise RunError(f"{path} does not fit this run: {one_line(error)}") from None
+
+    @torch.no_grad()
+    def _start_alike(self, x: Tensor) -> None:
+        """ActNorm starts from the first batch of the first process, as it does with one process."""
+        if not any(isinstance(module, ActNorm) for module in self.stage.modules()):
+            return
+        if self.fabric.is_global_zero:
+            self.stage.log_prob(x)  # type: ignore[operator]
+        state = {name: tensor.cpu() for name, tensor in self.stage.state_dict().items()}
+        self.stage.load_state_dict(self.fabric.broadcast(state))
+
+    @torch.no_grad()
+    def _join_statistics(self, before: list[Tensor], count: int) -> None:
+        """Running statistics as if this step's batches had come one after the other.
+
+        A process that has seen n batches holds ``a r + b`` with ``a = (1 - momentum)**n`` and r what all started from;
+        the next would have made ``a (a r + b) + b'`` of it.
+        """
+        size, decay = self.fabric.world_size, (1 - MOMENTUM) ** count
+        for start, buffer in zip(before, self.stage.buffers(), strict=True):
+            if buffer.is_floating_point():
+                own = decay ** (size - 1 - self.fabric.global_rank) * (buffer - decay * start)
+                buffer.copy_(decay**size * start + processes.reduce(self.fabric, own, "sum"))
+            elif buffer.dtype != torch.bool:
+                buffer.copy_(start + size * (buffer - start))
 
     @torch.no_grad()
     def _move_average(self) -> None:

@@ -13,6 +13,7 @@ from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pnf import fast, reference
+from pnf.data import dequantize, load
 
 SETTINGS = list(
     itertools.product(
@@ -128,3 +129,35 @@ def test_reads_no_value_of_a_tensor(coupling: str, norm: str, memory: str, monke
         flow.eval().log_prob(x)
         flow.sample(2)
         flow.upsample(flow.encode(x), noise=0)
+
+
+@pytest.mark.parametrize(
+    ("coupling", "norm", "settings"),
+    [("dense", "act", {"num_couplings": 64, "hidden": 32}), ("conv", "batch", {"num_couplings": 63, "scales": 1})],
+)
+def test_deep_flows_come_back(coupling: str, norm: str, settings: dict[str, Any]) -> None:
+    pixels = load("fashion-mini", "train", 8).pixels
+    flow = fast.RealNVP((1, 8, 8), coupling=coupling, norm=norm, alpha=0.05, blocks=1, **{"hidden": 8, **settings})
+    adam = torch.optim.Adam(flow.parameters(), 1e-3)
+    for part in pixels[:768].split(64):
+        loss = -flow.log_prob(dequantize(part)).mean()
+        adam.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(flow.parameters(), 100.0)
+        adam.step()
+    x = dequantize(pixels[-200:])
+    with torch.no_grad():
+        z, log_det = flow.eval()(x)
+        back, inverse_log_det = flow.inverse(z)
+    assert_close(back, x, rtol=0, atol=1e-5)
+    assert_close(inverse_log_det / flow.dims, -log_det / flow.dims, rtol=0, atol=1e-5)
+
+
+def test_a_dense_flow_of_one_number_has_networks_of_nothing() -> None:
+    flow = reference.RealNVP((1, 1, 1), coupling="dense", hidden=4, alpha=0.05)
+    twin = fast.RealNVP((1, 1, 1), coupling="dense", hidden=4, alpha=0.05)
+    twin.load_state_dict(flow.state_dict())
+    x = torch.rand(3, 1, 1, 1)
+    want, got = flow.log_prob(x), twin.log_prob(x)
+    assert_close(got, want, rtol=1e-5, atol=1e-5)
+    got.sum().backward()

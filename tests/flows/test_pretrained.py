@@ -182,3 +182,20 @@ def test_weights_of_another_flow(change: Change, folder: Path) -> None:
     save_file(state, folder / "model.safetensors")
     with pytest.raises(ValueError, match=r"from_pretrained: .*model\.safetensors does not fit its configuration: "):
         ProgressiveFlow.from_pretrained(folder)
+
+
+def test_sizes_that_the_weights_do_not_have(folder: Path) -> None:
+    change_config(folder, num_couplings=10**6, blocks=10**6)
+    with pytest.raises(ValueError, match=r"config\.json is of a model with more than 1000000000000 tensors, and model"):
+        ProgressiveFlow.from_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [("[" * 10**5, "nested too deep"), (" " * (2**20 + 1), "more than 1048576 bytes")],
+    ids=["deep", "large"],
+)
+def test_a_hostile_configuration(folder: Path, content: str, message: str) -> None:
+    (folder / "config.json").write_text(content)
+    with pytest.raises(ValueError, match=message):
+        ProgressiveFlow.from_pretrained(folder)

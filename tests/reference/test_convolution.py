@@ -24,3 +24,10 @@ def test_definition(size: tuple[int, int], add: bool) -> None:
         if 0 <= row < height and 0 <= column < width:
             want[..., i, j] += x[..., row, column] @ weight[..., k, m].T
     torch.testing.assert_close(convolution(x, weight, bias, added), want, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(("inputs", "outputs"), [(0, 2), (2, 0), (0, 0)])
+def test_sums_of_nothing(inputs: int, outputs: int) -> None:
+    bias = torch.arange(outputs, dtype=torch.float64)
+    y = convolution(bias.new_ones(3, inputs, 4, 5), bias.new_ones(outputs, inputs, 3, 3), bias)
+    assert y.equal(bias.view(-1, 1, 1).expand(3, -1, 4, 5))

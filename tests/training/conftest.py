@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import ModuleType
-from typing import Any
 
+import pnf_process
 import pytest
 import torch
 from lightning.fabric import Fabric
@@ -78,27 +75,6 @@ def finished(
 
 
 @pytest.fixture(scope="package")
-def kill_and_resume() -> ModuleType:
-    """The module of that name in this folder, which is a program too."""
-    path = Path(__file__).with_name("kill_and_resume.py")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(scope="package")
-def pnf(kill_and_resume: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """Starts the command as a process of its own, without the seconds that imports take."""
-    with kill_and_resume.Pnf(tmp_path_factory.mktemp("pnf")) as pnf:
-        yield pnf
-
-
-@pytest.fixture(scope="package")
-def results(kill_and_resume: ModuleType) -> Callable[[Path], dict[str, object]]:
+def results() -> Callable[[Path], dict[str, object]]:
     """What is in the model and in the checkpoints of a run, to the bit."""
-    read: Callable[[Path], dict[str, object]] = kill_and_resume.results
-    return read
+    return pnf_process.results

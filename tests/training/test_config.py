@@ -99,3 +99,10 @@ def test_a_folder_without_sound_settings(tmp_path: Path, content: str | bytes | 
         (tmp_path / "run.json").write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(RunError, match=message):
         RunConfig.load(tmp_path)
+
+
+def test_settings_that_would_fill_the_memory(tiny: Callable[..., RunConfig]) -> None:
+    with pytest.raises(RunError, match=r"wrong settings: settings: Value error, blocks times num_couplings must be at"):
+        tiny(blocks=256, num_couplings=256)
+    with pytest.raises(RunError, match=r"wrong settings: the flow would have [\d,]+ parameters; choose a smaller"):
+        build_flow(tiny(hidden=16384, blocks=64), 1)

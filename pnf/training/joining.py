@@ -1,0 +1,61 @@
+"""Stages that were trained in folders of their own, put together into one run."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from pnf.flows.pretrained import read_json, replace_file
+from pnf.training.checkpoints import AtomicCheckpointIO
+from pnf.training.config import CONFIG_NAME, RunConfig, RunError
+from pnf.training.trainer import DATA_NAME, checkpoint_path, export
+
+
+def join(runs: Sequence[Path], folder: Path) -> list[str]:
+    """Make one run of runs of the same settings and images, each stage from the run that trained it furthest.
+
+    Args:
+        runs: their folders, which stay as they are.
+        folder: of the new run, which gets the flow in ``model/`` too if every stage is trained.
+
+    Returns:
+        The names of the stages that are still to be trained.
+
+    Raises:
+        RunError: the runs do not belong together, a checkpoint is damaged, or the folder holds a run.
+    """
+    if (folder / CONFIG_NAME).exists():
+        raise RunError(f"{folder} holds a run already: choose another --out")
+    config, data = RunConfig.load(runs[0]), _data(runs[0])
+    furthest: dict[str, tuple[int, Path]] = {}
+    for run in runs:
+        other = RunConfig.load(run)
+        if other != config:
+            names = [name for name in RunConfig.model_fields if getattr(other, name) != getattr(config, name)]
+            raise RunError(
+                f"{run} has another {', '.join(names)} than {runs[0]}: only stages of one flow can be joined"
+            )
+        if _data(run) != data:
+            raise RunError(f"{run} was trained on other images than {runs[0]}: only stages of one flow can be joined")
+        for path in sorted(checkpoint_path(run, "*").parent.glob("*.ckpt")):
+            checkpoint = AtomicCheckpointIO().load_checkpoint(path)
+            if checkpoint.get("name") != path.stem or checkpoint.get("settings") != config.model_dump_json():
+                raise RunError(f"{path} is not of this run: remove it, or restore it")
+            if checkpoint["step"] > furthest.get(path.stem, (0, path))[0]:
+                furthest[path.stem] = (checkpoint["step"], path)
+    checkpoint_path(folder, "*").parent.mkdir(parents=True, exist_ok=True)
+    for name, (_, path) in furthest.items():
+        replace_file(checkpoint_path(folder, name), path.read_bytes())
+    replace_file(folder / DATA_NAME, (json.dumps(data, indent=2) + "\n").encode())
+    config.save(folder)
+    return export(config, data["shape"][0], folder)
+
+
+def _data(run: Path) -> dict[str, list[int]]:
+    path = run / DATA_NAME
+    try:
+        data = read_json(path)
+        if isinstance(data, dict) and isinstance(data.get("shape"), list) and len(data["shape"]) == 3:
+            return data
+    except (FileNotFoundError, ValueError):
+        pass
+    raise RunError(f"{path} is missing or damaged: restore it from the machine on which the stages were trained")

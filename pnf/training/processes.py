@@ -1,0 +1,66 @@
+"""The processes of a run that ``torchrun`` started, and what they tell each other; without it there is one."""
+
+import inspect
+import os
+from typing import Any, Literal, TypeVar, cast
+
+from lightning.fabric import Fabric
+from lightning.fabric.strategies.ddp import DDPStrategy
+from torch import Tensor, distributed
+from torch.nn.parallel import DistributedDataParallel
+
+T = TypeVar("T")
+
+
+def rank() -> int:
+    """The number of this process; process 0 writes what is written."""
+    return _environment("RANK", 0)
+
+
+def size() -> int:
+    """How many processes there are."""
+    return _environment("WORLD_SIZE", 1)
+
+
+def local_rank() -> int:
+    """The number of this process on its machine, and of its GPU."""
+    return _environment("LOCAL_RANK", 0)
+
+
+def restarted() -> bool:
+    """Whether torchrun has started this process again, after one of them failed."""
+    return _environment("TORCHELASTIC_RESTART_COUNT", 0) > 0
+
+
+def make_fabric(accelerator: str, **settings: Any) -> Fabric:
+    """The engine over all processes, each with one device."""
+    if size() == 1:
+        return Fabric(accelerator=accelerator, devices=1, **settings)
+    local = _environment("LOCAL_WORLD_SIZE", 1)
+    # Running statistics are put together once a step: see Unit. PyTorch has renamed the option.
+    names = inspect.signature(DistributedDataParallel).parameters
+    option: Any = {"forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers": False}
+    strategy = DDPStrategy(**option)
+    return Fabric(accelerator=accelerator, devices=local, num_nodes=size() // local, strategy=strategy, **settings)
+
+
+def reduce(fabric: Fabric, value: Tensor, how: Literal["sum", "mean", "min", "max"]) -> Tensor:
+    """The sum, mean, least or largest of a tensor over the processes."""
+    result: Any = fabric.all_reduce(value.clone(), reduce_op=how)
+    return cast("Tensor", result)
+
+
+def gather(value: T) -> list[T]:
+    """The value of every process, in their order, on each of them."""
+    if size() == 1:
+        return [value]
+    if not distributed.is_initialized():
+        distributed.init_process_group("gloo")
+    found: list[Any] = [None] * size()
+    distributed.all_gather_object(found, value)
+    return found
+
+
+def _environment(name: str, default: int) -> int:
+    # Other launchers set the same names for processes that do not belong together.
+    return int(os.environ.get(name, default)) if distributed.is_torchelastic_launched() else default

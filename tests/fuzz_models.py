@@ -1,0 +1,256 @@
+"""Random flows on extreme images: ``python tests/fuzz_models.py --cases N``.
+
+A flow has a random configuration, random parameters, some or all of them scaled by up to 1e3, and networks in float32
+or bfloat16. For finite input its log-likelihoods, samples, upsampled images and gradients must be finite, wherever
+float64 shows that nothing on the way leaves float32's range; where something does, the case counts as out of range. The
+same seed makes the same cases; a failing one is shrunk and printed.
+"""
+
+import argparse
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from hypothesis import HealthCheck, Phase, given, seed, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from pnf import fast, reference
+from pnf.flows.couplings import ActNorm, Coupling
+
+RANGE = 1e30
+"""Numbers up to here leave float32, which ends at 3e38, room for sums and for what bfloat16 adds to them."""
+
+SQUARABLE = 1e15
+"""The same for noise, which is squared."""
+
+IMAGES = ("black", "white", "halves", "pairs", "noise", "least", "almost white", "dot", "denormal")
+
+Counts = Counter[str]
+
+
+class Case(NamedTuple):
+    """A flow and what it is given; everything that is not named here comes from the seed."""
+
+    progressive: bool
+    shape: tuple[int, ...]
+    options: dict[str, Any]
+    implementation: str
+    network: str
+    training: bool
+    scaled: str
+    factor: float
+    image: str
+    temperature: float
+    seed: int
+
+
+@st.composite
+def cases(draw: Any) -> Case:
+    def one(*values: Any) -> Any:
+        return draw(st.sampled_from(values))
+
+    coupling = one("conv", "dense")
+    progressive = one(True, False)
+    levels = one(0, 1, 2) if progressive else 0
+    edges = [one(1, 2, 3) << levels for _ in range(2)]
+    shape = one((one(1, 2, 3), *edges), (one(1, 2), edges[0]), (edges[0],))
+    options: dict[str, Any] = {"coupling": coupling, "norm": one("act", "batch", "none")}
+    options |= {"hidden": one(1, 2, 5, 8), "blocks": one(1, 2, 3), "num_couplings": one(1, 2, 4)}
+    if coupling == "conv":
+        options |= {"scales": 1, "memory": one("plain", "invertible")}
+    if progressive:
+        options |= {"levels": levels, "axes": one("xy", "yx", "x", "y"), "detail": one("bounded", "identity")}
+        options["alpha"] = one(None, 0.0, 0.05, 0.499)
+    else:
+        options["alpha"] = one(0.0, 1e-6, 0.05)
+    scaled = one("nothing", "everything", "one parameter", "scales")
+    factor = 1.0 if scaled == "nothing" else 10 ** draw(st.floats(-3, 3))
+    temperature = one(0.0, 0.7, 1.0, 10.0)
+    return Case(
+        progressive,
+        shape,
+        options,
+        one("fast", "reference"),
+        one("float32", "bfloat16"),
+        one(True, False),
+        scaled,
+        factor,
+        one(*IMAGES),
+        temperature,
+        draw(st.integers(0, 2**31)),
+    )
+
+
+def build(case: Case, implementation: str) -> Any:
+    module = fast if implementation == "fast" else reference
+    options = dict(case.options)
+    if case.progressive:
+        return module.ProgressiveFlow(case.shape, options.pop("levels"), **options)
+    return module.RealNVP(case.shape, **options)
+
+
+def picture(kind: str, count: int, shape: tuple[int, ...], chance: torch.Generator) -> Tensor:
+    noise = torch.rand(count, *shape, generator=chance)
+    x = {
+        "black": torch.zeros_like(noise),
+        "white": torch.ones_like(noise),
+        "halves": (noise > 0.5).float(),
+        "noise": noise,
+        "least": torch.full_like(noise, 2.0**-24),
+        "almost white": torch.full_like(noise, 1 - 2.0**-24),
+        "denormal": torch.full_like(noise, 1e-42),
+    }.get(kind, torch.zeros_like(noise))
+    if kind == "pairs":
+        x[..., ::2] = 1
+    elif kind == "dot":
+        x[..., 0] = 1
+    return x
+
+
+def disturb(flow: nn.Module, case: Case, chance: torch.Generator) -> None:
+    """Random parameters, some of them scaled."""
+    parameters = dict(flow.named_parameters())
+    chosen = set(parameters)
+    if case.scaled == "one parameter":
+        chosen = {sorted(chosen)[case.seed % len(chosen)]}
+    elif case.scaled == "scales":
+        chosen = {name for name in chosen if name.rpartition(".")[2] in ("scale", "log_scale", "magnitude")}
+    for name, parameter in parameters.items():
+        parameter.data += 0.3 * torch.randn(parameter.shape, generator=chance)
+        if name in chosen:
+            parameter.data *= case.factor
+
+
+class Peak:
+    """The largest number on the way through a flow in float64, and of the gradients on the way back."""
+
+    def __init__(self) -> None:
+        self.value = 0.0
+
+    def add(self, x: Any, bound: float = RANGE) -> None:
+        """Take account of numbers that may reach so far."""
+        if isinstance(x, Tensor) and x.is_floating_point() and x.numel():
+            largest = x.detach().abs().max().item() * (RANGE / bound)
+            self.value = max(self.value, largest if largest == largest else float("inf"))
+            if x.requires_grad and bound == RANGE:
+                x.register_hook(self.add)
+        elif isinstance(x, tuple | list):
+            for item in x:
+                self.add(item, bound)
+
+    @contextmanager
+    def of(self, flow: nn.Module) -> Iterator[None]:
+        handles = []
+        for module in flow.modules():
+            handles.append(
+                module.register_forward_hook(lambda _m, args, out: (self.add(args), self.add(out), None)[-1])
+            )
+            if isinstance(module, Coupling):
+                self.add(module.scale.detach().abs().exp())
+            elif isinstance(module, ActNorm):
+                self.add(module.log_scale.detach().abs().exp())
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+
+def results(flow: Any, case: Case, x: Tensor) -> dict[str, Tensor]:
+    """All that a flow says of images, and that it draws."""
+    found = {}
+    x = x.clone().requires_grad_()
+    z, log_det = flow(x)
+    found["z"], found["log_det"] = z, log_det
+    found["log_prob"] = log_prob = flow.log_prob(x)
+    parameters = list(flow.parameters())
+    grads = torch.autograd.grad(log_prob.mean(), [x, *parameters], allow_unused=True)
+    names = ["x", *(name for name, _ in flow.named_parameters())]
+    found |= {f"gradient of {name}": grad for name, grad in zip(names, grads, strict=True) if grad is not None}
+    generator = torch.Generator().manual_seed(case.seed)
+    noise = torch.randn(2, flow.dims, generator=generator, dtype=torch.float64).to(x.dtype)
+    with torch.no_grad():
+        found["sample"], found["sample's log_det"] = flow.inverse(case.temperature * noise)
+        if case.progressive:
+            code = flow.encode(x.detach())
+            found["decoded"] = flow.decode(code)
+            dims = flow.dims - flow.stage_dims[0]
+            found["upsampled"] = flow.upsample(code, noise=case.temperature * noise[:1, :dims].expand(len(x), -1))
+    return found
+
+
+def check(case: Case, counts: Counts) -> None:
+    """One case: finite where it can be."""
+    chance = torch.Generator().manual_seed(case.seed)
+    torch.manual_seed(case.seed)
+    flow = build(case, case.implementation).train(case.training)
+    x = picture(case.image, 2, case.shape, chance)
+    flow.train()
+    flow(torch.rand(4, *case.shape, generator=chance))  # ActNorm takes its start from data
+    disturb(flow, case, chance)
+    flow.train(case.training)
+    exact = build(case, "reference").double()
+    exact.load_state_dict(flow.state_dict())
+    exact.train(case.training)
+    peak = Peak()
+    with peak.of(exact):
+        expected = results(exact, case, x.double())
+    for name, value in expected.items():
+        peak.add(value.detach(), SQUARABLE if name == "z" else RANGE)
+    if peak.value > RANGE:
+        counts["out of range"] += 1
+        return
+    flow.set_network_dtype(torch.bfloat16 if case.network == "bfloat16" else None)
+    found = results(flow, case, x)
+    wrong = [name for name, value in found.items() if not value.isfinite().all()]
+    assert not wrong, f"not finite: {', '.join(wrong)}; the largest number on the way was {peak.value:.1e}"
+    if case.options.get("detail") == "bounded":
+        for name in ("sample", "decoded", "upsampled"):
+            assert found[name].min() >= 0, f"{name} leaves [0, 1]"
+            assert found[name].max() <= 1, f"{name} leaves [0, 1]"
+    counts[f"{case.implementation}, {case.network} networks"] += 1
+
+
+def fuzz(count: int, start: int, counts: Counts, check_one: Callable[[Case, Counts], None] = check) -> None:
+    """Check that many cases and raise for the smallest that fails."""
+
+    @seed(start)
+    @settings(
+        max_examples=count,
+        deadline=None,
+        database=None,
+        phases=[Phase.generate, Phase.shrink],
+        print_blob=False,
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(cases())
+    def run(case: Case) -> None:
+        check_one(case, counts)
+
+    run()
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--cases", type=int, default=1000)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    counts: Counts = Counter()
+    try:
+        fuzz(options.cases, options.seed, counts)
+    except Exception as error:
+        print(*getattr(error, "__notes__", []), repr(error), "FAILED", sep="\n")
+        return 1
+    for kind, count in sorted(counts.items()):
+        print(f"{count:8} {kind}")
+    print(f"{counts.total()} cases, {counts.total() - counts['out of range']} of them in range, all finite")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,21 @@
+"""What each process of tests/training/test_processes.py does: ``torchrun ... shared.py FOLDER``."""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+
+from pnf.data import load
+from pnf.training import RunConfig, evaluate, load_run, processes, train
+
+torch.set_num_threads(1)
+folder = Path(sys.argv[1])
+images = load("fashion-mini", "train", 8, limit=200)
+for path in sorted(folder.glob("*/run.json")):
+    config = RunConfig.model_validate_json(path.read_text())
+    train(config, images, path.parent / "shared", accelerator="cpu")
+    _, flow = load_run(path.parent / "shared")
+    result = evaluate(flow, load("fashion-mini", "test", 8, limit=101), batch_size=10)
+    if processes.rank() == 0:
+        path.with_name("result.json").write_text(json.dumps([result.nats, result.stage_nats]))

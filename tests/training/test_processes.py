@@ -1,0 +1,93 @@
+"""Several processes under torchrun, each with a share of the batches, and one process: the same results."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from pnf.data import Images, load
+from pnf.training import RunConfig, RunError, evaluate, load_run, processes, train
+
+SETTINGS = {
+    "dense": {"coupling": "dense", "norm": "act"},
+    "conv": {"coupling": "conv", "norm": "batch", "steps": 6},
+    "bf16": {"coupling": "conv", "norm": "act", "steps": 6, "precision": "bf16"},
+}
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory, tiny: Callable[..., RunConfig]) -> Path:
+    """Folders of the runs that two processes trained, with what they evaluated."""
+    folder = tmp_path_factory.mktemp("shared")
+    for name, settings in SETTINGS.items():
+        (folder / name).mkdir()
+        tiny(batch_size=8, accumulate=4, **settings).save(folder / name)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command += [str(Path(__file__).with_name("shared.py")), str(folder)]
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=120, check=False, env=os.environ | {"OMP_NUM_THREADS": "1"}
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_two_processes_learn_what_one_does(
+    shared: Path, tmp_path: Path, tiny: Callable[..., RunConfig], images: Images, name: str
+) -> None:
+    config = tiny(batch_size=8, accumulate=4, **SETTINGS[name])
+    assert train(config, images, tmp_path, accelerator="cpu") == []
+    _, alone = load_run(tmp_path)
+    _, together = load_run(shared / name / "shared")
+    x = torch.rand(50, *alone.shape)
+    with torch.no_grad():
+        want, got = alone.log_prob(x), together.log_prob(x)
+    # Parameters are not compared: in front of a batch normalisation the gradient of a bias is rounding.
+    tolerance = 1e-2 if name == "bf16" else 1e-4
+    assert_close(got, want, rtol=tolerance, atol=tolerance * want.abs().max().item())
+    if name == "dense":
+        for path in sorted((tmp_path / "checkpoints").iterdir()):
+            a, b = (torch.load(p, weights_only=True) for p in (path, shared / name / "shared/checkpoints" / path.name))
+            assert_close(b["averaged"], a["averaged"], rtol=1e-4, atol=1e-6)
+            assert_close(b["optimizer"]["state"], a["optimizer"]["state"], rtol=1e-3, atol=1e-6)
+
+
+def test_two_processes_evaluate_as_one_does(shared: Path) -> None:
+    _, flow = load_run(shared / "dense/shared")
+    result = evaluate(flow, load("fashion-mini", "test", 8, limit=101), batch_size=10)
+    nats, stage_nats = json.loads((shared / "dense/result.json").read_text())
+    assert nats == result.nats
+    assert stage_nats == result.stage_nats
+
+
+def test_one_process_writes(shared: Path) -> None:
+    folder = shared / "dense/shared"
+    assert [path.name for path in (folder / "logs").iterdir()] == ["version_0"]
+    rows = (folder / "logs/version_0/metrics.csv").read_text().splitlines()
+    assert len(rows) == 1 + 6 + 2  # a header, every second of 12 steps, and two validations
+    assert len(list((folder / "tensorboard").iterdir())) == 1
+
+
+def test_batches_that_cannot_be_shared(
+    tmp_path: Path, tiny: Callable[..., RunConfig], images: Images, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(processes, "size", lambda: 2)
+    with pytest.raises(RunError, match=r"^--accumulate must be a multiple of the 2 processes, got 3$"):
+        train(tiny(accumulate=3), images, tmp_path, accelerator="cpu")
+    assert not any(tmp_path.iterdir())
+
+
+def test_other_launchers_are_not_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):
+        monkeypatch.setenv(name, "3")
+    assert (processes.rank(), processes.local_rank(), processes.size()) == (0, 0, 1)
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
+    assert (processes.rank(), processes.local_rank(), processes.size()) == (3, 3, 3)
