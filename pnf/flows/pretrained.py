@@ -51,10 +51,8 @@ class Pretrained(nn.Module):
             ValueError: a file is damaged, or belongs to another model.
         """
         folder = Path(path)
-        for name in (CONFIG_NAME, WEIGHTS_NAME):
-            if not (folder / name).is_file():
-                raise FileNotFoundError(f"from_pretrained: {folder} has no {name}: is it a folder of save_pretrained?")
         config = read_config(folder)
+        _check_there(folder, WEIGHTS_NAME)
         model = config.pop("model", None)
         if model != cls.__name__:
             raise ValueError(f"from_pretrained: {folder / CONFIG_NAME} is of a {model}, wanted a {cls.__name__}")
@@ -111,6 +109,11 @@ def remove_unfinished(path: Path) -> None:
         unfinished.unlink(missing_ok=True)
 
 
+def _check_there(folder: Path, name: str) -> None:
+    if not (folder / name).is_file():
+        raise FileNotFoundError(f"from_pretrained: {folder} has no {name}: is it a folder of save_pretrained?")
+
+
 def read_config(folder: Path) -> dict[str, Any]:
     """The constructor's arguments and the name of the model, as :meth:`Pretrained.save_pretrained` wrote them.
 
@@ -119,6 +122,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         ValueError: the file is damaged.
     """
     path = folder / CONFIG_NAME
+    _check_there(folder, CONFIG_NAME)
     try:
         config = read_json(path)
     except ValueError as error:
