@@ -10,7 +10,6 @@ import json
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ from torch.utils._pytree import tree_leaves
 
 from pnf import fast, ops, reference
 from pnf.training import preset_config
+from pnf.training.streams import Branches
 from pnf.training.units import stage_inputs, stage_modules
 
 CUDA = DEVICE == "cuda"
@@ -212,21 +212,14 @@ def step(flow: Any, loss: Callable[..., Tensor], *inputs: Tensor) -> Call:
 
 def together(flow: Any) -> Callable[[Tensor], Tensor]:
     """The loss of all stages, each on a stream of its own."""
-    streams = [torch.cuda.Stream() if CUDA else None for _ in flow.stages]
-
-    def on(stream: Any) -> AbstractContextManager[Any]:
-        return torch.cuda.stream(stream) if CUDA else nullcontext()
+    branches = Branches(torch.device(DEVICE), len(flow.stages))
 
     def loss(x: Tensor) -> Tensor:
         losses = []
-        for stage, image, stream in zip(stage_modules(flow), stage_inputs(flow, x), streams, strict=True):
-            if stream is not None:
-                stream.wait_stream(torch.cuda.current_stream())
-            with on(stream):
+        for i, (stage, image) in enumerate(zip(stage_modules(flow), stage_inputs(flow, x), strict=True)):
+            with branches.branch(i):
                 losses.append(-stage.log_prob(image).mean())
-        for stream in streams:
-            if stream is not None:
-                torch.cuda.current_stream().wait_stream(stream)
+        branches.join()
         return torch.stack(losses).sum()
 
     return loss

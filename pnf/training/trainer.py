@@ -36,6 +36,7 @@ from pnf.training.config import CONFIG_NAME, RunConfig, RunError
 from pnf.training.memory import check_memory
 from pnf.training.models import Flow, build_flow
 from pnf.training.progress import StepBar
+from pnf.training.streams import Branches
 from pnf.training.units import Unit, schedule, stage_dims, stage_inputs, stage_modules, stage_names
 
 MODEL, LOGS, CHECKPOINTS, DATA_NAME = "model", "logs", "checkpoints", "data.json"
@@ -147,6 +148,7 @@ class _Loop:
         console: Console | None,
     ) -> None:
         self.config, self.flow, self.names, self.units, self.fabric = config, flow, names, units, fabric
+        self.branches = Branches(fabric.device, len(units))
         self.batches, self.validation, self.folder, self.console = batches, validation, folder, console
         self.started, self.images = time.perf_counter(), 0
         self.sums = {unit.name: torch.zeros((), device=fabric.device) for unit in units}
@@ -200,12 +202,14 @@ class _Loop:
             dict(zip(self.names, stage_inputs(self.flow, self.fabric.to_device(part)), strict=True))
             for part in x.chunk(self.config.accumulate)[self.rank * own : (self.rank + 1) * own]
         ]
-        for unit in active:
-            nll = unit.train_step([part[unit.name] for part in inputs])
-            self.sums[unit.name] += nll
+        for i, unit in enumerate(active):
+            with self.branches.branch(i):
+                nll = unit.train_step([part[unit.name] for part in inputs])
+                self.sums[unit.name] += nll
+                broken = self.broken[unit.name]
+                torch.where(nll.isfinite(), broken, broken.clamp(max=unit.step), out=broken)
             self.counts[unit.name] += 1
-            broken = self.broken[unit.name]
-            torch.where(nll.isfinite(), broken, broken.clamp(max=unit.step), out=broken)
+        self.branches.join()
         self.images += len(x)
 
     def _log(self, step: int, bar: StepBar) -> None:
