@@ -51,10 +51,8 @@ class Pretrained(nn.Module):
             ValueError: a file is damaged, or belongs to another model.
         """
         folder = Path(path)
-        for name in (CONFIG_NAME, WEIGHTS_NAME):
-            if not (folder / name).is_file():
-                raise FileNotFoundError(f"from_pretrained: {folder} has no {name}: is it a folder of save_pretrained?")
         config = read_config(folder)
+        _require(folder, WEIGHTS_NAME)
         model = config.pop("model", None)
         if model != cls.__name__:
             raise ValueError(f"from_pretrained: {folder / CONFIG_NAME} is of a {model}, wanted a {cls.__name__}")
@@ -118,6 +116,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         FileNotFoundError: there are none.
         ValueError: the file is damaged.
     """
+    _require(folder, CONFIG_NAME)
     path = folder / CONFIG_NAME
     try:
         config = read_json(path)
@@ -126,6 +125,11 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise ValueError(f"from_pretrained: {path} must hold a JSON object, got {type(config).__name__}")
     return config
+
+
+def _require(folder: Path, name: str) -> None:
+    if not (folder / name).is_file():
+        raise FileNotFoundError(f"from_pretrained: {folder} has no {name}: is it a folder of save_pretrained?")
 
 
 def read_json(path: Path) -> object:
