@@ -45,7 +45,7 @@ def main() -> None:
     def run(content: bytes) -> None:
         counts["read" if reader.try_on(content, work) else "refused"] += 1
         total = counts["read"] + counts["refused"]
-        if total == args.runs or total % 100_000 == 0:
+        if total == args.runs or total % 10_000 == 0:
             seconds = time.perf_counter() - started
             print(
                 f"| {args.reader} | {total:,} | {counts['read']:,} | {counts['refused']:,} | {seconds:.0f} s |",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
+import numpy as np
 import pytest
 from strangers import READERS, bomb
 
@@ -39,4 +40,11 @@ def test_an_archive_that_says_it_holds_gigabytes(tmp_path: Path) -> None:
     path = tmp_path / "bomb.npz"
     path.write_bytes(bomb())
     with pytest.raises(DataError, match=r"bomb\.npz\[train\]: wanted 4294967296 bytes for "):
+        load(path)
+
+
+def test_a_name_of_several_lines(tmp_path: Path) -> None:
+    path = tmp_path / "lines.npz"
+    np.savez(path, **{"two\nlines": np.zeros(3)})
+    with pytest.raises(DataError, match=r"lines\.npz\['two\\nlines'\]: wanted a uint8 array"):
         load(path)
