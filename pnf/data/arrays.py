@@ -63,14 +63,16 @@ def _read_member(archive: zipfile.ZipFile, path: Path, request: Request) -> np.n
             "save it as np.savez(path, train=..., test=...)"
         )
     info = members[key]
+    # The name of a member is a stranger's, and messages have one line.
+    where = f"{path}[{key if key.isprintable() else ascii(key)}]"
     stored = min(info.compress_size, path.stat().st_size)
     if info.file_size > stored * DEFLATE_LIMIT:
         raise DataError(
-            f"{path}[{key}]: wanted at most {stored * DEFLATE_LIMIT} bytes from {stored} compressed ones, "
+            f"{where}: wanted at most {stored * DEFLATE_LIMIT} bytes from {stored} compressed ones, "
             f"got a declared size of {info.file_size}; save it again"
         )
     with archive.open(info) as stream:
-        return _read_array(stream, info.file_size, f"{path}[{key}]", request, split_by_position=not splits)
+        return _read_array(stream, info.file_size, where, request, split_by_position=not splits)
 
 
 def _read_array(

@@ -52,7 +52,7 @@ class Pretrained(nn.Module):
         """
         folder = Path(path)
         config = read_config(folder)
-        _check_there(folder, WEIGHTS_NAME)
+        _require(folder, WEIGHTS_NAME)
         model = config.pop("model", None)
         if model != cls.__name__:
             raise ValueError(f"from_pretrained: {folder / CONFIG_NAME} is of a {model}, wanted a {cls.__name__}")
@@ -109,11 +109,6 @@ def remove_unfinished(path: Path) -> None:
         unfinished.unlink(missing_ok=True)
 
 
-def _check_there(folder: Path, name: str) -> None:
-    if not (folder / name).is_file():
-        raise FileNotFoundError(f"from_pretrained: {folder} has no {name}: is it a folder of save_pretrained?")
-
-
 def read_config(folder: Path) -> dict[str, Any]:
     """The constructor's arguments and the name of the model, as :meth:`Pretrained.save_pretrained` wrote them.
 
@@ -121,8 +116,8 @@ def read_config(folder: Path) -> dict[str, Any]:
         FileNotFoundError: there are none.
         ValueError: the file is damaged.
     """
+    _require(folder, CONFIG_NAME)
     path = folder / CONFIG_NAME
-    _check_there(folder, CONFIG_NAME)
     try:
         config = read_json(path)
     except ValueError as error:
@@ -130,6 +125,11 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise ValueError(f"from_pretrained: {path} must hold a JSON object, got {type(config).__name__}")
     return config
+
+
+def _require(folder: Path, name: str) -> None:
+    if not (folder / name).is_file():
+        raise FileNotFoundError(f"from_pretrained: {folder} has no {name}: is it a folder of save_pretrained?")
 
 
 def read_json(path: Path) -> object:

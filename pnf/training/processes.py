@@ -61,6 +61,11 @@ def gather(value: T) -> list[T]:
     return found
 
 
+def lost(error: RuntimeError) -> bool:
+    """Whether the error says that another process is gone."""
+    return isinstance(error, distributed.DistError) or "gloo" in str(error)
+
+
 def _environment(name: str, default: int) -> int:
     # Other launchers set the same names for processes that do not belong together.
     return int(os.environ.get(name, default)) if distributed.is_torchelastic_launched() else default

@@ -174,6 +174,12 @@ class _Loop:
                 except ValueError as error:
                     # What a flow says of values that it cannot take: NaN, or images outside [0, 1].
                     raise RunError(f"step {done} cannot be made, and the last checkpoint is sound: {error}") from None
+                except RuntimeError as error:
+                    if processes.lost(error):
+                        raise RunError(
+                            f"another process of this run has ended; go on with: pnf train --resume {self.folder}"
+                        ) from None
+                    raise
                 stop = self._asked_to_stop(received, done)
                 if done % self.config.log_every == 0 or done == self.config.steps:
                     self._log(done, bar)

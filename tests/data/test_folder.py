@@ -184,3 +184,14 @@ def test_without_pillow(tmp_path: Path, save_image: Save, monkeypatch: pytest.Mo
     monkeypatch.setitem(sys.modules, "PIL", None)
     with pytest.raises(ImportError, match=r"reading image files needs Pillow: pip install 'pnf\[train\]'"):
         load(tmp_path)
+
+
+def test_the_number_of_cores_has_no_say(tmp_path: Path, save_image: Save, monkeypatch: pytest.MonkeyPatch) -> None:
+    for i in range(12):
+        save_image(f"{i}.png", 9, 7 + i, 3, seed=i)
+    found = []
+    for cores in (1, 3, 8):
+        monkeypatch.setattr("os.cpu_count", lambda cores=cores: cores)
+        found.append(load(tmp_path, "train", 5).pixels)
+    assert found[0].equal(found[1])
+    assert found[0].equal(found[2])

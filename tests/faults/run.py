@@ -207,8 +207,8 @@ def killed(lab: Lab) -> str:
 def killed_in_a_write(lab: Lab) -> str:
     """SIGKILL inside the writing of a file"""
     folder = lab.folder()
-    # Settings, images, and three checkpoints every five steps, each of which is a file and a name in a folder.
-    number = lab.chance.randrange(2 * (2 + 3 * STEPS // 5))
+    # Settings, images, three checkpoints every five steps, and a flow, each of them a file and a name in a folder.
+    number = lab.chance.randrange(2 * (2 + 3 * STEPS // 5 + 2))
     code, output = lab.call(lab.start(folder), before=AT_WRITE.format(number=number, share=lab.chance.random()))
     expect(code == -signal.SIGKILL, output)
     sound(folder)

@@ -91,3 +91,20 @@ def test_other_launchers_are_not_torchrun(monkeypatch: pytest.MonkeyPatch) -> No
     assert (processes.rank(), processes.local_rank(), processes.size()) == (0, 0, 1)
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
     assert (processes.rank(), processes.local_rank(), processes.size()) == (3, 3, 3)
+
+
+def test_a_restart_goes_on_with_the_run(
+    tmp_path: Path, tiny: Callable[..., RunConfig], images: Images, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(tiny(), images, tmp_path, accelerator="cpu")
+    with pytest.raises(RunError, match="holds this run already"):
+        train(tiny(), images, tmp_path, accelerator="cpu")
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    assert train(tiny(), images, tmp_path, accelerator="cpu") == []
+
+
+def test_what_says_that_a_process_is_gone() -> None:
+    assert processes.lost(RuntimeError("[gloo/transport/tcp/pair.cc:537] Connection reset by peer"))
+    assert processes.lost(torch.distributed.DistNetworkError("closed"))
+    assert not processes.lost(RuntimeError("shape '[2]' is invalid"))

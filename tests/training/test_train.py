@@ -246,3 +246,17 @@ def test_a_mistake_leaves_no_folder_behind(
 def _rows(folder: Path) -> list[dict[str, str]]:
     with (folder / "logs/version_0/metrics.csv").open(newline="") as file:
         return list(csv.DictReader(file))
+
+
+@pytest.mark.parametrize("settings", [{"coupling": "dense"}, {"coupling": "conv", "norm": "act", "steps": 6}])
+def test_another_number_of_threads_changes_rounding_only(
+    finished: Finished, tmp_path: Path, tiny: Make, images: Images, settings: dict[str, object]
+) -> None:
+    torch.set_num_threads(2)
+    try:
+        assert train(tiny(**settings), images, tmp_path, accelerator="cpu") == []
+    finally:
+        torch.set_num_threads(1)
+    x = torch.rand(50, 1, 8, 8)
+    want, got = (load_run(folder)[1].log_prob(x) for folder in (finished(**settings), tmp_path))
+    torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4 * want.abs().max().item())
