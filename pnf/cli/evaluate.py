@@ -1,7 +1,5 @@
 """``pnf evaluate`` and ``pnf curves``."""
 
-import csv
-import itertools
 import json
 import math
 import platform
@@ -18,6 +16,7 @@ from pnf import figures
 from pnf.cli.common import DataOption, DeviceOption, SeedOption, console, load_images, notes, pick_device, progress
 from pnf.flows.pretrained import replace_file
 from pnf.training import Evaluation, RunConfig, RunError, evaluate, find_runs, load_run, processes
+from pnf.training.logs import read_logs
 from pnf.training.models import build_flow
 from pnf.training.units import stage_dims, stage_names
 
@@ -131,21 +130,14 @@ def _bits(curve: dict[int, float]) -> list[tuple[int, float]]:
 
 
 def _read_logs(folder: Path) -> dict[str, dict[int, float]]:
-    """Nats/dim by step, over the stages; what a resumed run logged again counts."""
+    """Nats/dim by step, over the stages."""
     with torch.device("meta"):
         # How the stages share the dimensions does not depend on the channels.
         flow = build_flow(RunConfig.load(folder), 1)
     dims = dict(zip(stage_names(flow), stage_dims(flow), strict=True))
-    logged: dict[str, dict[str, dict[int, float]]] = {split: {name: {} for name in dims} for split in _SPLITS}
-    files = folder.glob("logs/version_*/metrics.csv")
-    for path in sorted(files, key=lambda path: int(path.parent.name.removeprefix("version_"))):
-        with path.open(newline="", encoding="utf-8") as file:
-            for row in csv.DictReader(file):
-                for split, name in itertools.product(_SPLITS, dims):
-                    # A kill can cut the last line short.
-                    if (value := row.get(f"{split}/{name}/nats_per_dim")) and row.get("step"):
-                        logged[split][name][int(row["step"])] = float(value)
-    return {split: _mean(stages, dims) for split, stages in logged.items()}
+    logged = read_logs(folder)
+    by_stage = {split: {name: logged[f"{split}/{name}/nats_per_dim"] for name in dims} for split in _SPLITS}
+    return {split: _mean(stages, dims) for split, stages in by_stage.items()}
 
 
 def _mean(stages: dict[str, dict[int, float]], dims: dict[str, int]) -> dict[int, float]:

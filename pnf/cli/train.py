@@ -71,6 +71,14 @@ def train_command(
     validation: Annotated[
         int | None, typer.Option(help="Training images held out for the curves.", rich_help_panel="Data")
     ] = None,
+    keep: Annotated[
+        Literal["last", "best"] | None,
+        typer.Option(
+            help="The averaged weights of the last step, or those that held-out images were most likely under.",
+            rich_help_panel="Training",
+            show_default=False,
+        ),
+    ] = None,
     steps: Annotated[int | None, typer.Option(help="Steps of the optimiser.", rich_help_panel="Training")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Images in a batch.", rich_help_panel="Training")] = None,
     accumulate: Annotated[

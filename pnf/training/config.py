@@ -46,6 +46,7 @@ class RunConfig(BaseModel):
     ema: float = Field(0.999, ge=0, lt=1)
     precision: Literal["32", "bf16"] = "32"
     validation: int = Field(1000, ge=0)
+    keep: Literal["last", "best"] = "last"
     validate_every: int = Field(500, ge=1)
     checkpoint_every: int = Field(500, ge=1)
     log_every: int = Field(20, ge=1)

@@ -50,7 +50,6 @@ class Evaluation:
     images_per_second: float
 
 
-@torch.no_grad()
 def evaluate(
     flow: Flow,
     images: Images,
@@ -71,14 +70,28 @@ def evaluate(
     Raises:
         RunError: the images are not of the flow's shape, or there are fewer than two.
     """
+    started = time.perf_counter()
+    by_stage = stage_log_probs(flow, images, seed=seed, batch_size=batch_size, track=track)
+    return summarise(flow, by_stage, time.perf_counter() - started)
+
+
+@torch.no_grad()
+def stage_log_probs(
+    flow: Flow,
+    images: Images,
+    *,
+    seed: int = 0,
+    batch_size: int = 250,
+    track: Callable[[Iterable[Any]], Iterable[Any]] = iter,
+) -> Tensor:  # [N, stages], float64
+    """The share of every stage in the log-likelihood of every image, in nats; all else as in :func:`evaluate`."""
     if images.shape != flow.shape:
         raise RunError(f"the model is of images {list(flow.shape)}, got {images.name} with {list(images.shape)}")
     if len(images) < 2:
         raise RunError(f"a standard error needs at least 2 images, got {len(images)}")
     device = next(flow.parameters()).device
     exact_arithmetic()
-    generator = seeded(seed, TEST_NOISE)
-    started, count = time.perf_counter(), 0
+    generator, count = seeded(seed, TEST_NOISE), 0
     own: dict[int, Tensor] = {}
     # The noise is drawn for as many images at a time whatever the batch, so that the result does not depend on it.
     for pixels in track(images.pixels.split(_CHUNK)):
@@ -89,8 +102,15 @@ def evaluate(
                 own[count] = torch.stack(log_probs, 1).double().cpu()
             count += 1
     parts = {index: part for found in processes.gather(own) for index, part in found.items()}
-    seconds = time.perf_counter() - started
-    by_stage = torch.cat([parts[index] for index in range(count)])
+    return torch.cat([parts[index] for index in range(count)])
+
+
+def summarise(
+    flow: Flow,
+    by_stage: Tensor,  # [N, stages]
+    seconds: float,
+) -> Evaluation:
+    """The evaluation that the log-likelihoods of :func:`stage_log_probs` make, and the seconds that they took."""
     total, unit = by_stage.sum(1), flow.dims * math.log(2)
     nats, error = total.mean().item(), (total.std() / math.sqrt(len(total))).item()
     stage_nats = dict(zip(stage_names(flow), by_stage.mean(0).tolist(), strict=True))
@@ -105,8 +125,8 @@ def evaluate(
         },
         stage_nats=stage_nats,
         parameters=sum(p.numel() for p in flow.parameters()),
-        images=len(images),
-        images_per_second=len(images) / seconds,
+        images=len(by_stage),
+        images_per_second=len(by_stage) / seconds,
     )
 
 

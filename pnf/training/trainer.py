@@ -6,9 +6,11 @@ run, and resumes inside an epoch only with loaders that save their state; here s
 is a function of its step.
 """
 
+import itertools
 import json
 import math
 import signal
+import statistics
 import threading
 import time
 import zlib
@@ -88,6 +90,8 @@ def train(
     chosen = _choose(names, stages)
     if config.validation >= len(images):
         raise RunError(f"validation must be less than the {len(images)} training images, got {config.validation}")
+    if config.keep == "best" and not config.validation:
+        raise RunError("the best weights are chosen by held-out images: give --validation, or --keep last")
     check_memory(config, images.shape[0], accelerator)
     if config.accumulate % processes.size():
         raise RunError(f"--accumulate must be a multiple of the {processes.size()} processes, got {config.accumulate}")
@@ -97,31 +101,57 @@ def train(
         # Every row goes to the file at once: curves can be drawn while the run goes on.
         csv_logger = CSVLogger(folder, name=LOGS, version=_new_version(folder), flush_logs_every_n_steps=1)
         loggers = [csv_logger, TensorBoardLogger(folder, name="tensorboard", version="")]
-    pixels, held_out = hold_out(images.pixels, config.validation, config.seed)
 
     exact_arithmetic()
     fabric = processes.make_fabric(accelerator, plugins=[AtomicCheckpointIO()], loggers=loggers)
     fabric.launch()
-    if config.precision == "bf16":
-        flow.set_network_dtype(torch.bfloat16)
-    units = []
-    for name, stage, dims in zip(names, stage_modules(flow), stage_dims(flow), strict=True):
-        if name in chosen:
-            units.append(Unit(name, stage, dims, config, fabric))
+    loop = _loop(config, flow, images, chosen, fabric, folder, console)
     if fabric.is_global_zero:
         _tidy(folder, chosen)
-    for unit in units:
+    for unit in loop.units:
         path = checkpoint_path(folder, unit.name)
         if path.exists():
             unit.load(path)
-    if len({tuple(steps) for steps in processes.gather([unit.step for unit in units])}) > 1:
+    if len({tuple(steps) for steps in processes.gather([unit.step for unit in loop.units])}) > 1:
         raise RunError(f"the processes find different checkpoints in {folder}: it must be one folder for all of them")
-
-    batches = Batches(pixels, config.batch_size * config.accumulate, config.seed, flip=config.flip)
-    validation = dequantize(held_out, seeded(config.seed, VALIDATION_NOISE))
-    _Loop(config, flow, names, units, batches, validation, fabric, folder, console).run()
+    loop.run()
     missing = export(config, images.shape[0], folder) if fabric.is_global_zero else []
     return processes.gather(missing)[0]
+
+
+def step_seconds(
+    configs: Sequence[RunConfig], images: Images, *, seconds: float, accelerator: str = "auto"
+) -> list[float]:
+    """How long a step of each run takes on this machine: the median over steps that the runs take by turns.
+
+    By turns, because a machine's speed drifts. What is trained meanwhile is thrown away.
+
+    Args:
+        configs: the settings of the runs.
+        images: the training images of all of them.
+        seconds: how long to measure each run; three steps of each are measured at least.
+        accelerator: as for :func:`train`.
+    """
+    exact_arithmetic()
+    fabric = processes.make_fabric(accelerator, plugins=[], loggers=[])
+    fabric.launch()
+    loops = []
+    for config in configs:
+        flow = build_flow(config, images.shape[0])
+        loops.append(_loop(config, flow, images, stage_names(flow), fabric, Path(), None))
+    taken: list[list[float]] = [[] for _ in loops]
+    # The first steps fill caches and lay out memory, and are not measured.
+    for step in itertools.count(-1):
+        for loop, times in zip(loops, taken, strict=True):
+            started = time.perf_counter()
+            loop.train(loop.batches(step + 1), loop.units)
+            if fabric.device.type == "cuda":
+                torch.cuda.synchronize(fabric.device)
+            if step >= 0:
+                times.append(time.perf_counter() - started)
+        if step >= 2 and sum(map(sum, taken)) >= seconds * len(loops):
+            break
+    return [statistics.median(times) for times in taken]
 
 
 def exact_arithmetic() -> None:
@@ -170,7 +200,7 @@ class _Loop:
                 # Units that a kill left ahead of the others wait for them.
                 active, done = [unit for unit in self.units if unit.step == step], step + 1
                 try:
-                    self._train(self.batches(step), active)
+                    self.train(self.batches(step), active)
                 except ValueError as error:
                     # What a flow says of values that it cannot take: NaN, or images outside [0, 1].
                     raise RunError(f"step {done} cannot be made, and the last checkpoint is sound: {error}") from None
@@ -183,7 +213,7 @@ class _Loop:
                 stop = self._asked_to_stop(received, done)
                 if done % self.config.log_every == 0 or done == self.config.steps:
                     self._log(done, bar)
-                if done % self.config.validate_every == 0 and len(self.validation):
+                if (done % self.config.validate_every == 0 or done == self.config.steps) and len(self.validation):
                     self._validate(done, active, bar)
                 if done % self.config.checkpoint_every == 0 or done == self.config.steps or stop:
                     self._save(active)
@@ -202,7 +232,8 @@ class _Loop:
         asked = torch.tensor(received[0] if received else 0, device=self.fabric.device)
         return int(processes.reduce(self.fabric, asked, "max"))
 
-    def _train(self, x: Tensor, active: list[Unit]) -> None:
+    def train(self, x: Tensor, active: list[Unit]) -> None:
+        """A step of some units on a batch."""
         own = self.config.accumulate // self.size
         inputs = [
             dict(zip(self.names, stage_inputs(self.flow, self.fabric.to_device(part)), strict=True))
@@ -257,6 +288,8 @@ class _Loop:
                 sums[unit.name] += unit.averaged.log_prob(images[unit.name]).sum()  # type: ignore[operator]
         totals = {name: processes.reduce(self.fabric, value, "sum").item() for name, value in sums.items()}
         nats = {name: total / len(self.validation) for name, total in totals.items()}
+        for unit in active:
+            unit.validated(nats[unit.name])
         metrics = {f"validation/{unit.name}/nats_per_dim": nats[unit.name] / unit.dims for unit in active}
         if active:
             mean = sum(nats.values()) / sum(unit.dims for unit in active)
@@ -285,6 +318,30 @@ class _Loop:
     def _flush(self) -> None:
         for logger in self.fabric.loggers:
             logger.finalize("success")
+
+
+def _loop(
+    config: RunConfig,
+    flow: Flow,
+    images: Images,
+    chosen: list[str],
+    fabric: Fabric,
+    folder: Path,
+    console: Console | None,
+) -> _Loop:
+    """The loop over the chosen stages of a flow, before the first step."""
+    pixels, held_out = hold_out(images.pixels, config.validation, config.seed)
+    if config.precision == "bf16":
+        flow.set_network_dtype(torch.bfloat16)
+    names = stage_names(flow)
+    units = [
+        Unit(name, stage, dims, config, fabric)
+        for name, stage, dims in zip(names, stage_modules(flow), stage_dims(flow), strict=True)
+        if name in chosen
+    ]
+    batches = Batches(pixels, config.batch_size * config.accumulate, config.seed, flip=config.flip)
+    validation = dequantize(held_out, seeded(config.seed, VALIDATION_NOISE))
+    return _Loop(config, flow, names, units, batches, validation, fabric, folder, console)
 
 
 def _choose(names: list[str], stages: Sequence[str] | None) -> list[str]:
@@ -352,7 +409,7 @@ def _new_version(folder: Path) -> int:
 
 
 def export(config: RunConfig, channels: int, folder: Path) -> list[str]:
-    """Write the flow with averaged weights, if every stage has been trained; the stages that have not."""
+    """Write the flow with the averaged weights to keep, if every stage has been trained; the stages that have not."""
     flow, missing = build_flow(config, channels), []
     for name, stage in zip(stage_names(flow), stage_modules(flow), strict=True):
         path = checkpoint_path(folder, name)
@@ -360,7 +417,7 @@ def export(config: RunConfig, channels: int, folder: Path) -> list[str]:
         if checkpoint["step"] < config.steps:
             missing.append(name)
         else:
-            stage.load_state_dict(checkpoint["averaged"])
+            stage.load_state_dict(checkpoint["best" if config.keep == "best" else "averaged"])
     if not missing:
         flow.save_pretrained(folder / MODEL)
     return missing

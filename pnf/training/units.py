@@ -42,12 +42,15 @@ class Unit:
 
     Attributes:
         averaged: a copy of the stage with the moving average of its weights and buffers, all in float32.
+        best: the state of ``averaged`` that held-out images were most likely under, if the settings keep it.
         step: how many steps it has been trained.
     """
 
     def __init__(self, name: str, stage: nn.Module, dims: int, config: RunConfig, fabric: Fabric) -> None:
         self.name, self.dims, self.config, self.fabric = name, dims, config, fabric
         self.step = 0
+        self.best: dict[str, Tensor] = {}
+        self._best_nats = -math.inf
         objective = Objective(stage, config.scale_l2)
         # The fused implementation differs in its bits from the others, so it is asked for by name, on every device.
         optimizer = torch.optim.Adam(objective.parameters(), lr=config.lr, fused=True)
@@ -91,6 +94,12 @@ class Unit:
         stage: nn.Module = self.objective.module.stage
         return stage
 
+    def validated(self, nats: float) -> None:
+        """Take the mean log-likelihood of held-out images into account, under the average of weights of this step."""
+        if self.config.keep == "best" and not nats <= self._best_nats:
+            self._best_nats = nats
+            self.best = {key: value.clone() for key, value in self.averaged.state_dict().items()}
+
     def save(self, path: Path) -> None:
         """Write the checkpoint, as a whole."""
         checkpoint = {
@@ -101,6 +110,8 @@ class Unit:
             "optimizer": self.optimizer.state_dict(),
             "averaged": self.averaged.state_dict(),
         }
+        if self.config.keep == "best":
+            checkpoint |= {"best": self.best, "best_nats": self._best_nats}
         self.fabric.save(path, checkpoint)
 
     def load(self, path: Path) -> None:
@@ -118,6 +129,8 @@ class Unit:
             self.objective.load_state_dict(checkpoint["objective"])
             self.optimizer.load_state_dict(checkpoint["optimizer"])
             self.averaged.load_state_dict(checkpoint["averaged"])
+            if self.config.keep == "best":
+                self.best, self._best_nats = checkpoint["best"], checkpoint["best_nats"]
             self.step = checkpoint["step"]
         except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
             raise RunError(f"{path} does not fit this run: {one_line(error)}") from None

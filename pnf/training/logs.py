@@ -1,0 +1,31 @@
+"""What a run has logged, over all its resumptions."""
+
+import csv
+from collections import defaultdict
+from itertools import pairwise
+from pathlib import Path
+
+from pnf.training.config import RunConfig
+
+
+def read_logs(folder: Path) -> dict[str, dict[int, float]]:
+    """The values of each metric by step; what a resumed run logged again counts."""
+    logged: dict[str, dict[int, float]] = defaultdict(dict)
+    files = folder.glob("logs/version_*/metrics.csv")
+    for path in sorted(files, key=lambda path: int(path.parent.name.removeprefix("version_"))):
+        # A kill can cut the last line short.
+        lines = path.read_text(encoding="utf-8").rpartition("\n")[0].splitlines()
+        for row in csv.DictReader(lines):
+            step = int(row.pop("step"))
+            for metric, value in row.items():
+                if value:
+                    logged[metric][step] = float(value)
+    return logged
+
+
+def training_seconds(folder: Path) -> float:
+    """How long the steps of a run took, from the speeds in its logs: without validation, and each step once."""
+    config = RunConfig.load(folder)
+    speeds = sorted(read_logs(folder)["train/images_per_second"].items())
+    batch = config.batch_size * config.accumulate
+    return sum((after - before) * batch / speed for (before, _), (after, speed) in pairwise([(0, 0.0), *speeds]))
