@@ -40,8 +40,10 @@ def read(path: Path, request: Request) -> Images:
         try:
             with zipfile.ZipFile(path) as archive:
                 array = _read_member(archive, path, request)
-        # What zipfile raises for a foreign file, a bad stream, a password and an unknown compression, in this order.
-        except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError) as error:
+        except (DataError, OSError):
+            raise
+        # zipfile raises more than it documents: UnicodeDecodeError for a name, struct.error, ValueError, ...
+        except Exception as error:
             raise DataError(
                 f"{path}: wanted a whole .npz file, got a broken one ({brief(error)}); save it again"
             ) from error

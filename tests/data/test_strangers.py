@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -47,4 +48,14 @@ def test_a_name_of_several_lines(tmp_path: Path) -> None:
     path = tmp_path / "lines.npz"
     np.savez(path, **{"two\nlines": np.zeros(3)})
     with pytest.raises(DataError, match=r"lines\.npz\['two\\nlines'\]: wanted a uint8 array"):
+        load(path)
+
+
+def test_a_name_that_is_no_text(tmp_path: Path) -> None:
+    path = tmp_path / "name.npz"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("tréin.npy", b"")
+    content = path.read_bytes()
+    path.write_bytes(content.replace("é".encode(), b"\x80\x80"))
+    with pytest.raises(DataError, match=r"name\.npz: wanted a whole \.npz file, got a broken one"):
         load(path)
