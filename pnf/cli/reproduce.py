@@ -1,4 +1,4 @@
-"""``pnf reproduce``: the paper's table from data, in one command."""
+"""``pnf reproduce``: the paper's table and figures, each in one command."""
 
 import json
 from pathlib import Path
@@ -6,7 +6,10 @@ from typing import Annotated, Any
 
 import typer
 
-from pnf.cli.common import DeviceOption, console, notes, pick_device, progress
+from pnf import figures
+from pnf.cli import pictures
+from pnf.cli.common import DeviceOption, SeedOption, console, notes, pick_device, progress
+from pnf.cli.evaluate import curves_command
 from pnf.flows.pretrained import replace_file
 from pnf.training import RunError
 from pnf.training.reproduction import MODELS, QUICK, ROWS, TITLES, Budget, locked, results, train_row
@@ -70,6 +73,48 @@ def table1_command(
     console.print(f"Written: {out / 'table1.md'}, {out / 'table1.json'}", soft_wrap=True)
     if failures:
         raise RunError(f"not all models could be trained: {'; '.join(failures)}")
+
+
+@app.command("figures")
+def figures_command(
+    data: DataRootOption,
+    out: OutOption,
+    seed: SeedOption = 0,
+    device: DeviceOption = "auto",
+) -> None:
+    """Draw the paper's Figures 2 to 4, and more, from the finished runs of pnf reproduce table1.
+
+    Into the folder of each PNF: sampled images of the base growing with zero noise (upscaled-samples.png, Figures 2 and
+    3), held-out images that go down and up again (upscaled-real.png, Figure 4), samples and projections. Into that of
+    the row: training curves, and where the bits are.
+
+    Example: [bold]pnf reproduce figures --data data --out runs/table1[/bold]
+    """
+    finished = results(out)
+    if not finished:
+        raise RunError(f"{out} holds no finished run; make some with: pnf reproduce table1 --out {out}")
+    for row in ROWS:
+        models = finished.get(row.name, {})
+        source = row.find(data)
+        if models and source is None:
+            notes.print(f"Left out {row.title}: {data} holds no {' or '.join(row.sources)}", soft_wrap=True)
+            continue
+        for name in models:
+            run = out / row.name / name
+            pictures.sample_command(run, seed=seed, device=device)
+            if name != "realnvp":
+                pictures.upscale_command(run, sampled=True, seed=seed, device=device)
+                pictures.upscale_command(run, data=str(source), seed=seed, device=device)
+                pictures.project_command(run, data=str(source), seed=seed, device=device)
+        if models:
+            curves_command([out / row.name / name for name in models], out / row.name / "curves.png")
+            bits = figures.bits_per_stage(
+                {TITLES[name]: result["stage_bits_per_dim"] for name, result in models.items()},
+                standard_errors={TITLES[name]: result["bits_per_dim_error"] for name, result in models.items()},
+                title=f"Where the bits are: {row.title}",
+            )
+            figures.save(bits, out / row.name / "bits.png")
+            console.print(f"Written: {out / row.name / 'bits.png'}", soft_wrap=True)
 
 
 def _write_table(out: Path) -> None:
