@@ -36,7 +36,7 @@ if [ "$device" = cpu ]; then
 fi
 
 if wanted build; then
-  run build 150 "$python" -m pip install --no-build-isolation --no-deps .
+  run build 540 "$python" -m pip install --no-build-isolation --no-deps .
   run doctor 60 "$python" -c "import pnf; print(pnf.backends())"
 fi
 if wanted tests; then
