@@ -13,7 +13,8 @@ steps=" ${*:-build tests sanitizers ops limits presets models training} "
 python=${PYTHON:-python3}
 mkdir -p "$out"
 declare -A outcome
-pnf=("$python" -c "import sys; from pnf.cli import main; sys.exit(main())")
+# -P: the folder that this runs in, the sources, would come before what was installed.
+pnf=("$python" -P -c "import sys; from pnf.cli import main; sys.exit(main())")
 
 run() { # name, seconds, command...
   local name=$1 limit=$2 start=$SECONDS code=0
@@ -37,23 +38,23 @@ fi
 
 if wanted build; then
   run build 540 "$python" -m pip install --no-build-isolation --no-deps .
-  run doctor 60 "$python" -c "import pnf; print(pnf.backends())"
+  run doctor 60 "$python" -P -c "import pnf; print(pnf.backends())"
 fi
 if wanted tests; then
   if [ "$device" = cuda ]; then
-    run tests 540 "$python" -m pytest tests/ops tests/flows -q -k "cuda or graph or flows"
+    run tests 540 "$python" -P -m pytest tests/ops tests/flows -q -k "cuda or graph or flows"
   else
-    run tests 540 "$python" -m pytest tests/ops/test_squeeze.py tests/flows/test_fast.py -q
+    run tests 540 "$python" -P -m pytest tests/ops/test_squeeze.py tests/flows/test_fast.py -q
   fi
 fi
 if wanted sanitizers && [ "$device" = cuda ] && command -v compute-sanitizer > /dev/null; then
   for tool in memcheck racecheck initcheck synccheck; do
     run "$tool" 120 compute-sanitizer --tool "$tool" --error-exitcode 1 \
-      "$python" -m pytest tests/ops -q -k "accuracy and cuda and float32"
+      "$python" -P -m pytest tests/ops -q -k "accuracy and cuda and float32"
   done
 fi
 if wanted ops; then
-  run ops 480 "$python" -m pytest benchmarks --benchmark-only -q --benchmark-json "$out/ops.json" \
+  run ops 480 "$python" -P -m pytest benchmarks --benchmark-only -q --benchmark-json "$out/ops.json" \
     "${pick[@]:--k$device}"
 fi
 if wanted limits; then

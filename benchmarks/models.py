@@ -348,7 +348,8 @@ print(time.perf_counter() - start)
 
 def first_step() -> float:
     """Seconds from the import of pnf to the end of a first forward and backward, in a process of its own."""
-    done = subprocess.run([sys.executable, "-c", FIRST_STEP], capture_output=True, check=True)
+    # -P: the folder that this runs in may be that of the sources.
+    done = subprocess.run([sys.executable, "-P", "-c", FIRST_STEP], capture_output=True, check=True)
     return float(done.stdout)
 
 
