@@ -32,7 +32,10 @@ from torch import Tensor
 __all__ = [
     "Upscaler",
     "bits_per_stage",
+    "by_resolution",
+    "comparison",
     "image_grid",
+    "likelihoods",
     "projection",
     "save",
     "training_curves",
@@ -290,6 +293,146 @@ def projection(
     figure.colorbar(drawn[-1][-1], cax=bar, ticks=[0.0, largest or 1.0], format="%.2g")
     bar.tick_params(labelsize=_SMALL, length=2, pad=2)
     bar.set_ylabel("intensity", fontsize=_SMALL, labelpad=0)
+    return figure
+
+
+def comparison(
+    columns: Mapping[str, Tensor],  # of [N, C, h, w]
+    *,
+    title: str,
+) -> Figure:
+    """The same images, one a row, made in several ways, one a column.
+
+    Cells have the size and shape of the largest images, and smaller ones fill theirs with larger pixels.
+
+    Args:
+        columns: images for each title of a column.
+        title: what is compared.
+
+    Raises:
+        TypeError: a column is not a floating-point tensor.
+        ValueError: no columns, columns of different length, wrong rank or number of channels, no images, values that
+            are not finite.
+    """
+    name = "comparison"
+    if not columns:
+        raise ValueError(f"{name}: columns must not be empty")
+    pixels = {label: _pixels(name, label, images) for label, images in columns.items()}
+    if len(counts := {len(images) for images in columns.values()}) > 1:
+        raise ValueError(f"{name}: columns must have as many images each, got {sorted(counts)}")
+    size = max((images.shape[-2:] for images in columns.values()), key=math.prod)
+    figure, _ = _panel(
+        [list(row) for row in zip(*pixels.values(), strict=True)],
+        cell=_cell(size, target=96),
+        title=title,
+        column_titles=[(label, 1) for label in columns],
+    )
+    return figure
+
+
+def by_resolution(
+    panels: Mapping[str, Mapping[str, Mapping[str, tuple[float, float]]]],
+    *,
+    title: str,
+) -> Figure:
+    """Charts side by side of what several methods reach from each resolution.
+
+    Args:
+        panels: for each unit, and in it for each method, the value and its standard error by resolution, in the order
+            in which they are drawn. The panels have the same methods and resolutions.
+        title: what was measured, on which data.
+
+    Raises:
+        ValueError: no panels, a panel without methods, a method without resolutions, or a value that is not finite.
+    """
+    name = "by_resolution"
+    if not panels or not all(panels.values()) or not all(all(methods.values()) for methods in panels.values()):
+        raise ValueError(f"{name}: panels must have methods, and these values")
+    for unit, methods in panels.items():
+        for method, values in methods.items():
+            if not np.isfinite(list(values.values())).all():
+                raise ValueError(f"{name}: the {unit} of {method!r} must be finite")
+    figure = _page(height=3.6, title=title)
+    for index, (unit, methods) in enumerate(panels.items()):
+        axes = _axes(figure, (1, len(panels), index + 1))
+        for line, (method, values) in enumerate(methods.items()):
+            means, errors = zip(*values.values(), strict=True)
+            axes.errorbar(
+                list(values),
+                means,
+                yerr=errors,
+                color=_COLOURS[line % len(_COLOURS)],
+                marker="o",
+                markersize=3,
+                linewidth=1.4,
+                capsize=2,
+                label=method,
+            )
+        axes.set_ylabel(unit, fontsize=_TEXT)
+        axes.set_xlabel("from", fontsize=_TEXT)
+        axes.grid(axis="y", color="#e4e4e4", linewidth=0.7)
+    figure.legend(
+        *axes.get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False, fontsize=_SMALL
+    )
+    return figure
+
+
+def likelihoods(
+    sets: Mapping[str, Mapping[str, Tensor]],  # of [N]
+    *,
+    title: str,
+    unit: str = "bits/dim",
+) -> Figure:
+    """How likely the images of several sets are, one panel for each stage or resolution.
+
+    A set is a histogram with unit area, and a panel covers all but the outer 5 % of each set's values.
+
+    Args:
+        sets: for each set the values of its images in each panel. The first set is the one that the flow was trained
+            on, and is drawn filled; all have the same panels.
+        title: what was evaluated.
+        unit: of the values.
+
+    Raises:
+        ValueError: no sets, a set without panels or with other panels than the first, or values that are not finite.
+    """
+    name = "likelihoods"
+    if not sets or not next(iter(sets.values())):
+        raise ValueError(f"{name}: sets must not be empty, nor any of them")
+    panels = list(next(iter(sets.values())))
+    for label, values in sets.items():
+        if list(values) != panels:
+            raise ValueError(f"{name}: {label!r} must have the panels {panels}, got {list(values)}")
+        if not all(len(value) and value.isfinite().all() for value in values.values()):
+            raise ValueError(f"{name}: the values of {label!r} must be finite, and there must be some")
+    columns = min(3, len(panels))
+    rows = -(-len(panels) // columns)
+    figure = _page(height=1.0 + 1.7 * rows, title=title)
+    for index, panel in enumerate(panels):
+        axes = _axes(figure, (rows, columns, index + 1))
+        drawn = {label: stages[panel].double().cpu().numpy() for label, stages in sets.items()}
+        low = min(float(np.quantile(value, 0.05)) for value in drawn.values())
+        high = max(float(np.quantile(value, 0.95)) for value in drawn.values())
+        edges = np.linspace(low, high if high > low else low + 1.0, 41).tolist()
+        for line, (label, value) in enumerate(drawn.items()):
+            axes.hist(
+                value,
+                edges,
+                density=True,
+                color=_COLOURS[line % len(_COLOURS)],
+                label=label,
+                histtype="step" if line else "stepfilled",
+                alpha=1.0 if line else 0.5,
+                linewidth=1.4,
+            )
+        axes.set_title(panel, fontsize=_TEXT)
+        axes.set_yticks([])
+        axes.spines["left"].set_visible(False)
+        if index >= len(panels) - columns:
+            axes.set_xlabel(unit, fontsize=_TEXT)
+    figure.legend(
+        *axes.get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False, fontsize=_SMALL
+    )
     return figure
 
 
@@ -656,14 +799,25 @@ def _panel(
 
 def _chart(*, height: float, title: str) -> tuple[Figure, Axes]:
     """An empty chart 7.5 inches wide with its title at the left."""
+    figure = _page(height=height, title=title)
+    return figure, _axes(figure, (1, 1, 1))
+
+
+def _page(*, height: float, title: str) -> Figure:
+    """A figure 7.5 inches wide with its title at the left."""
     figure = Figure(figsize=(7.5, height), dpi=_DPI, facecolor="white", layout="constrained")
     FigureCanvasAgg(figure)
     figure.suptitle(title, fontsize=_TITLE, x=0.01, ha="left")
-    axes = figure.add_subplot()
+    return figure
+
+
+def _axes(figure: Figure, place: tuple[int, int, int]) -> Axes:
+    """The axes of a chart at one of the places of a grid."""
+    axes = figure.add_subplot(*place)
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(labelsize=_SMALL)
     axes.set_axisbelow(True)
-    return figure, axes
+    return axes
 
 
 def _curve(

@@ -8,7 +8,7 @@ import torch
 import typer
 
 import pnf
-from pnf.cli import check, doctor, evaluate, join, pictures, reproduce, train
+from pnf.cli import check, doctor, evaluate, join, pictures, reproduce, scales, train
 from pnf.data import DataError
 from pnf.training import Interrupted, RunError
 
@@ -45,6 +45,8 @@ app.command("upscale")(pictures.upscale_command)
 app.command("project")(pictures.project_command)
 app.command("curves")(evaluate.curves_command)
 app.command("check")(check.check_command)
+app.command("anomaly")(scales.anomaly_command)
+app.command("quality")(scales.quality_command)
 app.add_typer(reproduce.app, name="reproduce")
 app.command("doctor")(doctor.doctor_command)
 

@@ -10,16 +10,22 @@ from pnf import figures
 from pnf.cli import pictures
 from pnf.cli.common import DeviceOption, SeedOption, console, notes, pick_device, progress
 from pnf.cli.evaluate import curves_command
+from pnf.cli.scales import anomaly, quality
+from pnf.cli.tables import scales, table1
 from pnf.flows.pretrained import replace_file
 from pnf.training import RunError
-from pnf.training.reproduction import MODELS, QUICK, ROWS, TITLES, Budget, locked, results, train_row
+from pnf.training.reproduction import MODELS, QUICK, ROWS, TITLES, Budget, Row, locked, results, train_row
 
 app = typer.Typer(
-    help="The paper's results: the same models at equal budgets, from data to table.", no_args_is_help=True
+    help="The paper's results: its models at equal budgets, from data to table and figures.", no_args_is_help=True
 )
 
 DataRootOption = Annotated[Path, typer.Option(help="Folder around the data sets; see docs/results.md.")]
 OutOption = Annotated[Path, typer.Option(help="Folder of the results.")]
+RowOption = Annotated[
+    list[str] | None,
+    typer.Option(help=f"Only this row; repeat for several: {', '.join(row.name for row in ROWS)}."),
+]
 
 
 @app.command("table1")
@@ -30,10 +36,7 @@ def table1_command(
         float | None, typer.Option(min=0.001, help="Minutes of training, for all models together. Default: 720.")
     ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="A trial of a few minutes whose figures say nothing.")] = False,
-    row: Annotated[
-        list[str] | None,
-        typer.Option(help=f"Only this row; repeat for several: {', '.join(row.name for row in ROWS)}."),
-    ] = None,
+    row: RowOption = None,
     device: DeviceOption = "auto",
 ) -> None:
     """Train RealNVP, PNF as in the paper and ours in equal times, on every data set that is there (Table 1).
@@ -44,30 +47,20 @@ def table1_command(
     """
     if quick and budget is not None:
         raise RunError("--quick has a budget of its own: leave out --budget")
-    names = [known.name for known in ROWS]
-    if unknown := [name for name in row or () if name not in names]:
-        raise RunError(f"there is no row {', '.join(unknown)}; there are {', '.join(names)}")
-    chosen = [known for known in ROWS if not row or known.name in row]
-    found = {known.name: path for known in chosen if (path := known.find(data)) is not None}
-    for known in chosen:
-        if known.name not in found:
-            notes.print(f"Left out {known.title}: {data} holds no {' or '.join(known.sources)}", soft_wrap=True)
-    if not found:
-        raise RunError(f"{data} holds the data of none of the rows; docs/results.md lists what they need")
+    found = _find(row, data)
     seconds = 60 * (720 if budget is None else budget) / (len(found) * len(MODELS))
     failures = []
-    for known in chosen:
-        if known.name in found:
-            failures += train_row(
-                known,
-                found[known.name],
-                out / known.name,
-                QUICK if quick else Budget(seconds),
-                device=pick_device(device),
-                console=notes,
-                track=progress,
-                finished=lambda: _write_table(out),
-            )
+    for known, source in found:
+        failures += train_row(
+            known,
+            source,
+            out / known.name,
+            QUICK if quick else Budget(seconds),
+            device=pick_device(device),
+            console=notes,
+            track=progress,
+            finished=lambda: _write_table(out),
+        )
     _write_table(out)
     console.print((out / "table1.md").read_text(encoding="utf-8"), soft_wrap=True)
     console.print(f"Written: {out / 'table1.md'}, {out / 'table1.json'}", soft_wrap=True)
@@ -79,10 +72,11 @@ def table1_command(
 def figures_command(
     data: DataRootOption,
     out: OutOption,
+    row: RowOption = None,
     seed: SeedOption = 0,
     device: DeviceOption = "auto",
 ) -> None:
-    """Draw the paper's Figures 2 to 4, and more, from the finished runs of pnf reproduce table1.
+    """Draw the paper's Figures 2 to 4, and more, from what pnf reproduce table1 has finished.
 
     Into the folder of each PNF: sampled images of the base growing with zero noise (upscaled-samples.png, Figures 2 and
     3), held-out images that go down and up again (upscaled-real.png, Figure 4), samples and projections. Into that of
@@ -90,31 +84,80 @@ def figures_command(
 
     Example: [bold]pnf reproduce figures --data data --out runs/table1[/bold]
     """
-    finished = results(out)
-    if not finished:
-        raise RunError(f"{out} holds no finished run; make some with: pnf reproduce table1 --out {out}")
-    for row in ROWS:
-        models = finished.get(row.name, {})
-        source = row.find(data)
-        if models and source is None:
-            notes.print(f"Left out {row.title}: {data} holds no {' or '.join(row.sources)}", soft_wrap=True)
-            continue
+    for known, source, models in _finished(row, data, out):
+        folder = out / known.name
         for name in models:
-            run = out / row.name / name
+            run = folder / name
             pictures.sample_command(run, seed=seed, device=device)
             if name != "realnvp":
                 pictures.upscale_command(run, sampled=True, seed=seed, device=device)
                 pictures.upscale_command(run, data=str(source), seed=seed, device=device)
                 pictures.project_command(run, data=str(source), seed=seed, device=device)
-        if models:
-            curves_command([out / row.name / name for name in models], out / row.name / "curves.png")
-            bits = figures.bits_per_stage(
-                {TITLES[name]: result["stage_bits_per_dim"] for name, result in models.items()},
-                standard_errors={TITLES[name]: result["bits_per_dim_error"] for name, result in models.items()},
-                title=f"Where the bits are: {row.title}",
-            )
-            figures.save(bits, out / row.name / "bits.png")
-            console.print(f"Written: {out / row.name / 'bits.png'}", soft_wrap=True)
+        curves_command([folder / name for name in models], folder / "curves.png")
+        bits = figures.bits_per_stage(
+            {TITLES[name]: result["stage_bits_per_dim"] for name, result in models.items()},
+            standard_errors={TITLES[name]: result["bits_per_dim_error"] for name, result in models.items()},
+            title=f"Where the bits are: {known.title}",
+        )
+        figures.save(bits, folder / "bits.png")
+        console.print(f"Written: {folder / 'bits.png'}", soft_wrap=True)
+
+
+@app.command("scales")
+def scales_command(
+    data: DataRootOption,
+    out: OutOption,
+    row: RowOption = None,
+    seed: SeedOption = 0,
+    device: DeviceOption = "auto",
+) -> None:
+    """Measure what the scales tell: bits by resolution, anomaly detection, upscaling and projection (scales.md).
+
+    For what pnf reproduce table1 has finished: pnf anomaly of RealNVP and of our PNF, on up to 2,000 images of each
+    set, and pnf quality of both PNFs, on 200.
+
+    Example: [bold]pnf reproduce scales --data data --out runs/table1[/bold]
+    """
+    for known, source, models in _finished(row, data, out):
+        foreign = [str(data / name) for name in known.foreign if (data / name).exists()]
+        for name in models:
+            run = out / known.name / name
+            if foreign and name != "identity":
+                anomaly(run, foreign, data=str(source), limit=2000, out=run, seed=seed, device=device)
+            if name != "realnvp":
+                quality(run, n=200, draws=16, data=str(source), out=run, seed=seed, device=device)
+    text = scales(out)
+    replace_file(out / "scales.md", text.encode())
+    console.print(text, soft_wrap=True)
+    console.print(f"Written: {out / 'scales.md'}", soft_wrap=True)
+
+
+def _find(names: list[str] | None, data: Path) -> list[tuple[Row, Path]]:
+    """The chosen rows whose data is there; what is left out is told."""
+    known = [row.name for row in ROWS]
+    if unknown := [name for name in names or () if name not in known]:
+        raise RunError(f"there is no row {', '.join(unknown)}; there are {', '.join(known)}")
+    found = []
+    for row in ROWS:
+        if names and row.name not in names:
+            continue
+        path = row.find(data)
+        if path is None:
+            notes.print(f"Left out {row.title}: {data} holds no {' or '.join(row.sources)}", soft_wrap=True)
+        else:
+            found.append((row, path))
+    if not found:
+        raise RunError(f"{data} holds the data of none of the rows; docs/results.md lists what they need")
+    return found
+
+
+def _finished(names: list[str] | None, data: Path, out: Path) -> list[tuple[Row, Path, dict[str, dict[str, Any]]]]:
+    """The chosen rows whose data is there and that have finished models, with their results."""
+    models = results(out)
+    found = [(row, path, models[row.name]) for row, path in _find(names, data) if row.name in models]
+    if not found:
+        raise RunError(f"{out} holds no finished run of these rows; train them with: pnf reproduce table1 --out {out}")
+    return found
 
 
 def _write_table(out: Path) -> None:
@@ -122,67 +165,4 @@ def _write_table(out: Path) -> None:
     with locked(out):
         finished = results(out)
         replace_file(out / "table1.json", (json.dumps(finished, indent=2) + "\n").encode())
-        replace_file(out / "table1.md", _markdown(finished).encode())
-
-
-def _markdown(finished: dict[str, dict[str, dict[str, Any]]]) -> str:
-    rows = [row for row in ROWS if row.name in finished]
-    lines = [
-        "# Table 1",
-        "",
-        "Held-out bits/dim, mean ± standard error over test images; the difference to RealNVP is taken image by image.",
-        "",
-        f"| | {' | '.join(TITLES.values())} | ours below RealNVP | the paper's RealNVP, PNF |",
-        "| --- " * (len(MODELS) + 3) + "|",
-    ]
-    for row in rows:
-        models = finished[row.name]
-        best = min(result["bits_per_dim"] for result in models.values())
-        cells = [_bits(models[name], best) if name in models else "" for name in MODELS]
-        paper = "" if row.paper is None else f"{row.paper[0]:.2f}, {row.paper[1]:.2f}"
-        lines.append(f"| {row.title} | {' | '.join(cells)} | {_below(models.get('bounded', {}))} | {paper} |")
-    lines += [
-        "",
-        "| | model | nats | bits/dim | below RealNVP | parameters | steps | seconds | peak memory |",
-        "| --- " * 9 + "|",
-    ]
-    for row in rows:
-        for name, result in finished[row.name].items():
-            memory = result["peak_memory_bytes"]
-            cells = [
-                row.title,
-                TITLES[name],
-                f"{result['nats']:,.1f} ± {result['nats_error']:.1f}",
-                f"{result['bits_per_dim']:.3f} ± {result['bits_per_dim_error']:.3f}",
-                _below(result),
-                f"{result['parameters']:,}",
-                f"{result['steps']:,}",
-                f"{result['seconds']:,.0f}",
-                "" if memory is None else f"{memory / 2**20:,.0f} MiB",
-            ]
-            lines.append(f"| {' | '.join(cells)} |")
-    lines.append("")
-    for row in rows:
-        runs = list(finished[row.name].values())
-        what = [
-            f"{runs[0]['images']:,} test images",
-            f"{runs[0]['budget_seconds'] / 60:.3g} minutes a model",
-            *dict.fromkeys(
-                f"{result['hardware']}, threads: {result['threads']}, torch {result['torch']}, seed {result['seed']}, "
-                f"commit {result['commit'] or 'unknown'}"
-                for result in runs
-            ),
-        ]
-        lines.append(f"- {row.title}: {'; '.join(what)}")
-    return "\n".join(lines) + "\n"
-
-
-def _bits(result: dict[str, Any], best: float) -> str:
-    text = f"{result['bits_per_dim']:.3f} ± {result['bits_per_dim_error']:.3f}"
-    return f"**{text}**" if result["bits_per_dim"] == best else text
-
-
-def _below(result: dict[str, Any]) -> str:
-    if "below_realnvp" not in result:
-        return ""
-    return f"{result['below_realnvp']:.3f} ± {result['below_realnvp_error']:.3f}"
+        replace_file(out / "table1.md", table1(finished).encode())

@@ -51,6 +51,7 @@ class Row:
         sources: where the data may lie under the root.
         settings: of the runs, the same for all three models.
         baseline: what is other for RealNVP.
+        foreign: data sets that may lie under the root, to tell the row's own images from.
         paper: bits/dim of RealNVP and of PNF in the paper's Table 1, if it has the row.
     """
 
@@ -58,6 +59,7 @@ class Row:
     title: str
     sources: tuple[str, ...]
     settings: dict[str, object]
+    foreign: tuple[str, ...]
     baseline: dict[str, object] = field(default_factory=dict)
     paper: tuple[float, float] | None = None
 
@@ -73,17 +75,24 @@ _DENSE_BASELINE: dict[str, object] = {"hidden": 480}
 _CONV: dict[str, object] = {"coupling": "conv", "hidden": 16, "blocks": 2, "num_couplings": 2, "norm": "batch"}
 _COLOUR = {**_CONV, "flip": True, "validation": 500}
 _COLOUR_64 = {**_COLOUR, "size": 64, "batch_size": 32}
-_MNIST, _FASHION = ("MNIST",), ("FashionMNIST",)
+_MNIST, _FASHION, _PHOTOS, _SUBSET = ("MNIST",), ("FashionMNIST",), ("photos64.npz",), ("cifar10_subset.npz",)
 
 ROWS = (
-    Row("mnist-dense", "MNIST, dense", _MNIST, _DENSE, _DENSE_BASELINE, paper=(1.75, 1.16)),
-    Row("mnist-conv", "MNIST, conv", _MNIST, _CONV, paper=(1.70, 2.00)),
-    Row("fashion-mnist-dense", "Fashion-MNIST, dense", _FASHION, _DENSE, _DENSE_BASELINE),
-    Row("fashion-mnist-conv", "Fashion-MNIST, conv", _FASHION, _CONV),
-    Row("cifar10-subset", "cifar10_subset, conv", ("cifar10_subset.npz",), _COLOUR),
-    Row("cifar10", "CIFAR-10, conv", ("cifar-10-batches-py", "cifar-10-batches-bin"), _COLOUR, paper=(3.57, 3.82)),
-    Row("celeba64", "CelebA, conv", ("celeba",), _COLOUR_64, paper=(2.51, 2.82)),
-    Row("photos64", "photos64, conv", ("photos64.npz",), _COLOUR_64),
+    Row("mnist-dense", "MNIST, dense", _MNIST, _DENSE, _FASHION, _DENSE_BASELINE, paper=(1.75, 1.16)),
+    Row("mnist-conv", "MNIST, conv", _MNIST, _CONV, _FASHION, paper=(1.70, 2.00)),
+    Row("fashion-mnist-dense", "Fashion-MNIST, dense", _FASHION, _DENSE, _MNIST, _DENSE_BASELINE),
+    Row("fashion-mnist-conv", "Fashion-MNIST, conv", _FASHION, _CONV, _MNIST),
+    Row("cifar10-subset", "cifar10_subset, conv", _SUBSET, _COLOUR, _PHOTOS),
+    Row(
+        "cifar10",
+        "CIFAR-10, conv",
+        ("cifar-10-batches-py", "cifar-10-batches-bin"),
+        _COLOUR,
+        _PHOTOS,
+        paper=(3.57, 3.82),
+    ),
+    Row("celeba64", "CelebA, conv", ("celeba",), _COLOUR_64, _PHOTOS, paper=(2.51, 2.82)),
+    Row("photos64", "photos64, conv", _PHOTOS, _COLOUR_64, _SUBSET),
 )
 """The rows of the table: all settings that are not those of every run."""
 
@@ -151,9 +160,10 @@ def train_row(
     failures = []
     with locked(folder, f"{folder} is being trained by another process: name other rows with --row"):
         reading = track(f"Reading {data}")
-        size = int(str(row.settings.get("size", 32)))
-        images = load(data, "train", size, limit=_limit(budget), progress=reading)
-        budget, configs = _plan(row, data, images, folder, budget, device, console)
+        configs = _settings(row, data, budget)
+        size, limit = configs["bounded"].size, configs["bounded"].limit
+        images = load(data, "train", size, limit=limit, progress=reading)
+        budget, configs = _plan(row, configs, images, folder, budget, device, console)
         test = load(data, "test", size, limit=budget.test_images, progress=reading)
         for name, config in configs.items():
             run = folder / name
@@ -214,13 +224,23 @@ def locked(folder: Path, taken: str | None = None) -> Iterator[None]:
         yield
 
 
-def _limit(budget: Budget) -> int | None:
-    limit = budget.settings.get("limit")
-    return None if limit is None else int(str(limit))
+def _settings(row: Row, data: Path, budget: Budget) -> dict[str, RunConfig]:
+    """The settings of a row's runs, but for what depends on the number of their steps."""
+    shared = {"data": str(data), "keep": "best", **row.settings, **budget.settings}
+    return {
+        name: RunConfig.model_validate(shared | (row.baseline if name == "realnvp" else {}) | model)
+        for name, model in MODELS.items()
+    }
 
 
 def _plan(
-    row: Row, data: Path, images: Images, folder: Path, budget: Budget, device: torch.device, console: Console
+    row: Row,
+    configs: dict[str, RunConfig],
+    images: Images,
+    folder: Path,
+    budget: Budget,
+    device: torch.device,
+    console: Console,
 ) -> tuple[Budget, dict[str, RunConfig]]:
     """The budget and the settings of a row's runs, as they were written down, or found out now and written down.
 
@@ -237,11 +257,6 @@ def _plan(
             )
         return planned, {name: RunConfig.model_validate(plan["runs"][name]) for name in MODELS}
     console.print(f"{row.title}: measuring the speed of the models", soft_wrap=True)
-    settings = {"data": str(data), "keep": "best", **row.settings, **budget.settings}
-    configs = {
-        name: RunConfig.model_validate(settings | (row.baseline if name == "realnvp" else {}) | model)
-        for name, model in MODELS.items()
-    }
     taken = step_seconds(list(configs.values()), images, seconds=CALIBRATION * budget.seconds, accelerator=device.type)
     for (name, config), seconds in zip(configs.items(), taken, strict=True):
         steps = max(1, int((1 - CALIBRATION) * budget.seconds / seconds))
