@@ -310,6 +310,48 @@ def test_bits_per_stage_marks_totals_only_where_bars_go_both_ways():
     assert marker.get_xdata()[0] == pytest.approx(0.95)
 
 
+def test_comparison_draws_the_columns_in_order():
+    columns = {"low": images(2, size=4), "real": images(3, size=16)[:2]}
+    figure = figures.comparison(columns, title="Two ways")
+    pictures = drawn(figure)
+    assert len(pictures) == 4
+    for row in range(2):
+        for column, x in enumerate(columns.values()):
+            np.testing.assert_array_equal(pictures[2 * row + column], hwc(x[row]))
+    assert {"low", "real", "Two ways"} <= set(texts(figure))
+    assert_legible(figure)
+
+
+def test_by_resolution_draws_each_method_in_each_panel():
+    values = {"flow": {"8x8": (20.0, 0.1), "16x16": (26.0, 0.2)}, "bicubic": {"8x8": (17.0, 0.1), "16x16": (25.0, 0.0)}}
+    figure = figures.by_resolution({"PSNR, dB": values, "SSIM": values}, title="Upscaled")
+    assert [axes.get_ylabel() for axes in figure.axes] == ["PSNR, dB", "SSIM"]
+    for axes in figure.axes:
+        lines = [container.lines[0].get_ydata() for container in axes.containers]
+        np.testing.assert_array_equal(lines, [[20, 26], [17, 25]])
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == list(values)
+    assert_legible(figure)
+
+
+def test_likelihoods_draw_a_panel_for_each_stage_without_the_outer_values():
+    generator = torch.Generator().manual_seed(0)
+    own, foreign = (torch.randn(1000, generator=generator) + mean for mean in (2.0, 6.0))
+    foreign[0] = 1e6
+    stages = ("f0", "f1x", "f1y", "image")
+    sets = {"own": dict.fromkeys(stages, own), "foreign": dict.fromkeys(stages, foreign)}
+    figure = figures.likelihoods(sets, title="Stages")
+    assert [axes.get_title() for axes in figure.axes] == list(stages)
+    low, high = figure.axes[0].get_xlim()
+    assert 0 < low < 2
+    assert 6 < high < 9
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["own", "foreign"]
+    assert_legible(figure)
+
+
+def test_likelihoods_of_images_that_are_all_as_likely():
+    assert figures.likelihoods({"own": {"f": torch.ones(3)}}, title="One").axes
+
+
 def test_figures_of_a_real_flow():
     torch.manual_seed(0)
     flow = ProgressiveFlow((1, 16, 16), levels=2, coupling="dense", hidden=8).eval()
@@ -460,6 +502,29 @@ class Broken(Repeat):
             lambda: figures.training_curves({"f0": [(0, 1.0)]}, validation={"f1": [(0, 1.0)]}),
             ValueError,
             r"validation has labels that curves lacks: \['f1'\]",
+        ),
+        (lambda: figures.comparison({}, title=""), ValueError, "comparison: columns must not be empty"),
+        (
+            lambda: figures.comparison({"a": images(2), "b": images(3)}, title=""),
+            ValueError,
+            r"comparison: columns must have as many images each, got \[2, 3\]",
+        ),
+        (lambda: figures.by_resolution({"dB": {}}, title=""), ValueError, "by_resolution: panels must have methods"),
+        (
+            lambda: figures.by_resolution({"dB": {"flow": {"8x8": (math.nan, 0.0)}}}, title=""),
+            ValueError,
+            "by_resolution: the dB of 'flow' must be finite",
+        ),
+        (lambda: figures.likelihoods({"a": {}}, title=""), ValueError, "likelihoods: sets must not be empty"),
+        (
+            lambda: figures.likelihoods({"a": {"f0": LOW}, "b": {"f": LOW}}, title=""),
+            ValueError,
+            r"likelihoods: 'b' must have the panels \['f0'\], got \['f'\]",
+        ),
+        (
+            lambda: figures.likelihoods({"a": {"f0": NAN.flatten()}}, title=""),
+            ValueError,
+            "likelihoods: the values of 'a' must be finite",
         ),
         (lambda: figures.bits_per_stage({}), ValueError, "bits_per_stage: models must not be empty"),
         (lambda: figures.bits_per_stage({"PNF": {}}), ValueError, "model 'PNF' has no stages"),

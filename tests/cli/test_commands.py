@@ -22,7 +22,7 @@ Pnf = Callable[..., Any]
 Tiny = Callable[..., list[str]]
 Picture = Callable[..., Path]
 
-COMMANDS = ["train", "evaluate", "sample", "upscale", "project", "curves", "doctor"]
+COMMANDS = ["train", "evaluate", "sample", "upscale", "project", "curves", "anomaly", "quality", "doctor"]
 
 
 def pixels(path: Path) -> np.ndarray:

@@ -33,6 +33,7 @@ def assert_told(result: Any, message: str, *, code: int = 1) -> None:
     ("settings", "message"),
     [
         ({"validation": 200}, "validation must be less than the 200 training images, got 200"),
+        ({"validation": 0, "keep": "best"}, "chosen by held-out images: give --validation, or --keep last"),
         ({"levels": 5}, "multiple of 32 along dim -1 for 5 levels, got (1, 16, 16)"),
         ({"stages": "f0,f9"}, "there is no stage f9; there are f0, f1x, f1y"),
         ({"stages": ""}, "there is no stage"),

@@ -127,6 +127,20 @@ def test_stages_that_are_ahead_wait_for_the_others(
     assert results(folder) == results(finished())
 
 
+def test_the_best_weights_outlast_a_stop(
+    folder: Path, tiny: Make, images: Images, finished: Finished, results: Results, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {"keep": "best", "validate_every": 2, "lr": 0.3}
+    with monkeypatch.context() as patch:
+        signal_at(8, [signal.SIGTERM], patch)
+        with pytest.raises(Interrupted):
+            train(tiny(**settings), images, folder, accelerator="cpu")
+    assert train(tiny(**settings), images, folder, resume=True, accelerator="cpu") == []
+    assert results(folder) == results(finished(**settings))
+    model = "model/model.safetensors"
+    assert results(folder)[model] != results(finished(**(settings | {"keep": "last"})))[model]
+
+
 def test_what_a_kill_leaves_of_a_file_is_removed(
     folder: Path, run: Callable[..., list[str]], finished: Finished, results: Results
 ) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 from pnf.data import Images
 from pnf.flows import ProgressiveFlow, RealNVP
 from pnf.training import RunConfig, RunError, load_run, train
+from pnf.training.trainer import step_seconds
 from pnf.training.units import Unit
 
 Make = Callable[..., RunConfig]
@@ -112,6 +113,58 @@ def test_the_exported_flow_has_the_averaged_weights(finished: Finished) -> None:
         average = torch.load(finished() / "checkpoints" / f"{name}.ckpt", weights_only=True)["averaged"]
         for key, value in stage.state_dict().items():
             assert torch.equal(average[key], value)
+
+
+def test_the_best_weights_are_those_of_each_stage_by_itself(
+    tmp_path: Path, tiny: Make, images: Images, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: dict[str, list[tuple[float, dict[str, Tensor]]]] = {name: [] for name in STAGES}
+    validated = Unit.validated
+
+    def look(self: Unit, nats: float) -> None:
+        # As if each stage had its best step at another time.
+        nats = -abs(self.step - {"f0": 4, "f1x": 8, "f1y": 12}[self.name])
+        state = {key: value.clone() for key, value in self.averaged.state_dict().items()}
+        seen[self.name].append((nats, state))
+        validated(self, nats)
+
+    monkeypatch.setattr(Unit, "validated", look)
+    config = tiny(keep="best", validate_every=4)
+    train(config, images, tmp_path, accelerator="cpu")
+    _, flow = load_run(tmp_path)
+    assert isinstance(flow, ProgressiveFlow)
+    for (name, states), stage in zip(seen.items(), flow.stages, strict=True):
+        assert len(states) == 3
+        best = max(states, key=lambda pair: pair[0])[1]
+        assert all(torch.equal(best[key], value) for key, value in stage.state_dict().items()), name
+
+
+def test_the_best_weights_of_what_only_gets_better_are_the_last(finished: Finished, results: Results) -> None:
+    best, last = (results(finished(keep=keep)) for keep in ("best", "last"))
+    assert best["model/model.safetensors"] == last["model/model.safetensors"]
+
+
+def test_the_last_step_is_validated(finished: Finished) -> None:
+    steps = [int(row["step"]) for row in _rows(finished(validate_every=5)) if row["validation/nats_per_dim"]]
+    assert steps == [5, 10, 12]
+
+
+def test_the_seconds_of_a_step_are_measured_by_turns(
+    tiny: Make, images: Images, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    turns: list[str] = []
+    train_step = Unit.train_step
+
+    def look(self: Unit, batches: list[Tensor]) -> Tensor:
+        turns.append(self.name)
+        return train_step(self, batches)
+
+    monkeypatch.setattr(Unit, "train_step", look)
+    configs = [tiny(model="realnvp"), tiny()]
+    seconds = step_seconds(configs, images, seconds=0, accelerator="cpu")
+    assert len(seconds) == 2
+    assert min(seconds) > 0
+    assert turns == ["f", *STAGES] * 4
 
 
 def test_accumulated_batches_train_like_whole_ones(finished: Finished, images: Images) -> None:
