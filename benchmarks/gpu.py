@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from models import DEVICE, machine, nll, quiet
+from models import DEVICE, machine, nll, quiet, step
 from report import markdown
 from report import time as show_time
 from rich.progress import track
@@ -25,6 +25,7 @@ from torch.utils._pytree import tree_leaves
 
 from pnf import fast, ops, reference
 from pnf.training import preset_config
+from pnf.training.models import flow_settings
 from pnf.training.streams import Branches
 from pnf.training.units import stage_inputs, stage_modules
 
@@ -176,38 +177,20 @@ def as_list(out: Any) -> list[Tensor]:
     return tree_leaves(out)
 
 
-def build(module: Any, name: str, small: bool) -> tuple[Any, int]:
-    """The flow of a preset, or one of its kind that takes no time, and the number of channels."""
+def build(module: Any, name: str, small: bool) -> Any:
+    """The flow of a preset, or one of its kind that takes no time."""
     config = preset_config(name)
-    channels = 1 if name.startswith("mnist") else 3
-    settings: dict[str, Any] = {
-        "coupling": config.coupling,
-        "hidden": config.hidden,
-        "blocks": config.blocks,
-        "num_couplings": config.num_couplings,
-        "norm": config.norm,
-        "scales": config.scales,
-    }
     if small:
-        settings |= {"hidden": 16, "blocks": 1, "num_couplings": 1, "scales": None if settings["scales"] is None else 1}
-    size = 16 if small else config.size
+        scales = None if config.scales is None else 1
+        update = {"size": 16, "hidden": 16, "blocks": 1, "num_couplings": 1, "scales": scales}
+        config = config.model_copy(update=update)
+    channels = 1 if name.startswith("mnist") else 3
     torch.manual_seed(0)
-    flow = module.ProgressiveFlow((channels, size, size), config.levels, **settings).to(DEVICE)
+    flow = module.ProgressiveFlow((channels, config.size, config.size), config.levels, **flow_settings(config))
+    flow.to(DEVICE)
     with torch.no_grad():
-        flow.log_prob(torch.rand(8, channels, size, size, device=DEVICE))  # sets what the first batch sets
-    return flow, channels
-
-
-def step(flow: Any, loss: Callable[..., Tensor], *inputs: Tensor) -> Call:
-    """A step of training that a CUDA graph can hold."""
-    optimizer = torch.optim.Adam(flow.parameters(), lr=1e-5, fused=True, capturable=CUDA)
-
-    def run() -> None:
-        optimizer.zero_grad()
-        loss(*inputs).backward()
-        optimizer.step()
-
-    return run
+        flow.log_prob(torch.rand(8, *flow.shape, device=DEVICE))  # sets what the first batch sets
+    return flow
 
 
 def together(flow: Any) -> Callable[[Tensor], Tensor]:
@@ -232,9 +215,8 @@ def preset_rows(small: bool, compiled: bool) -> Iterator[dict[str, Any]]:
 
 
 def rows_of(name: str, batch: int, small: bool, compiled: bool) -> Iterator[dict[str, Any]]:
-    plain, _ = build(reference, name, small)
-    ours, _ = build(fast, name, small)
-    low = build(fast, name, small)[0].set_network_dtype(torch.bfloat16)
+    plain, ours = (build(module, name, small) for module in (reference, fast))
+    low = build(fast, name, small).set_network_dtype(torch.bfloat16)
     x = torch.rand(batch, *ours.shape, device=DEVICE)
     noise = torch.randn(batch, ours.dims, device=DEVICE)
     coarse = ours.encode(x)
@@ -251,18 +233,19 @@ def rows_of(name: str, batch: int, small: bool, compiled: bool) -> Iterator[dict
         }
     }
     if CUDA:
+        exact = step(ours, nll(ours), x)
 
         def tf32() -> None:
             torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = True
             try:
-                step(ours, nll(ours), x)()
+                exact()
             finally:
                 torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
 
         work["training step"]["pnf, TF32"] = tf32
     if compiled:
         # One stage, since code for a whole preset takes torch.compile longer than such a machine is lent for.
-        other = build(reference, name, small)[0].stages[-1]
+        other = build(reference, name, small).stages[-1]
         for mode in ("default", "max-autotune-no-cudagraphs") if small else ("default", "max-autotune"):
             torch.compiler.reset()
             code = torch.compile(lambda y: -other.log_prob(y).mean(), mode=mode, dynamic=False)

@@ -26,6 +26,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import pnf
 from pnf import fast, reference
+from pnf.training.machine import most_memory, processor, reset_peak_memory
 
 Call = Callable[[], Any]
 
@@ -55,8 +56,8 @@ def build(module: Any, shape: tuple[int, ...], settings: dict[str, Any]) -> Any:
 
 
 def step(flow: torch.nn.Module, loss: Callable[..., Tensor], *inputs: Tensor) -> Call:
-    """A step of training with Adam."""
-    optimizer = torch.optim.Adam(flow.parameters(), lr=1e-5, fused=True)
+    """A step of training with Adam, which a CUDA graph can hold."""
+    optimizer = torch.optim.Adam(flow.parameters(), lr=1e-5, fused=True, capturable=DEVICE == "cuda")
 
     def run() -> None:
         optimizer.zero_grad()
@@ -301,27 +302,17 @@ def memory_of_a_step(memory: str, couplings: int) -> dict[str, float]:
     run = step(flow.to(DEVICE), nll(flow), normal(32, *size))
     for _ in range(3):
         run()
-    start = resident(reset=True)
+    device = torch.device(DEVICE)
+    reset_peak_memory(device)
+    start = most_memory(device)
     run()
-    peak = resident() - start
+    peak = most_memory(device) - start
     times = []
     for _ in range(7):
         before = time.perf_counter()
         run()
         times.append(time.perf_counter() - before)
     return {"mib": peak / 2**20, "seconds": statistics.median(times)}
-
-
-def resident(reset: bool = False) -> int:
-    """Bytes: the most since the last reset, or those of now."""
-    if DEVICE == "cuda":
-        if reset:
-            torch.cuda.reset_peak_memory_stats()
-        return torch.cuda.max_memory_allocated()
-    if reset:
-        Path("/proc/self/clear_refs").write_text("5")
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
-    return int(line.split()[1]) * 1024
 
 
 def scaling_rows() -> Iterator[dict[str, Any]]:
@@ -408,18 +399,12 @@ def main() -> None:
 
 def machine() -> dict[str, Any]:
     return {
-        "processor": torch.cuda.get_device_name() if DEVICE == "cuda" else processor(),
+        "processor": processor(torch.device(DEVICE)),
         "threads": torch.get_num_threads(),
         "pnf": pnf.__version__,
         "torch": torch.__version__,
         "python": platform.python_version(),
     }
-
-
-def processor() -> str:
-    info = Path("/proc/cpuinfo")
-    names = [line for line in info.read_text().splitlines() if line.startswith("model name")] if info.exists() else []
-    return names[0].partition(":")[2].strip() if names else platform.machine()
 
 
 if __name__ == "__main__":

@@ -9,14 +9,18 @@ same seed makes the same cases; a failing one is shrunk and printed.
 import argparse
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+
+sys.path.insert(0, str(Path(__file__).parent / "support"))
+
+from fuzzing import fuzz
 
 from pnf import fast, reference
 from pnf.flows.couplings import ActNorm, Coupling
@@ -215,25 +219,6 @@ def check(case: Case, counts: Counts) -> None:
     counts[f"{case.implementation}, {case.network} networks"] += 1
 
 
-def fuzz(count: int, start: int, counts: Counts, check_one: Callable[[Case, Counts], None] = check) -> None:
-    """Check that many cases and raise for the smallest that fails."""
-
-    @seed(start)
-    @settings(
-        max_examples=count,
-        deadline=None,
-        database=None,
-        phases=[Phase.generate, Phase.shrink],
-        print_blob=False,
-        suppress_health_check=list(HealthCheck),
-    )
-    @given(cases())
-    def run(case: Case) -> None:
-        check_one(case, counts)
-
-    run()
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cases", type=int, default=1000)
@@ -242,7 +227,7 @@ def main() -> int:
     torch.set_num_threads(1)
     counts: Counts = Counter()
     try:
-        fuzz(options.cases, options.seed, counts)
+        fuzz(cases(), lambda case: check(case, counts), options.cases, options.seed)
     except Exception as error:
         print(*getattr(error, "__notes__", []), repr(error), "FAILED", sep="\n")
         return 1

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -23,6 +22,7 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 sys.path.insert(0, str(Path(__file__).parent / "support"))
 
+from fuzzing import fuzz
 from op_tests import DTYPES, Implementation, as_list, assert_accurate, convert, flatten, implementations, largest_errors
 
 from pnf.ops._library import KERNELS
@@ -413,26 +413,7 @@ def check(filled: Filled, counts: Counts) -> None:
         counts[op, str(implementation)] += len(calls)
     for a, b in zip((x for call in calls for x in flatten(call.args)), before, strict=True):
         assert a.equal(b), "an argument was changed"
-
-
-def fuzz(cases: int, start: int, counts: Counts) -> None:
-    """Check that many calls and raise for the smallest that fails."""
-
-    @seed(start)
-    @settings(
-        max_examples=cases,
-        deadline=None,
-        database=None,
-        phases=[Phase.generate, Phase.shrink],
-        print_blob=False,
-        suppress_health_check=list(HealthCheck),
-    )
-    @given(calls())
-    def run(call: Filled) -> None:
-        check(call, counts)
-        counts[CALLS] += 1
-
-    run()
+    counts[CALLS] += 1
 
 
 def main() -> int:
@@ -443,22 +424,22 @@ def main() -> int:
     torch.set_num_threads(2)
     counts: Counts = Counter()
     try:
-        fuzz(options.cases, options.seed, counts)
+        fuzz(calls(), lambda call: check(call, counts), options.cases, options.seed)
     except BaseExceptionGroup as group:
         failure: BaseException | None = group.exceptions[0]
     except Exception as error:
         failure = error
     else:
         failure = None
-    calls = counts.pop(CALLS, 0)
+    made = counts.pop(CALLS, 0)
     for (op, implementation), count in sorted(counts.items()):
         print(f"{count:8} {op} by {implementation}")
     if failure:
         print(*getattr(failure, "__notes__", []), failure, "FAILED", sep="\n")
         return 1
-    print(f"{calls} calls, {counts.total()} results, all accurate")
+    print(f"{made} calls, {counts.total()} results, all accurate")
     missing = KERNELS.keys() - {op for op, _ in counts}
-    if missing and calls >= ENOUGH:
+    if missing and made >= ENOUGH:
         print("never called:", *sorted(missing))
         return 1
     return 0

@@ -58,15 +58,18 @@ template <typename C>
 class LaneSum {
  public:
   void add(Vec<C> v) { add_to(lanes_, v); }
-  void add(const C* values, int64_t n) {
+  // term(i) for the whole vectors of entries [first, last), and rest(i, n) for the n entries that are left.
+  template <typename Term, typename Rest>
+  void add(int64_t first, int64_t last, const Term& term, const Rest& rest) {
     constexpr int k = kLanes<C>;
-    int64_t i = 0;
-    for (; i + 4 * k <= n; i += 4 * k) {
-      const C* some = values + i;
-      add((load(some) + load(some + k)) + (load(some + 2 * k) + load(some + 3 * k)));
-    }
-    for (; i + k <= n; i += k) add(load(values + i));
-    if (i < n) add(load_part(values + i, n - i));
+    int64_t i = first;
+    for (; i + 4 * k <= last; i += 4 * k) add((term(i) + term(i + k)) + (term(i + 2 * k) + term(i + 3 * k)));
+    for (; i + k <= last; i += k) add(term(i));
+    if (i < last) add(rest(i, last - i));
+  }
+  void add(const C* values, int64_t n) {
+    add(0, n, [&](int64_t i) { return load(values + i); },
+        [&](int64_t i, int64_t left) { return load_part(values + i, left); });
   }
   double total() const {
     Vec<double> v = load(lanes_);
@@ -81,12 +84,8 @@ class LaneSum {
 // The sum of term(i) over the whole vectors of entries [first, last) and of rest(i, n) over the n entries that are left.
 template <typename C, typename Term, typename Rest>
 double sum_terms(int64_t first, int64_t last, const Term& term, const Rest& rest) {
-  constexpr int k = kLanes<C>;
   LaneSum<C> sum;
-  int64_t i = first;
-  for (; i + 4 * k <= last; i += 4 * k) sum.add((term(i) + term(i + k)) + (term(i + 2 * k) + term(i + 3 * k)));
-  for (; i + k <= last; i += k) sum.add(term(i));
-  if (i < last) sum.add(rest(i, last - i));
+  sum.add(first, last, term, rest);
   return sum.total();
 }
 

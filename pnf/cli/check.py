@@ -11,6 +11,7 @@ from pnf.cli.common import DataOption, DeviceOption, SeedOption, console, load_i
 from pnf.data import dequantize, load
 from pnf.flows.pretrained import CONFIG_NAME
 from pnf.training import Flow, RunConfig, RunError, check, load_flow, load_run, seeded
+from pnf.training.evaluation import check_images
 
 
 def check_command(
@@ -60,6 +61,5 @@ def _images(flow: Flow, config: RunConfig | None, data: str | None, n: int, seed
         if len(flow.shape) != 3:
             raise RunError(f"--data must be images, and the model is of vectors {list(flow.shape)}")
         images = load(data, "test", (flow.shape[1], flow.shape[2]), limit=n)
-    if images.shape != flow.shape:
-        raise RunError(f"the model is of images {list(flow.shape)}, got {images.name} with {list(images.shape)}")
+    check_images(flow, images)
     return dequantize(images.pixels, seeded(seed))

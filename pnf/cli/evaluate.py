@@ -1,6 +1,5 @@
 """``pnf evaluate`` and ``pnf curves``."""
 
-import json
 import math
 import platform
 from dataclasses import asdict
@@ -14,7 +13,7 @@ from rich.table import Table
 import pnf
 from pnf import figures
 from pnf.cli.common import DataOption, DeviceOption, SeedOption, console, load_images, notes, pick_device, progress
-from pnf.flows.pretrained import replace_file
+from pnf.flows.pretrained import replace_json
 from pnf.training import Evaluation, RunConfig, RunError, evaluate, find_runs, load_run, processes
 from pnf.training.logs import read_logs
 from pnf.training.models import build_flow
@@ -76,7 +75,7 @@ def evaluate_command(
             for name, (config, result) in found.items()
         },
     }
-    replace_file(target / "metrics.json", (json.dumps(document, indent=2) + "\n").encode())
+    replace_json(target / "metrics.json", document)
     figure = figures.bits_per_stage(
         {name: result.stage_bits_per_dim for name, (_, result) in found.items()},
         standard_errors={name: result.bits_per_dim_error for name, (_, result) in found.items()},

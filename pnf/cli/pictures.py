@@ -24,7 +24,9 @@ from pnf.data import dequantize
 from pnf.flows import ProgressiveFlow
 from pnf.flows.memory import peak_memory
 from pnf.training import RunConfig, RunError, processes, seeded
-from pnf.training.memory import GIB, free_memory
+from pnf.training.evaluation import check_images
+from pnf.training.machine import free_memory
+from pnf.training.memory import GIB
 
 BATCH = 256
 
@@ -63,10 +65,9 @@ def sample_command(
                 raise RunError(f"the images are too large for the memory that is free: {error}") from None
         else:
             torch.randn(count, flow.dims, generator=generator)  # so that the noise does not depend on the processes
-    parts = {i: part for found in processes.gather(own) for i, part in found.items()}
+    x = torch.cat(processes.gather_parts(own))
     if processes.rank():
         return
-    x = torch.cat([parts[i] for i in range(len(counts))])
     name = "PNF" if config.model == "progressive" else "RealNVP"
     title = f"{n} samples of {name}, temperature {temperature:g}"
     figures.save(figures.image_grid(x, title=title), target)
@@ -184,8 +185,7 @@ def _png(path: Path | None, default: Path) -> Path:
 
 def _held_out(flow: ProgressiveFlow, config: RunConfig, data: str | None, n: int, seed: int) -> Tensor:
     images = load_images(config, "test", data=data)
-    if images.shape != flow.shape:
-        raise RunError(f"the model is of images {list(flow.shape)}, got {images.name} with {list(images.shape)}")
+    check_images(flow, images)
     order = torch.randperm(len(images), generator=seeded(seed))[:n]
     return dequantize(images.pixels[order], seeded(seed, 1))
 

@@ -1,6 +1,5 @@
 """``pnf reproduce``: the paper's table and figures, each in one command."""
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,7 +11,7 @@ from pnf.cli.common import DeviceOption, SeedOption, console, notes, pick_device
 from pnf.cli.evaluate import curves_command
 from pnf.cli.scales import anomaly, quality
 from pnf.cli.tables import scales, table1
-from pnf.flows.pretrained import replace_file
+from pnf.flows.pretrained import replace_file, replace_json
 from pnf.training import RunError
 from pnf.training.reproduction import MODELS, QUICK, ROWS, TITLES, Budget, Row, locked, results, train_row
 
@@ -164,5 +163,5 @@ def _write_table(out: Path) -> None:
     """Write what is finished, by whichever process."""
     with locked(out):
         finished = results(out)
-        replace_file(out / "table1.json", (json.dumps(finished, indent=2) + "\n").encode())
+        replace_json(out / "table1.json", finished)
         replace_file(out / "table1.md", table1(finished).encode())

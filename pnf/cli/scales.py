@@ -1,6 +1,5 @@
 """``pnf anomaly`` and ``pnf quality``: what the resolutions of a trained flow are good for."""
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -24,10 +23,10 @@ from pnf.cli.common import (
 )
 from pnf.data import Images
 from pnf.flows import ProgressiveFlow
-from pnf.flows.pretrained import replace_file
+from pnf.flows.pretrained import replace_json
 from pnf.flows.shapes import bits_per_dim
 from pnf.training import Flow, RunError, seeded
-from pnf.training.evaluation import stage_log_probs
+from pnf.training.evaluation import check_images, stage_log_probs
 from pnf.training.scales import auroc, scores, typical_images, upscaled, upscaling_quality
 from pnf.training.units import stage_dims, stage_names
 
@@ -147,8 +146,7 @@ def quality(run: Path, *, n: int, draws: int, data: str | None, out: Path, seed:
     """Write ``quality.json``, ``quality.png`` and ``quality-images.png`` of a run; what is in the first."""
     config, flow = load_progressive(run, device)
     images = load_images(config, "test", data=data)
-    if images.shape != flow.shape:
-        raise RunError(f"the model is of images {list(flow.shape)}, got {images.name} with {list(images.shape)}")
+    check_images(flow, images)
     order = torch.randperm(len(images), generator=seeded(seed))[:n]
     device_of = next(flow.parameters()).device
     # The middle of the interval that each level stands for: noise would be an error that nothing can undo.
@@ -199,7 +197,7 @@ def _print_table(title: str, first: str, rows: dict[str, dict[str, float]], digi
 
 def _write(path: Path, document: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    replace_file(path, (json.dumps(document, indent=2) + "\n").encode())
+    replace_json(path, document)
     console.print(f"Written: {path}", soft_wrap=True)
 
 

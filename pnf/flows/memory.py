@@ -14,9 +14,9 @@ from torch.utils._pytree import tree_map_only
 def peak_memory(function: Callable[[], object]) -> int:
     """The most bytes of tensors that ``function`` holds at once, beside those that were there before.
 
-    It runs on tensors that have shapes and no memory, which takes milliseconds for any size. What it makes it must make
-    itself; tensors from outside, such as the parameters of a flow, are left alone. What operators need inside
-    themselves is not counted.
+    It runs on tensors that have shapes and no memory, so that its time depends on the number of operators alone, about
+    a millisecond for each. What it makes it must make itself; tensors from outside, such as the parameters of a flow,
+    are left alone. What operators need inside themselves is not counted.
     """
     with FakeTensorMode(allow_non_fake_inputs=True), _Live() as live:
         function()

@@ -39,7 +39,7 @@ class Pretrained(nn.Module):
         folder.mkdir(parents=True, exist_ok=True)
         config = {"model": type(self).__name__, **self.config()}
         state = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
-        replace_file(folder / CONFIG_NAME, (json.dumps(config, indent=2) + "\n").encode())
+        replace_json(folder / CONFIG_NAME, config)
         replace_file(folder / WEIGHTS_NAME, save(state))
 
     @classmethod
@@ -101,6 +101,11 @@ def replace_file(path: Path, content: bytes) -> None:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def replace_json(path: Path, document: object) -> None:
+    """:func:`replace_file` by a JSON file."""
+    replace_file(path, (json.dumps(document, indent=2) + "\n").encode())
 
 
 def remove_unfinished(path: Path) -> None:

@@ -85,8 +85,7 @@ def stage_log_probs(
     track: Callable[[Iterable[Any]], Iterable[Any]] = iter,
 ) -> Tensor:  # [N, stages], float64
     """The share of every stage in the log-likelihood of every image, in nats; all else as in :func:`evaluate`."""
-    if images.shape != flow.shape:
-        raise RunError(f"the model is of images {list(flow.shape)}, got {images.name} with {list(images.shape)}")
+    check_images(flow, images)
     if len(images) < 2:
         raise RunError(f"a standard error needs at least 2 images, got {len(images)}")
     device = next(flow.parameters()).device
@@ -101,8 +100,17 @@ def stage_log_probs(
                 log_probs = [stage.log_prob(i) for stage, i in zip(stage_modules(flow), inputs, strict=True)]  # type: ignore[operator]
                 own[count] = torch.stack(log_probs, 1).double().cpu()
             count += 1
-    parts = {index: part for found in processes.gather(own) for index, part in found.items()}
-    return torch.cat([parts[index] for index in range(count)])
+    return torch.cat(processes.gather_parts(own))
+
+
+def check_images(flow: Flow, images: Images) -> None:
+    """Raise unless the images are of the flow's shape.
+
+    Raises:
+        RunError: they are not.
+    """
+    if images.shape != flow.shape:
+        raise RunError(f"the model is of images {list(flow.shape)}, got {images.name} with {list(images.shape)}")
 
 
 def summarise(

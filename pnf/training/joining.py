@@ -1,10 +1,9 @@
 """Stages that were trained in folders of their own, put together into one run."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from pnf.flows.pretrained import read_json, replace_file
+from pnf.flows.pretrained import read_json, replace_file, replace_json
 from pnf.training.checkpoints import AtomicCheckpointIO
 from pnf.training.config import CONFIG_NAME, RunConfig, RunError
 from pnf.training.trainer import DATA_NAME, checkpoint_path, export
@@ -45,7 +44,7 @@ def join(runs: Sequence[Path], folder: Path) -> list[str]:
     checkpoint_path(folder, "*").parent.mkdir(parents=True, exist_ok=True)
     for name, (_, path) in furthest.items():
         replace_file(checkpoint_path(folder, name), path.read_bytes())
-    replace_file(folder / DATA_NAME, (json.dumps(data, indent=2) + "\n").encode())
+    replace_json(folder / DATA_NAME, data)
     config.save(folder)
     return export(config, data["shape"][0], folder)
 

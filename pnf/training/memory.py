@@ -1,22 +1,15 @@
 """Whether a run fits into memory, told before it starts."""
 
-import psutil
 import torch
 
 from pnf.flows.memory import peak_memory
 from pnf.flows.realnvp import set_network_dtype
 from pnf.training.config import RunConfig, RunError
+from pnf.training.machine import free_memory
 from pnf.training.models import build_flow
 from pnf.training.units import stage_inputs, stage_modules
 
 GIB = 2**30
-
-
-def free_memory(device: torch.device) -> int:
-    """Bytes that the device has left."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    return int(psutil.virtual_memory().available)
 
 
 def step_memory(config: RunConfig, channels: int) -> int:

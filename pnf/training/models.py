@@ -17,14 +17,9 @@ BASELINE_ALPHA = 0.05
 """Of the logit in front of the RealNVP baseline, as published."""
 
 
-def build_flow(config: RunConfig, channels: int) -> Flow:
-    """The flow of the settings, with initial weights that belong to the seed.
-
-    Raises:
-        RunError: settings that no flow can have.
-    """
-    shape = (channels, config.size, config.size)
-    settings: dict[str, Any] = {
+def flow_settings(config: RunConfig) -> dict[str, Any]:
+    """The arguments that both flows take, as the settings have them."""
+    return {
         "coupling": config.coupling,
         "hidden": config.hidden,
         "blocks": config.blocks,
@@ -33,6 +28,15 @@ def build_flow(config: RunConfig, channels: int) -> Flow:
         "scales": config.scales,
         "memory": config.memory,
     }
+
+
+def build_flow(config: RunConfig, channels: int) -> Flow:
+    """The flow of the settings, with initial weights that belong to the seed.
+
+    Raises:
+        RunError: settings that no flow can have.
+    """
+    shape, settings = (channels, config.size, config.size), flow_settings(config)
 
     def build() -> Flow:
         if config.model == "realnvp":

@@ -2,6 +2,7 @@
 
 import inspect
 import os
+from collections.abc import Mapping
 from typing import Any, Literal, TypeVar, cast
 
 from lightning.fabric import Fabric
@@ -59,6 +60,12 @@ def gather(value: T) -> list[T]:
     found: list[Any] = [None] * size()
     distributed.all_gather_object(found, value)
     return found
+
+
+def gather_parts(own: Mapping[int, T]) -> list[T]:
+    """The parts of all processes in the order of their numbers, on each of them."""
+    parts = {number: part for found in gather(own) for number, part in found.items()}
+    return [parts[number] for number in sorted(parts)]
 
 
 def lost(error: RuntimeError) -> bool:

@@ -10,11 +10,10 @@ import gc
 import io
 import json
 import platform
-import resource
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,10 +25,11 @@ from rich.console import Console
 import pnf
 from pnf.data import Images, load
 from pnf.data.images import Progress
-from pnf.flows.pretrained import WEIGHTS_NAME, replace_file
+from pnf.flows.pretrained import WEIGHTS_NAME, replace_file, replace_json
 from pnf.training.config import RunConfig, RunError
 from pnf.training.evaluation import load_run, stage_log_probs, summarise
 from pnf.training.logs import training_seconds
+from pnf.training.machine import most_memory, processor, reset_peak_memory
 from pnf.training.trainer import MODEL, Interrupted, step_seconds, train
 
 PLAN, RESULT, LOG_PROBS = "plan.json", "result.json", "log_probs.npy"
@@ -268,7 +268,7 @@ def _plan(
         "step_seconds": dict(zip(configs, taken, strict=True)),
         "runs": {name: config.model_dump() for name, config in configs.items()},
     }
-    _write_json(path, plan)
+    replace_json(path, plan)
     return budget, configs
 
 
@@ -284,9 +284,10 @@ def _train_and_evaluate(
 ) -> None:
     memory = None
     if not (folder / MODEL / WEIGHTS_NAME).exists():
-        _reset_peak_memory(device)
+        gc.collect()
+        reset_peak_memory(device)
         train(config, images, folder, resume=True, accelerator=device.type, console=console)
-        memory = _peak_memory(device)
+        memory = most_memory(device)
     _, flow = load_run(folder)
     started = time.perf_counter()
     log_probs = stage_log_probs(flow.to(device), test, track=track)
@@ -302,13 +303,13 @@ def _train_and_evaluate(
         "peak_memory_bytes": memory,
         "seed": config.seed,
         "commit": _commit(),
-        "hardware": _hardware(device),
+        "hardware": processor(device),
         "threads": torch.get_num_threads(),
         "pnf": pnf.__version__,
         "torch": torch.__version__,
         "python": platform.python_version(),
     }
-    _write_json(folder / RESULT, result)
+    replace_json(folder / RESULT, result)
 
 
 def _read_json(path: Path) -> Any:
@@ -316,30 +317,6 @@ def _read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError:
         raise RunError(f"{path} is damaged; remove it to make it anew") from None
-
-
-def _write_json(path: Path, document: object) -> None:
-    replace_file(path, (json.dumps(document, indent=2) + "\n").encode())
-
-
-def _reset_peak_memory(device: torch.device) -> None:
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-    else:
-        # Where Linux does not allow it, the peak is that of all the models before, too.
-        with suppress(OSError):
-            Path("/proc/self/clear_refs").write_text("5")
-
-
-def _peak_memory(device: torch.device) -> int:
-    """The most bytes held since the reset: by tensors on a GPU, else by the process, with the data and PyTorch."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated()
-    status = Path("/proc/self/status")
-    lines = status.read_text().splitlines() if status.exists() else []
-    kilobytes = [int(line.split()[1]) for line in lines if line.startswith("VmHWM:")]
-    return 1024 * (kilobytes[0] if kilobytes else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 
 
 def _commit() -> str | None:
@@ -354,11 +331,3 @@ def _commit() -> str | None:
         return git("describe", "--always", "--dirty", "--exclude", "*")
     except (OSError, subprocess.CalledProcessError):
         return None
-
-
-def _hardware(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name()
-    info = Path("/proc/cpuinfo")
-    names = [line for line in info.read_text().splitlines() if line.startswith("model name")] if info.exists() else []
-    return names[0].partition(":")[2].strip() if names else platform.machine()

@@ -7,7 +7,6 @@ is a function of its step.
 """
 
 import itertools
-import json
 import math
 import signal
 import statistics
@@ -30,7 +29,7 @@ from torch import Tensor
 
 from pnf.data import Images, dequantize
 from pnf.flows.pretrained import CONFIG_NAME as CONFIG_FILE
-from pnf.flows.pretrained import WEIGHTS_NAME, read_json, remove_unfinished, replace_file
+from pnf.flows.pretrained import WEIGHTS_NAME, read_json, remove_unfinished, replace_json
 from pnf.training import processes
 from pnf.training.batches import VALIDATION_NOISE, Batches, hold_out, seeded
 from pnf.training.checkpoints import AtomicCheckpointIO
@@ -373,7 +372,7 @@ def _claim(folder: Path, config: RunConfig, images: Images, chosen: list[str], r
     if folder.exists() and not folder.is_dir():
         raise RunError(f"{folder} is not a folder: choose another --out")
     folder.mkdir(parents=True, exist_ok=True)
-    replace_file(path, (json.dumps(data, indent=2) + "\n").encode())
+    replace_json(path, data)
     config.save(folder)
 
 

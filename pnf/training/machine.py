@@ -1,0 +1,45 @@
+"""The machine that a run is on: what it is called, and its memory."""
+
+import platform
+import resource
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+import torch
+
+
+def processor(device: torch.device) -> str:
+    """The name of the GPU, or of the CPU."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name()
+    info = Path("/proc/cpuinfo")
+    names = [line for line in info.read_text().splitlines() if line.startswith("model name")] if info.exists() else []
+    return names[0].partition(":")[2].strip() if names else platform.machine()
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that the device has left."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return int(psutil.virtual_memory().available)
+
+
+def reset_peak_memory(device: torch.device) -> None:
+    """Let :func:`most_memory` count from now."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    else:
+        # Where Linux does not allow it, the peak is that of all that was before, too.
+        with suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5")
+
+
+def most_memory(device: torch.device) -> int:
+    """The most bytes held since the reset: by tensors on a GPU, else by the process, with the data and PyTorch."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated()
+    status = Path("/proc/self/status")
+    lines = status.read_text().splitlines() if status.exists() else []
+    kilobytes = [int(line.split()[1]) for line in lines if line.startswith("VmHWM:")]
+    return 1024 * (kilobytes[0] if kilobytes else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)

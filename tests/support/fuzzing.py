@@ -1,0 +1,28 @@
+"""What the fuzzers share."""
+
+from collections.abc import Callable
+from typing import TypeVar
+
+from hypothesis import HealthCheck, Phase, given, seed, settings
+from hypothesis import strategies as st
+
+T = TypeVar("T")
+
+
+def fuzz(strategy: st.SearchStrategy[T], check: Callable[[T], None], cases: int, start: int) -> None:
+    """Check that many cases and raise for the smallest that fails; the same start makes the same cases."""
+
+    @seed(start)
+    @settings(
+        max_examples=cases,
+        deadline=None,
+        database=None,
+        phases=[Phase.generate, Phase.shrink],
+        print_blob=False,
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(strategy)
+    def run(case: T) -> None:
+        check(case)
+
+    run()
