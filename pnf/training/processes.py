@@ -1,5 +1,6 @@
 """The processes of a run that ``torchrun`` started, and what they tell each other; without it there is one."""
 
+import atexit
 import inspect
 import os
 from collections.abc import Mapping
@@ -37,6 +38,7 @@ def make_fabric(accelerator: str, **settings: Any) -> Fabric:
     """The engine over all processes, each with one device."""
     if size() == 1:
         return Fabric(accelerator=accelerator, devices=1, **settings)
+    atexit.register(_leave)
     local = _environment("LOCAL_WORLD_SIZE", 1)
     # Running statistics are put together once a step: see Unit. PyTorch has renamed the option.
     names = inspect.signature(DistributedDataParallel).parameters
@@ -57,6 +59,7 @@ def gather(value: T) -> list[T]:
         return [value]
     if not distributed.is_initialized():
         distributed.init_process_group("gloo")
+        atexit.register(_leave)
     found: list[Any] = [None] * size()
     distributed.all_gather_object(found, value)
     return found
@@ -71,6 +74,12 @@ def gather_parts(own: Mapping[int, T]) -> list[T]:
 def lost(error: RuntimeError) -> bool:
     """Whether the error says that another process is gone."""
     return isinstance(error, distributed.DistError) or "gloo" in str(error)
+
+
+def _leave() -> None:
+    # Else a thread of Gloo may release its last tensor when there is no interpreter any more, and abort the process.
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 def _environment(name: str, default: int) -> int:
