@@ -65,7 +65,7 @@ def cases(draw: Any) -> Case:
     options: dict[str, Any] = {"coupling": coupling, "norm": one("act", "batch", "none")}
     options |= {"hidden": one(1, 2, 5, 8), "blocks": one(1, 2, 3), "num_couplings": one(1, 2, 4)}
     if coupling == "conv":
-        options |= {"scales": 1, "memory": one("plain", "invertible")}
+        options |= {"scales": 1, "memory": one("plain", "invertible"), "injector": one(True, False)}
     if progressive:
         options |= {"levels": levels, "axes": one("xy", "yx", "x", "y"), "detail": one("bounded", "identity")}
         options["alpha"] = one(None, 0.0, 0.05, 0.499)

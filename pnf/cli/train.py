@@ -52,6 +52,14 @@ def train_command(
         Literal["act", "batch", "none"] | None,
         typer.Option(help="Normalisation: ActNorm, batch or none.", rich_help_panel="Model"),
     ] = None,
+    injector: Annotated[
+        bool | None,
+        typer.Option(
+            "--injector/--no-injector",
+            help="Conditional flows begin with an affine map of the condition.",
+            rich_help_panel="Model",
+        ),
+    ] = None,
     scales: Annotated[
         int | None, typer.Option(help="Most scales of a convolutional flow.", rich_help_panel="Model")
     ] = None,

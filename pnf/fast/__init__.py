@@ -13,6 +13,7 @@ class RealNVP(flows.RealNVP):
     ops = OPS
     residual_network = networks.ResidualNetwork
     dense_network = networks.DenseNetwork
+    conv_network = networks.ConvNetwork
     memory_format = torch.channels_last
 
 

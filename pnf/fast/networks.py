@@ -90,6 +90,18 @@ class _Norms:
             torch._foreach_add_([layer.num_batches_tracked for layer in layers], 1)
 
 
+class ConvNetwork(networks.ConvNetwork):
+    """Convolutions in Winograd's form."""
+
+    def forward(self, x: Tensor) -> Tensor:  # [B, inputs, H, W] -> [B, outputs, H, W]
+        for layer in self:
+            if isinstance(layer, nn.Conv2d) and layer.bias is not None:
+                x = ops.convolution(x, layer.weight, layer.bias)
+            else:
+                x = layer(x)
+        return x
+
+
 class DenseNetwork(networks.DenseNetwork):
     """Linear layers as 1x1 convolutions."""
 

@@ -11,6 +11,9 @@ from torch import Tensor, nn
 from pnf.flows.networks import MOMENTUM, NETWORK_EPS, DenseNetwork, ResidualNetwork, WeightNormConv2d
 from pnf.flows.op_table import OpTable
 
+INJECTOR_SCALE = 2.0
+"""Where the bound of an injector's log-scale starts: details near an edge are ten times those of a plain surface."""
+
 
 class FlowNorm(nn.Module):
     """An invertible normalisation of each channel: ``x, log_det -> y, log_det``."""
@@ -291,6 +294,37 @@ class DenseCoupling(Coupling):
     def _raw(self, kept: Tensor, condition: Tensor | None) -> Tensor:
         with self.precision(kept):
             raw: Tensor = self.network(kept if condition is None else torch.cat((kept, condition), 1))
+            return raw
+
+
+class Injector(Coupling):
+    """An affine map of all of x whose log-scale and shift a network makes of the condition alone.
+
+    What the condition tells of where x is, and how much it varies there, is taken out at once, so that the couplings
+    are left with what it does not tell.
+
+    Source: Lugmayr et al., "SRFlow" (2020), section 3.3.
+
+    Args:
+        channels: of x.
+        network: makes ``2 * channels`` channels of the condition.
+        ops: the op table.
+    """
+
+    def __init__(self, channels: int, network: nn.Module, ops: OpTable) -> None:
+        super().__init__(channels, "none", ops)
+        nn.init.constant_(self.scale, INJECTOR_SCALE)
+        self.network = network
+
+    def forward(self, x: Tensor, log_det: Tensor, condition: Tensor) -> tuple[Tensor, Tensor]:
+        return self.ops.affine_coupling(x, self._raw(condition), self.scale, log_det)
+
+    def inverse(self, y: Tensor, log_det: Tensor, condition: Tensor) -> tuple[Tensor, Tensor]:
+        return self.ops.affine_coupling_inverse(y, self._raw(condition), self.scale, log_det)
+
+    def _raw(self, condition: Tensor) -> Tensor:
+        with self.precision(condition):
+            raw: Tensor = self.network(condition)
             return raw
 
 

@@ -143,6 +143,24 @@ class ResidualNetwork(nn.Module):
         return self.out(relu(self.out_norm(out)))
 
 
+class ConvNetwork(nn.Sequential):
+    """Convolutions with ReLU between them; the last one starts at 0.
+
+    Args:
+        inputs: channels of the image.
+        outputs: channels of the result.
+        hidden: width of the hidden layers.
+        layers: number of hidden layers.
+        kernel: size of every convolution, odd.
+    """
+
+    def __init__(self, inputs: int, outputs: int, *, hidden: int, layers: int, kernel: tuple[int, int]) -> None:
+        modules: list[nn.Module] = []
+        for i, o in pairwise([inputs] + [hidden] * layers):
+            modules += [_Conv2d(i, o, kernel, 1.0), nn.ReLU()]
+        super().__init__(*modules, _Conv2d(hidden, outputs, kernel, 0.0))
+
+
 class DenseNetwork(nn.Sequential):
     """The network of a dense coupling: ``layers`` hidden linear layers with ReLU, then a linear layer that starts at 0.
 
@@ -169,7 +187,23 @@ class _Linear(nn.Linear):
         super().__init__(inputs, outputs)
 
     def reset_parameters(self) -> None:
-        bound = self.gain * math.sqrt(3 / max(self.in_features, 1))
-        with torch.no_grad():
-            self.weight.uniform_(-bound, bound)
-            self.bias.zero_()
+        _reset(self, self.gain)
+
+
+class _Conv2d(nn.Conv2d):
+    """A convolution that keeps the size of the image, and starts as :class:`_Linear` does."""
+
+    def __init__(self, inputs: int, outputs: int, kernel: tuple[int, int], gain: float) -> None:
+        self.gain = gain
+        super().__init__(inputs, outputs, kernel, padding=(kernel[0] // 2, kernel[1] // 2))
+
+    def reset_parameters(self) -> None:
+        _reset(self, self.gain)
+
+
+def _reset(layer: nn.Linear | nn.Conv2d, gain: float) -> None:
+    bound = gain * math.sqrt(3 / max(math.prod(layer.weight.shape[1:]), 1))
+    with torch.no_grad():
+        layer.weight.uniform_(-bound, bound)
+        assert layer.bias is not None
+        layer.bias.zero_()

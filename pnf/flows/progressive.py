@@ -52,7 +52,8 @@ class ProgressiveFlow(Pretrained):
             ``1 + levels``.
         axes: the order in which an image grows at each level, ``"xy"`` (width first, as in the paper), ``"yx"``,
             ``"x"`` or ``"y"``. Vectors have one axis, and take no notice of it.
-        coupling, hidden, blocks, num_couplings, norm, memory: of the flow of every stage, see :class:`RealNVP`.
+        coupling, hidden, blocks, num_couplings, norm, injector, memory: of the flow of every stage, see
+            :class:`RealNVP`.
         scales: the most that a convolutional stage may have; by default, and where it is too small for so many, as many
             as leave the last at least 4 pixels high and wide.
         detail: ``"bounded"`` models ``u = m**gamma atanh(d / m)``, ``m = min(s, 1 - s)``, with gamma learned for each
@@ -84,6 +85,7 @@ class ProgressiveFlow(Pretrained):
         blocks: int | None = None,
         num_couplings: int | None = None,
         norm: str = "act",
+        injector: bool = True,
         scales: int | None = None,
         alpha: float | None = None,
         memory: str = "plain",
@@ -115,6 +117,7 @@ class ProgressiveFlow(Pretrained):
             "blocks": blocks,
             "num_couplings": num_couplings,
             "norm": norm,
+            "injector": injector,
             "memory": memory,
         }
         stages: list[Stage] = []
@@ -127,14 +130,14 @@ class ProgressiveFlow(Pretrained):
                 flow = self.flow_class(shape_in, condition_shape=shape_in, **own)
                 stages.append(DetailStage(flow, self._dims[(k - 1) % len(self._dims)], detail))
         self.stages = nn.ModuleList(stages)
-        self.coupling, self.norm = coupling, norm
+        self.coupling, self.norm, self.injector = coupling, norm, injector
         self.hidden, self.blocks = stages[0].flow.hidden, stages[0].flow.blocks
         self.num_couplings = stages[0].flow.num_couplings
 
     def config(self) -> dict[str, object]:
         """The constructor's arguments, all but the op table."""
         keys = ("shape", "levels", "axes", "coupling", "detail", "hidden", "blocks", "num_couplings", "norm")
-        return {key: getattr(self, key) for key in (*keys, "scales", "alpha")}
+        return {key: getattr(self, key) for key in (*keys, "injector", "scales", "alpha")}
 
     @property
     def _stages(self) -> "list[Stage]":

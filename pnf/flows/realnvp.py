@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from pnf.flows import invertible
-from pnf.flows.couplings import ActNorm, ConvCoupling, DenseCoupling, make_norm
+from pnf.flows.couplings import ActNorm, ConvCoupling, Coupling, DenseCoupling, Injector
 from pnf.flows.memory import in_batches
-from pnf.flows.networks import DenseNetwork, ResidualNetwork
+from pnf.flows.networks import ConvNetwork, DenseNetwork, ResidualNetwork
 from pnf.flows.op_table import OpTable
 from pnf.flows.pretrained import Pretrained
 from pnf.flows.shapes import (
@@ -54,8 +54,11 @@ class RealNVP(Pretrained):
             3); dense: couplings in all (default 6).
         scales: of a convolutional flow; by default as many as leave the last at least 4 pixels high and wide.
         norm: after each coupling: ``"act"`` (ActNorm, the default; also in front of the first), ``"batch"`` (batch
-            normalisation, in the networks too, as published) or ``"none"``. Batch normalisation trains convolutional
-            flows faster, but in training mode the likelihood of an example then depends on its batch.
+            normalisation, in the networks too, as published; ActNorm in front of an injector) or ``"none"``. Batch
+            normalisation trains convolutional flows faster, but in training mode the likelihood of an example then
+            depends on its batch.
+        injector: a convolutional flow with a condition begins with an affine map of all of x, by a network that sees
+            the condition alone. Other flows take no notice of it.
         alpha: if given, x is an image in [0, 1] and the flow models ``logit(alpha + (1 - 2 alpha) x)``.
         memory: ``"plain"``, or ``"invertible"`` for a backward of the convolutional couplings that computes their
             inputs from their outputs: what it holds grows with the couplings of a scale by their parameters only, for
@@ -68,6 +71,7 @@ class RealNVP(Pretrained):
     ops: ClassVar[OpTable]
     residual_network: ClassVar[type[ResidualNetwork]] = ResidualNetwork
     dense_network: ClassVar[type[DenseNetwork]] = DenseNetwork
+    conv_network: ClassVar[type[ConvNetwork]] = ConvNetwork
     memory_format: ClassVar[torch.memory_format] = torch.preserve_format
 
     def __init__(
@@ -81,6 +85,7 @@ class RealNVP(Pretrained):
         num_couplings: int | None = None,
         scales: int | None = None,
         norm: str = "act",
+        injector: bool = True,
         alpha: float | None = None,
         memory: str = "plain",
     ) -> None:
@@ -104,6 +109,7 @@ class RealNVP(Pretrained):
         if scales is not None and coupling == "dense":
             raise ValueError(f'{name}: scales must be None with coupling="dense", got {scales}')
         self.coupling, self.norm, self.alpha, self.memory = coupling, norm, alpha, memory
+        self.injector = injector
         self.hidden = hidden if hidden is not None else (32 if coupling == "conv" else 256)
         self.blocks = blocks if blocks is not None else (4 if coupling == "conv" else 2)
         self.num_couplings = num_couplings if num_couplings is not None else (3 if coupling == "conv" else 6)
@@ -120,7 +126,17 @@ class RealNVP(Pretrained):
 
     def config(self) -> dict[str, object]:
         """The constructor's arguments, all but the op table."""
-        keys = ("shape", "condition_shape", "coupling", "hidden", "blocks", "num_couplings", "norm", "alpha")
+        keys = (
+            "shape",
+            "condition_shape",
+            "coupling",
+            "hidden",
+            "blocks",
+            "num_couplings",
+            "norm",
+            "injector",
+            "alpha",
+        )
         return {key: getattr(self, key) for key in keys} | {
             "scales": self.scales if self.coupling == "conv" else None,
         }
@@ -233,7 +249,7 @@ def set_network_dtype(module: nn.Module, dtype: torch.dtype | None) -> None:
     if dtype not in (None, torch.bfloat16, torch.float16):
         raise ValueError(f"set_network_dtype: dtype must be bfloat16, float16 or None, got {dtype}")
     for m in module.modules():
-        if isinstance(m, ConvCoupling | DenseCoupling):
+        if isinstance(m, Coupling):
             m.network_dtype = dtype
 
 
@@ -338,7 +354,12 @@ class _ConvFlow(nn.Module):
                 f"got {owner.shape}"
             )
         kernel = (1 if self.size[0] == 1 else 3, 3)
-        self.norm = make_norm(owner.norm, channels) if owner.norm == "act" else None
+        self.injector: Injector | None = None
+        if owner.injector and condition:
+            network = owner.conv_network(condition, 2 * channels, hidden=4 * owner.hidden, layers=2, kernel=kernel)
+            self.injector = Injector(channels, network, owner.ops)
+        in_front = owner.norm == "act" or (owner.norm == "batch" and self.injector is not None)
+        self.norm = ActNorm(channels) if in_front else None
         self.channels = channels
         levels = nn.ModuleList(
             _Scale(channels << k, condition << (2 * k), owner.hidden << k, kernel, k == self.scales - 1, owner)
@@ -352,6 +373,8 @@ class _ConvFlow(nn.Module):
         x, condition = self._laid_out(x), self._laid_out(condition)
         if self.norm is not None:
             x, log_det = self.norm(x, log_det)
+        if self.injector is not None and condition is not None:
+            x, log_det = self.injector(x, log_det, condition)
         factored = []
         for level in self.levels[:-1]:
             x, log_det = self._couple(level.checkerboard, x, log_det, condition)
@@ -381,6 +404,8 @@ class _ConvFlow(nn.Module):
             x = self.ops.squeeze_inverse(x)
             for coupling in reversed(self.levels[k].checkerboard):
                 x, log_det = coupling.inverse(x, log_det, conditions[k])
+        if self.injector is not None and conditions[0] is not None:
+            x, log_det = self.injector.inverse(x, log_det, conditions[0])
         if self.norm is not None:
             x, log_det = self.norm.inverse(x, log_det)
         return x.squeeze(2) if self.signal else x, log_det

@@ -32,6 +32,7 @@ class RunConfig(BaseModel):
     blocks: int = Field(4, ge=1, le=256)
     num_couplings: int = Field(3, ge=1, le=256)
     norm: Literal["act", "batch", "none"] = "act"
+    injector: bool = True
     scales: int | None = Field(None, ge=1, le=12)
     alpha: float | None = Field(None, ge=0, lt=0.5)
     memory: Literal["plain", "invertible"] = "plain"

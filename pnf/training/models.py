@@ -25,6 +25,7 @@ def flow_settings(config: RunConfig) -> dict[str, Any]:
         "blocks": config.blocks,
         "num_couplings": config.num_couplings,
         "norm": config.norm,
+        "injector": config.injector,
         "scales": config.scales,
         "memory": config.memory,
     }

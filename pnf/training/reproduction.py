@@ -72,7 +72,14 @@ _DENSE: dict[str, object] = {"coupling": "dense", "hidden": 256, "blocks": 2, "n
 # As many parameters as the five networks of a ProgressiveFlow.
 _DENSE_BASELINE: dict[str, object] = {"hidden": 480}
 # A step of each of the three models takes about as long, and RealNVP has the most parameters.
-_CONV: dict[str, object] = {"coupling": "conv", "hidden": 16, "blocks": 2, "num_couplings": 2, "norm": "batch"}
+_CONV: dict[str, object] = {
+    "coupling": "conv",
+    "hidden": 16,
+    "blocks": 2,
+    "num_couplings": 2,
+    "norm": "batch",
+    "lr": 5e-3,
+}
 _COLOUR = {**_CONV, "flip": True, "validation": 500}
 _COLOUR_64 = {**_COLOUR, "size": 64, "batch_size": 32}
 _MNIST, _FASHION, _PHOTOS, _SUBSET = ("MNIST",), ("FashionMNIST",), ("photos64.npz",), ("cifar10_subset.npz",)
@@ -98,7 +105,7 @@ ROWS = (
 
 MODELS: dict[str, dict[str, object]] = {
     "realnvp": {"model": "realnvp"},
-    "identity": {"model": "progressive", "detail": "identity"},
+    "identity": {"model": "progressive", "detail": "identity", "injector": False},
     "bounded": {"model": "progressive", "detail": "bounded"},
 }
 """RealNVP, PNF as in the paper, and PNF as it is here."""

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pnf.flows.couplings import ActNorm, BatchNormFlow, ConvCoupling, DenseCoupling
-from pnf.flows.networks import NETWORK_EPS
+from pnf.flows.couplings import ActNorm, BatchNormFlow, ConvCoupling, DenseCoupling, Injector
+from pnf.flows.networks import NETWORK_EPS, ConvNetwork
 from pnf.reference import OPS
 
 NORMS = ("act", "batch", "none")
@@ -68,6 +68,25 @@ def test_dense_coupling(kept: int, norm: str, condition: int, randomise: Randomi
     close(zero, log_det)
     want = log_abs_det(lambda x, other, seen: layer(x, other, x.new_zeros(1), seen)[0], x, other, seen)
     close(total - log_det, want)
+
+
+@pytest.mark.parametrize("kernel", [(3, 3), (1, 3)])
+def test_injector(kernel: tuple[int, int], randomise: Randomise, log_abs_det: LogAbsDet) -> None:
+    size = (1, 5) if kernel == (1, 3) else (3, 4)
+    layer = Injector(2, ConvNetwork(3, 4, hidden=4, layers=2, kernel=kernel), OPS).double()
+    x, log_det, seen = normal(2, 2, *size), normal(2), normal(2, 3, *size)
+    y, total = layer(x, log_det, seen)
+    close(y, x)
+    close(total, log_det)
+    randomise(layer)
+    y, total = layer(x, log_det, seen)
+    back, zero = layer.inverse(y, total, seen)
+    close(back, x)
+    close(zero, log_det)
+    close(total - log_det, log_abs_det(lambda x, seen: layer(x, x.new_zeros(1), seen)[0], x, seen))
+    # The map is affine, and nothing but the condition makes it.
+    middle, _ = layer((x + 3) / 2, log_det, seen)
+    close(middle, (y + layer(torch.full_like(x, 3), log_det, seen)[0]) / 2)
 
 
 @pytest.mark.parametrize("layer", [ActNorm, BatchNormFlow])
