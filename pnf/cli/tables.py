@@ -45,11 +45,7 @@ def table1(finished: dict[str, dict[str, dict[str, Any]]]) -> str:
         what = [
             f"{runs[0]['images']:,} test images",
             f"{runs[0]['budget_seconds'] / 60:.3g} minutes a model",
-            *dict.fromkeys(
-                f"{result['hardware']}, threads: {result['threads']}, torch {result['torch']}, seed {result['seed']}, "
-                f"commit {result['commit'] or 'unknown'}"
-                for result in runs
-            ),
+            *dict.fromkeys(_made(result) for result in runs),
         ]
         made.append(f"- {row.title}: {'; '.join(what)}")
     return "\n".join(
@@ -69,6 +65,41 @@ def table1(finished: dict[str, dict[str, dict[str, Any]]]) -> str:
             "",
         ]
     )
+
+
+def ablation(finished: dict[str, dict[str, dict[str, Any]]]) -> str:
+    """The variants of each row, the best first."""
+    text = ["# Ablation", ""]
+    for row in ROWS:
+        if row.name not in finished:
+            continue
+        done = sorted(finished[row.name].values(), key=lambda result: -result["nats_per_dim"])
+        first = done[0]
+        text += [
+            f"## {row.title}",
+            "",
+            f"Stage {first['stage']} alone, {first['budget_seconds'] / 60:.3g} minutes a variant; "
+            f"{first['held_out']:,} held-out training images; {_made(first)}.",
+            "",
+            *_table(
+                ["other than ours", "nats/dim of the stage", "above ours", "parameters", "steps", "seconds"],
+                (
+                    [
+                        f"`{result['options']}`" if result["options"] else "**ours**",
+                        f"{result['nats_per_dim']:.3f}",
+                        f"{result['above_ours']:+.3f} ± {result['above_ours_error']:.3f}"
+                        if "above_ours" in result
+                        else "",
+                        f"{result['parameters']:,}",
+                        f"{result['steps']:,}",
+                        f"{result['seconds']:,.0f}",
+                    ]
+                    for result in done
+                ),
+            ),
+            "",
+        ]
+    return "\n".join(text)
 
 
 def scales(out: Path) -> str:
@@ -142,6 +173,13 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _table(header: list[str], rows: Iterable[list[str]]) -> list[str]:
     return [f"| {' | '.join(row)} |" for row in (header, ["---"] * len(header), *rows)]
+
+
+def _made(result: dict[str, Any]) -> str:
+    return (
+        f"{result['hardware']}, threads: {result['threads']}, torch {result['torch']}, seed {result['seed']}, "
+        f"commit {result['commit'] or 'unknown'}"
+    )
 
 
 def _bits(result: dict[str, Any], best: float | None = None) -> str:

@@ -12,7 +12,7 @@ import json
 import platform
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 from rich.console import Console
+from torch import Tensor
 
 import pnf
 from pnf.data import Images, load
@@ -167,10 +168,10 @@ def train_row(
     failures = []
     with locked(folder, f"{folder} is being trained by another process: name other rows with --row"):
         reading = track(f"Reading {data}")
-        configs = _settings(row, data, budget)
+        configs = row_settings(row, data, budget)
         size, limit = configs["bounded"].size, configs["bounded"].limit
         images = load(data, "train", size, limit=limit, progress=reading)
-        budget, configs = _plan(row, configs, images, folder, budget, device, console)
+        budget, configs = plan_runs(configs, images, folder, budget, device=device, console=console, title=row.title)
         test = load(data, "test", size, limit=budget.test_images, progress=reading)
         for name, config in configs.items():
             run = folder / name
@@ -197,7 +198,7 @@ def results(folder: Path) -> dict[str, dict[str, dict[str, Any]]]:
     found: dict[str, dict[str, dict[str, Any]]] = {}
     for row in ROWS:
         runs = {name: folder / row.name / name for name in MODELS}
-        models = {name: _read_json(run / RESULT) for name, run in runs.items() if (run / RESULT).exists()}
+        models = {name: read_result(run / RESULT) for name, run in runs.items() if (run / RESULT).exists()}
         if models:
             found[row.name] = models
         if "realnvp" not in models:
@@ -231,7 +232,7 @@ def locked(folder: Path, taken: str | None = None) -> Iterator[None]:
         yield
 
 
-def _settings(row: Row, data: Path, budget: Budget) -> dict[str, RunConfig]:
+def row_settings(row: Row, data: Path, budget: Budget) -> dict[str, RunConfig]:
     """The settings of a row's runs, but for what depends on the number of their steps."""
     shared = {"data": str(data), "keep": "best", **row.settings, **budget.settings}
     return {
@@ -240,31 +241,52 @@ def _settings(row: Row, data: Path, budget: Budget) -> dict[str, RunConfig]:
     }
 
 
-def _plan(
-    row: Row,
+def plan_runs(
     configs: dict[str, RunConfig],
     images: Images,
     folder: Path,
     budget: Budget,
+    *,
     device: torch.device,
     console: Console,
+    title: str,
+    stages: Sequence[str] | None = None,
 ) -> tuple[Budget, dict[str, RunConfig]]:
-    """The budget and the settings of a row's runs, as they were written down, or found out now and written down.
+    """The budget and the settings of runs at equal times, as they were written down, or found out now and written down.
 
-    The schedule of the learning rate needs the number of steps, so a time is made one: the speeds of the three models
-    are measured by turns, and never again.
+    The schedule of the learning rate needs the number of steps, so a time is made one: the speeds of the models are
+    measured by turns, and never again.
+
+    Args:
+        configs: the settings, but for what depends on the number of steps.
+        images: the training images of all of them.
+        folder: around the runs.
+        budget: of each.
+        device: where they are trained.
+        console: where progress is shown.
+        title: what the runs are called there.
+        stages: those that are trained, all by default.
+
+    Raises:
+        RunError: the runs were begun as a quick trial and are no more, or the other way round.
     """
     path = folder / PLAN
     if path.exists():
-        plan = _read_json(path)
+        plan = read_result(path)
         planned = Budget(**plan["budget"])
         if (planned.settings, planned.test_images) != (budget.settings, budget.test_images):
             raise RunError(
                 f"{folder} was begun {'without' if budget.settings else 'with'} --quick: choose another --out"
             )
-        return planned, {name: RunConfig.model_validate(plan["runs"][name]) for name in MODELS}
-    console.print(f"{row.title}: measuring the speed of the models", soft_wrap=True)
-    taken = step_seconds(list(configs.values()), images, seconds=CALIBRATION * budget.seconds, accelerator=device.type)
+        return planned, {name: RunConfig.model_validate(run) for name, run in plan["runs"].items()}
+    console.print(f"{title}: measuring the speed of the models", soft_wrap=True)
+    taken = step_seconds(
+        list(configs.values()),
+        images,
+        seconds=CALIBRATION * budget.seconds,
+        stages=stages,
+        accelerator=device.type,
+    )
     for (name, config), seconds in zip(configs.items(), taken, strict=True):
         steps = max(1, int((1 - CALIBRATION) * budget.seconds / seconds))
         every = -(-steps // VALIDATIONS)
@@ -299,9 +321,7 @@ def _train_and_evaluate(
     started = time.perf_counter()
     log_probs = stage_log_probs(flow.to(device), test, track=track)
     evaluation = summarise(flow, log_probs, time.perf_counter() - started)
-    content = io.BytesIO()
-    np.save(content, log_probs.numpy())
-    replace_file(folder / LOG_PROBS, content.getvalue())
+    save_log_probs(log_probs, folder)
     result = {
         **asdict(evaluation),
         "steps": config.steps,
@@ -309,6 +329,21 @@ def _train_and_evaluate(
         "seconds": training_seconds(folder),
         "peak_memory_bytes": memory,
         "seed": config.seed,
+        **provenance(device),
+    }
+    replace_json(folder / RESULT, result)
+
+
+def save_log_probs(log_probs: Tensor, folder: Path) -> None:
+    """Write log-likelihoods into a run's folder."""
+    content = io.BytesIO()
+    np.save(content, log_probs.numpy())
+    replace_file(folder / LOG_PROBS, content.getvalue())
+
+
+def provenance(device: torch.device) -> dict[str, object]:
+    """What made a result: code, hardware and versions."""
+    return {
         "commit": _commit(),
         "hardware": processor(device),
         "threads": torch.get_num_threads(),
@@ -316,10 +351,14 @@ def _train_and_evaluate(
         "torch": torch.__version__,
         "python": platform.python_version(),
     }
-    replace_json(folder / RESULT, result)
 
 
-def _read_json(path: Path) -> Any:
+def read_result(path: Path) -> Any:
+    """What is in a JSON file of results.
+
+    Raises:
+        RunError: the file is damaged.
+    """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError:

@@ -25,7 +25,7 @@ from lightning.fabric.loggers.csv_logs import CSVLogger
 from lightning.fabric.loggers.logger import Logger
 from lightning.fabric.loggers.tensorboard import TensorBoardLogger
 from rich.console import Console
-from torch import Tensor
+from torch import Tensor, nn
 
 from pnf.data import Images, dequantize
 from pnf.flows.pretrained import CONFIG_NAME as CONFIG_FILE
@@ -119,7 +119,12 @@ def train(
 
 
 def step_seconds(
-    configs: Sequence[RunConfig], images: Images, *, seconds: float, accelerator: str = "auto"
+    configs: Sequence[RunConfig],
+    images: Images,
+    *,
+    seconds: float,
+    stages: Sequence[str] | None = None,
+    accelerator: str = "auto",
 ) -> list[float]:
     """How long a step of each run takes on this machine: the median over steps that the runs take by turns.
 
@@ -129,7 +134,7 @@ def step_seconds(
         configs: the settings of the runs.
         images: the training images of all of them.
         seconds: how long to measure each run; three steps of each are measured at least.
-        accelerator: as for :func:`train`.
+        stages, accelerator: as for :func:`train`.
     """
     exact_arithmetic()
     fabric = processes.make_fabric(accelerator, plugins=[], loggers=[])
@@ -137,7 +142,7 @@ def step_seconds(
     loops = []
     for config in configs:
         flow = build_flow(config, images.shape[0])
-        loops.append(_loop(config, flow, images, stage_names(flow), fabric, Path(), None))
+        loops.append(_loop(config, flow, images, _choose(stage_names(flow), stages), fabric, Path(), None))
     taken: list[list[float]] = [[] for _ in loops]
     # The first steps fill caches and lay out memory, and are not measured.
     for step in itertools.count(-1):
@@ -409,17 +414,39 @@ def _new_version(folder: Path) -> int:
 
 def export(config: RunConfig, channels: int, folder: Path) -> list[str]:
     """Write the flow with the averaged weights to keep, if every stage has been trained; the stages that have not."""
-    flow, missing = build_flow(config, channels), []
-    for name, stage in zip(stage_names(flow), stage_modules(flow), strict=True):
-        path = checkpoint_path(folder, name)
-        checkpoint: dict[str, Any] = AtomicCheckpointIO().load_checkpoint(path) if path.exists() else {"step": 0}
-        if checkpoint["step"] < config.steps:
-            missing.append(name)
-        else:
-            stage.load_state_dict(checkpoint["best" if config.keep == "best" else "averaged"])
+    flow = build_flow(config, channels)
+    named = zip(stage_names(flow), stage_modules(flow), strict=True)
+    missing = [name for name, stage in named if not load_stage(config, stage, folder, name)]
     if not missing:
         flow.save_pretrained(folder / MODEL)
     return missing
+
+
+def load_stage(config: RunConfig, stage: nn.Module, folder: Path, name: str) -> bool:
+    """Load the averaged weights to keep of a stage from a run's folder, if it has been trained to its end."""
+    path = checkpoint_path(folder, name)
+    checkpoint: dict[str, Any] = AtomicCheckpointIO().load_checkpoint(path) if path.exists() else {"step": 0}
+    if checkpoint["step"] < config.steps:
+        return False
+    stage.load_state_dict(checkpoint["best" if config.keep == "best" else "averaged"])
+    return True
+
+
+@torch.no_grad()
+def held_out_log_probs(config: RunConfig, images: Images, folder: Path, name: str) -> Tensor:  # [validation], float64
+    """The log-likelihood of each held-out training image under one trained stage of a run, in nats.
+
+    Raises:
+        RunError: the stage has not been trained to its end.
+    """
+    flow = build_flow(config, images.shape[0])
+    index = stage_names(flow).index(name)
+    stage = stage_modules(flow)[index].eval()
+    if not load_stage(config, stage, folder, name):
+        raise RunError(f"stage {name} in {folder} has not been trained to its end")
+    _, held_out = hold_out(images.pixels, config.validation, config.seed)
+    parts = dequantize(held_out, seeded(config.seed, VALIDATION_NOISE)).split(config.batch_size)
+    return torch.cat([stage.log_prob(stage_inputs(flow, part)[index]).double() for part in parts])  # type: ignore[operator]
 
 
 @contextmanager

@@ -15,8 +15,9 @@ from safetensors.numpy import load_file
 
 from pnf.cli import reproduce, tables
 from pnf.data import Images, load
-from pnf.training import RunConfig, load_run, reproduction, train
+from pnf.training import RunConfig, ablation, load_run, reproduction, train
 from pnf.training.batches import Batches
+from pnf.training.logs import read_logs
 from pnf.training.reproduction import Budget, Row, locked
 
 Pnf = Callable[..., Any]
@@ -46,6 +47,7 @@ def _tiny_rows() -> Iterator[None]:
             patch.setattr(module, "ROWS", ROWS)
         # As on a machine whose speed does not drift: RealNVP gets 6 steps in 0.2 s, and the PNFs 4.
         patch.setattr(reproduction, "step_seconds", lambda *_, **__: [0.03, 0.04, 0.045])
+        patch.setattr(ablation, "VARIANTS", {"dense": ({"norm": "none"}, {"detail": "identity", "num_couplings": 1})})
         patch.setattr(reproduce, "QUICK", Budget(0.05, {"limit": 60}, test_images=20))
         yield
 
@@ -210,6 +212,44 @@ def test_a_model_that_fails_does_not_stop_the_others(
     assert list(json.loads((tmp_path / "table1.json").read_text())["tiny"]) == ["realnvp", "bounded"]
 
 
+def test_ablation(pnf: Pnf, root: Path, tmp_path: Path) -> None:
+    args = ["reproduce", "ablation", "--data", root, "--out", tmp_path, "--row", "tiny", "--device", "cpu"]
+    result = pnf(*args, "--budget", 0.01)
+    assert result.code == 0, result.err
+    text = (tmp_path / "ablation.md").read_text()
+    assert text in result.out
+    found = json.loads((tmp_path / "ablation.json").read_text())["tiny"]
+    assert list(found) == ["ours", "norm-none", "detail-identity-num-couplings-1"]
+    assert [RunConfig.load(tmp_path / "tiny" / name).norm for name in found] == ["act", "none", "act"]
+    assert [RunConfig.load(tmp_path / "tiny" / name).detail for name in found] == ["bounded", "bounded", "identity"]
+    for name, result in found.items():
+        run = tmp_path / "tiny" / name
+        assert [path.name for path in (run / "checkpoints").iterdir()] == ["f1y.ckpt"]
+        each = np.load(run / "log_probs.npy") / 128
+        assert each.shape == (20,)
+        assert result["nats_per_dim"] == pytest.approx(each.mean())
+        # The best of the validations that the run has logged, in single precision.
+        logged = read_logs(run)["validation/f1y/nats_per_dim"].values()
+        assert result["nats_per_dim"] == pytest.approx(max(logged), rel=1e-5)
+        assert f"| {result['nats_per_dim']:.3f} | " in text
+        if name != "ours":
+            difference = each - np.load(tmp_path / "tiny/ours/log_probs.npy") / 128
+            assert result["above_ours"] == pytest.approx(difference.mean())
+            error = difference.std(ddof=1) / np.sqrt(20)
+            assert f"| {difference.mean():+.3f} ± {error:.3f} | " in text
+    assert "| `--detail identity --num-couplings 1` | " in text
+    before = text
+    assert pnf(*args).code == 0
+    assert (tmp_path / "ablation.md").read_text() == before
+
+
+def test_the_variants_are_settings() -> None:
+    for row in reproduction.ROWS:
+        for settings in ablation.variants(row).values():
+            RunConfig.model_validate(row.settings | settings)
+    assert ablation.options({"injector": False, "num_couplings": 3}) == "--no-injector --num-couplings 3"
+
+
 def test_figures(pnf: Pnf, root: Path, done: Path, tmp_path: Path) -> None:
     out = shutil.copytree(done, tmp_path / "out")
     result = pnf("reproduce", "figures", "--data", root, "--out", out, "--row", "tiny")
@@ -250,6 +290,7 @@ def test_scales(pnf: Pnf, root: Path, done: Path, tmp_path: Path) -> None:
     ("args", "message"),
     [
         (["table1", "--quick", "--budget", "1"], "--quick has a budget of its own: leave out --budget"),
+        (["ablation", "--quick", "--budget", "1"], "--quick has a budget of its own: leave out --budget"),
         (["table1", "--row", "huge"], "there is no row huge; there are tiny, other, absent"),
         (["table1", "--row", "absent"], "holds the data of none of the rows; docs/results.md lists what they need"),
         (["figures"], "holds no finished run of these rows; train them with: pnf reproduce table1 --out"),
@@ -264,8 +305,8 @@ def test_mistakes(pnf: Pnf, root: Path, tmp_path: Path, args: list[str], message
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("command", ["table1", "figures", "scales"])
+@pytest.mark.parametrize("command", ["table1", "ablation", "figures", "scales"])
 def test_help_has_an_example(pnf: Pnf, command: str) -> None:
     result = pnf("reproduce", command, "--help")
     assert result.code == 0
-    assert f"Example: pnf reproduce {command} --data data --out runs/table1" in result.out
+    assert f"Example: pnf reproduce {command} --data data --out runs/" in result.out

@@ -1,0 +1,165 @@
+"""What each choice of our PNF is worth: one of its settings changed at a time, at equal times.
+
+The last stage alone is trained, which models half of all dimensions, and held-out training images judge it: test images
+choose nothing. A folder of results holds a folder for each row of the table, and in that a run of each variant with its
+``result.json`` and ``log_probs.npy``, the log-likelihood of every held-out image.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+
+from pnf.data import load
+from pnf.data.images import Progress
+from pnf.flows.pretrained import replace_json
+from pnf.training.config import RunConfig, RunError
+from pnf.training.logs import training_seconds
+from pnf.training.models import build_flow
+from pnf.training.reproduction import (
+    LOG_PROBS,
+    RESULT,
+    Budget,
+    Row,
+    locked,
+    plan_runs,
+    provenance,
+    read_result,
+    row_settings,
+    save_log_probs,
+)
+from pnf.training.trainer import Interrupted, held_out_log_probs, train
+from pnf.training.units import stage_dims, stage_modules, stage_names
+
+OURS = "ours"
+
+_EITHER: tuple[dict[str, object], ...] = ({"detail": "identity"}, {"norm": "none"}, {"ema": 0.0}, {"scale_l2": 0.0})
+
+VARIANTS: dict[str, tuple[dict[str, object], ...]] = {
+    "conv": (
+        *_EITHER,
+        {"injector": False},
+        {"detail": "identity", "injector": False},
+        {"norm": "act"},
+        {"scales": 1},
+        {"blocks": 1},
+        {"blocks": 4},
+        {"num_couplings": 1},
+        {"num_couplings": 3},
+        {"hidden": 32},
+        {"lr": 0.001},
+        {"lr": 0.02},
+    ),
+    "dense": (
+        *_EITHER,
+        {"norm": "batch"},
+        {"blocks": 1},
+        {"blocks": 3},
+        {"num_couplings": 4},
+        {"num_couplings": 10},
+        {"hidden": 128},
+        {"hidden": 512},
+        {"lr": 0.0003},
+        {"lr": 0.004},
+    ),
+}
+"""What is other than in ours, for each kind of networks."""
+
+
+def options(settings: dict[str, object]) -> str:
+    """The options of ``pnf train`` that make these settings."""
+    words = []
+    for key, value in settings.items():
+        name = key.replace("_", "-")
+        words.append(f"--{'' if value else 'no-'}{name}" if isinstance(value, bool) else f"--{name} {value}")
+    return " ".join(words)
+
+
+def variants(row: Row) -> dict[str, dict[str, object]]:
+    """The variants of a row by the names of their folders, ours first."""
+    changed = VARIANTS[str(row.settings["coupling"])]
+    return {OURS: {}} | {options(settings).replace("--", "").replace(" ", "-"): settings for settings in changed}
+
+
+def ablate_row(
+    row: Row,
+    data: Path,
+    folder: Path,
+    budget: Budget,
+    *,
+    device: torch.device,
+    console: Console,
+    track: Callable[[str], Progress],
+    finished: Callable[[], None],
+) -> list[str]:
+    """Train the last stage of every variant of a row that is not finished; arguments and errors as for ``train_row``.
+
+    Returns:
+        What went wrong with variants that could not be trained, a line each.
+    """
+    found = variants(row)
+    if all((folder / name / RESULT).exists() for name in found):
+        return []
+    failures = []
+    with locked(folder, f"{folder} is being trained by another process: name other rows with --row"):
+        ours = row_settings(row, data, budget)["bounded"]
+        configs = {name: RunConfig.model_validate(ours.model_dump() | settings) for name, settings in found.items()}
+        images = load(data, "train", ours.size, limit=ours.limit, progress=track(f"Reading {data}"))
+        stage = stage_names(build_flow(ours, images.shape[0]))[-1]
+        budget, configs = plan_runs(
+            configs, images, folder, budget, device=device, console=console, title=row.title, stages=[stage]
+        )
+        for name, config in configs.items():
+            run = folder / name
+            if (run / RESULT).exists():
+                continue
+            console.print(f"{row.title}: {name}, {config.steps:,} steps in {run}", soft_wrap=True)
+            try:
+                train(config, images, run, stages=[stage], resume=True, accelerator=device.type, console=console)
+                save_log_probs(held_out_log_probs(config, images, run, stage), run)
+            except Interrupted:
+                raise
+            except RunError as error:
+                failures.append(str(error))
+                continue
+            flow = build_flow(config, images.shape[0])
+            result = {
+                "stage": stage,
+                "dims": stage_dims(flow)[-1],
+                "options": options(found[name]),
+                "parameters": sum(p.numel() for p in stage_modules(flow)[-1].parameters()),
+                "steps": config.steps,
+                "budget_seconds": budget.seconds,
+                "seconds": training_seconds(run),
+                "held_out": config.validation,
+                "seed": config.seed,
+                **provenance(device),
+            }
+            replace_json(run / RESULT, result)
+            finished()
+    return failures
+
+
+def ablations(rows: Sequence[Row], folder: Path) -> dict[str, dict[str, dict[str, Any]]]:
+    """The results in a folder by row and variant, ours first; what is not finished is left out.
+
+    Each has ``nats_per_dim`` of the stage, the mean over held-out images, and beside finished ours
+    ``above_ours``, by how much it is better, and ``above_ours_error``, the standard error of that mean difference.
+    """
+    found: dict[str, dict[str, dict[str, Any]]] = {}
+    for row in rows:
+        runs = {name: folder / row.name / name for name in variants(row)}
+        done = {name: read_result(run / RESULT) for name, run in runs.items() if (run / RESULT).exists()}
+        nats = {name: np.load(runs[name] / LOG_PROBS) / result["dims"] for name, result in done.items()}
+        for name, result in done.items():
+            result["nats_per_dim"] = float(nats[name].mean())
+            if name != OURS and OURS in done:
+                difference = nats[name] - nats[OURS]
+                result["above_ours"] = float(difference.mean())
+                result["above_ours_error"] = float(difference.std(ddof=1) / np.sqrt(len(difference)))
+        if done:
+            found[row.name] = done
+    return found
