@@ -4,17 +4,21 @@ import json
 import math
 import os
 import tempfile
+import zlib
 from abc import abstractmethod
 from pathlib import Path
 from typing import Any, Self
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
-from torch import nn
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
 
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"
+
+CHECKSUM = "crc32"
+"""In the metadata of the weights; files without it are not checked."""
 
 LARGEST_JSON = 2**20
 """Bytes; a hundred times what any configuration takes."""
@@ -40,7 +44,7 @@ class Pretrained(nn.Module):
         config = {"model": type(self).__name__, **self.config()}
         state = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
         replace_json(folder / CONFIG_NAME, config)
-        replace_file(folder / WEIGHTS_NAME, save(state))
+        replace_file(folder / WEIGHTS_NAME, save(state, {CHECKSUM: _checksum(state)}))
 
     @classmethod
     def from_pretrained(cls, path: str | os.PathLike[str], *, device: str | torch.device = "cpu") -> Self:
@@ -56,10 +60,7 @@ class Pretrained(nn.Module):
         model = config.pop("model", None)
         if model != cls.__name__:
             raise ValueError(f"from_pretrained: {folder / CONFIG_NAME} is of a {model}, wanted a {cls.__name__}")
-        try:
-            state = load_file(folder / WEIGHTS_NAME)
-        except SafetensorError as error:
-            raise ValueError(f"from_pretrained: {folder / WEIGHTS_NAME} is no safetensors file: {error}") from error
+        state = _load_weights(folder / WEIGHTS_NAME)
         # Every coupling has more tensors than blocks: what is not in the file is never made.
         least = math.prod(n for key in ("num_couplings", "blocks") if isinstance(n := config.get(key), int) and n > 0)
         if least > len(state):
@@ -74,13 +75,34 @@ class Pretrained(nn.Module):
         except (OverflowError, RuntimeError, TypeError) as error:
             raise ValueError(f"from_pretrained: {folder / CONFIG_NAME} has wrong arguments: {error}") from error
         try:
-            # Assigned, so that float64 stays float64; cloned, because what load_file returns may be the mapped file.
+            # Assigned, so that float64 stays float64; cloned, because the tensors may be the mapped file.
             flow.load_state_dict({name: tensor.clone() for name, tensor in state.items()}, assign=True)
         except RuntimeError as error:
             raise ValueError(
                 f"from_pretrained: {folder / WEIGHTS_NAME} does not fit its configuration: {error}"
             ) from error
         return flow.to(device).eval()
+
+
+def _load_weights(path: Path) -> dict[str, Tensor]:
+    try:
+        with safe_open(path, "pt") as file:
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dict
+            told = (file.metadata() or {}).get(CHECKSUM)
+    except SafetensorError as error:
+        raise ValueError(f"from_pretrained: {path} is no safetensors file: {error}") from error
+    if told is not None and told != _checksum(state):
+        raise ValueError(f"from_pretrained: {path} is damaged: its checksum is not that of its tensors")
+    return state
+
+
+def _checksum(state: dict[str, Tensor]) -> str:
+    """CRC-32 over the bytes of all tensors and their names, in the order of the names."""
+    crc = 0
+    for name in sorted(state):
+        crc = zlib.crc32(name.encode(), crc)
+        crc = zlib.crc32(state[name].reshape(-1).view(torch.uint8).numpy().data, crc)
+    return f"{crc:08x}"
 
 
 def replace_file(path: Path, content: bytes) -> None:

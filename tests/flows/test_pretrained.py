@@ -138,6 +138,21 @@ def test_damaged_safetensors(damage: Callable[[bytes], bytes], folder: Path) -> 
         ProgressiveFlow.from_pretrained(folder)
 
 
+@pytest.mark.parametrize("position", [-1, -100, -2000])
+def test_a_flipped_bit(position: int, folder: Path) -> None:
+    weights = folder / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[position] ^= 1
+    weights.write_bytes(content)
+    with pytest.raises(ValueError, match=r"model\.safetensors is damaged: its checksum is not that of its tensors$"):
+        ProgressiveFlow.from_pretrained(folder)
+
+
+def test_weights_without_a_checksum(flow: ProgressiveFlow, folder: Path) -> None:
+    save_file(load_file(folder / "model.safetensors"), folder / "model.safetensors")
+    assert ProgressiveFlow.from_pretrained(folder).state_dict().keys() == flow.state_dict().keys()
+
+
 def test_another_model_class(folder: Path) -> None:
     with pytest.raises(ValueError, match=r"from_pretrained: .* is of a ProgressiveFlow, wanted a RealNVP"):
         RealNVP.from_pretrained(folder)
