@@ -138,10 +138,16 @@ class Unit:
     @torch.no_grad()
     def _start_alike(self, x: Tensor) -> None:
         """ActNorm starts from the first batch of the first process, as it does with one process."""
-        if not any(isinstance(module, ActNorm) for module in self.stage.modules()):
+        norms = [module for module in self.stage.modules() if isinstance(module, ActNorm)]
+        if not norms:
             return
         if self.fabric.is_global_zero:
-            self.stage.log_prob(x)  # type: ignore[operator]
+            # On a copy: the step itself is still to move the running statistics of batch normalisation.
+            twin = copy.deepcopy(self.stage)
+            twin.log_prob(x)  # type: ignore[operator]
+            started = [module for module in twin.modules() if isinstance(module, ActNorm)]
+            for norm, other in zip(norms, started, strict=True):
+                norm.load_state_dict(other.state_dict())
         state = {name: tensor.cpu() for name, tensor in self.stage.state_dict().items()}
         self.stage.load_state_dict(self.fabric.broadcast(state))
 

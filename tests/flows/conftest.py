@@ -23,8 +23,11 @@ def randomise() -> Callable[..., nn.Module]:
 
     def of(module: nn.Module, size: float = 0.3) -> nn.Module:
         with torch.no_grad():
-            for p in module.parameters():
-                p.add_(size * torch.randn_like(p))
+            for layer in module.modules():
+                # Plain convolutions are as wide as they like: what they make stays of the same size.
+                width = layer.weight[0].numel() if isinstance(layer, nn.Conv2d) else 1
+                for p in layer.parameters(recurse=False):
+                    p.add_(size / (width**0.5 if p.dim() == 4 else 1) * torch.randn_like(p))
             for name, buffer in module.named_buffers():
                 if name.endswith("running_mean"):
                     buffer.add_(size * torch.randn_like(buffer))
