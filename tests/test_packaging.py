@@ -37,6 +37,7 @@ def test_wheel_has_everything_under_one_name(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     assert len([name for name in names if re.fullmatch(r"pnf/_C[^/]*\.(so|pyd)", name)]) == 1
     assert {"pnf/__init__.py", "pnf/py.typed", "pnf/kernels/__init__.py", "pnf/ops/masking.py"} <= set(names)
+    assert "pnf/pretrained/fashion-mnist/model/model.safetensors" in names
     assert {name.partition("/")[0] for name in names} == {"pnf", f"pnf-{pnf.__version__}.dist-info"}
     sources = {f"pnf/{path.relative_to(ROOT / 'pnf')}" for path in (ROOT / "pnf").rglob("*.py")}
     sources |= {f"pnf/{path.relative_to(ROOT)}" for path in (ROOT / "kernels").rglob("*.py")}

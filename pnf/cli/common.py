@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 from rich.progress import track
 
+from pnf import pretrained
 from pnf.data import Images, load
 from pnf.flows import ProgressiveFlow
 from pnf.training import Flow, RunConfig, RunError, exact_arithmetic, find_runs, load_run, processes
@@ -18,6 +19,10 @@ console = Console(markup=False, quiet=processes.rank() > 0)
 notes = Console(markup=False, stderr=True, quiet=processes.rank() > 0)
 
 RunArgument = Annotated[Path, typer.Argument(help="Folder of a run, e.g. runs/demo/progressive-bounded.")]
+PretrainedOption = Annotated[
+    str | None,
+    typer.Option(help=f"In place of a run, a model that comes with pnf: {', '.join(pretrained.names())}."),
+]
 DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, or auto: a GPU where there is one.")]
 DataOption = Annotated[str | None, typer.Option(help="Another data set than the run's own; see docs/data.md.")]
 SeedOption = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of all that is drawn.")]
@@ -36,6 +41,23 @@ def pick_device(name: str) -> torch.device:
     if name not in ("cpu", "cuda"):
         raise RunError(f"--device must be cpu, cuda or auto, got {name!r}")
     return torch.device(name, processes.local_rank()) if name == "cuda" else torch.device(name)
+
+
+def pick_run(run: Path | None, name: str | None) -> tuple[Path, Path]:
+    """The folder of a run or of a model that comes with pnf, and where its pictures go if nothing else is said.
+
+    Raises:
+        RunError: neither is given, or both, or there is no such model.
+    """
+    if (run is None) == (name is None):
+        raise RunError("give either the folder of a run or --pretrained")
+    if run is not None:
+        return run, run
+    assert name is not None
+    try:
+        return pretrained.folder(name), Path()
+    except ValueError as error:
+        raise RunError(str(error)) from None
 
 
 def progress(description: str) -> Any:

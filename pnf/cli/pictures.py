@@ -11,6 +11,7 @@ from pnf import figures
 from pnf.cli.common import (
     DataOption,
     DeviceOption,
+    PretrainedOption,
     RunArgument,
     SeedOption,
     console,
@@ -18,6 +19,7 @@ from pnf.cli.common import (
     load_images,
     load_progressive,
     pick_device,
+    pick_run,
 )
 from pnf.cli.files import read_image, write_image
 from pnf.data import dequantize
@@ -38,21 +40,29 @@ TemperatureOption = Annotated[
 ]
 
 
+OptionalRun = Annotated[Path | None, typer.Argument(help="Folder of a run, e.g. runs/demo/progressive-bounded.")]
+
+
 @torch.no_grad()
 def sample_command(
-    run: RunArgument,
+    run: OptionalRun = None,
+    pretrained: PretrainedOption = None,
     n: Annotated[int, typer.Option("-n", "--number", min=1, max=10000, help="How many.")] = 64,
     temperature: TemperatureOption = 1.0,
-    out: Annotated[Path | None, typer.Option(help="Picture. Default: samples.png in the run.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Picture. Default: samples.png in the run, or here with --pretrained.")
+    ] = None,
     seed: SeedOption = 0,
     device: DeviceOption = "auto",
 ) -> None:
     """A grid of images drawn from a trained flow.
 
     Example: [bold]pnf sample runs/demo/progressive-bounded -n 64 --temperature 0.8[/bold]
+    Example: [bold]pnf sample --pretrained fashion-mnist[/bold]
     """
+    run, here = pick_run(run, pretrained)
     config, flow = load_any(run, device)
-    target = _png(out, run / "samples.png")
+    target = _png(out, here / "samples.png")
     generator = torch.Generator().manual_seed(seed)
     counts = [min(BATCH, n - start) for start in range(0, n, BATCH)]
     limit = free_memory(pick_device(device)) if counts[0] * flow.dims > LARGE else None
@@ -76,11 +86,12 @@ def sample_command(
 
 @torch.no_grad()
 def upscale_command(
-    run: RunArgument,
+    run: OptionalRun = None,
     files: Annotated[
         list[Path] | None,
         typer.Argument(help="Images: of a stage's resolution they grow from there; others go down and up again."),
     ] = None,
+    pretrained: PretrainedOption = None,
     sampled: Annotated[bool, typer.Option("--sampled", help="Start from images that the base flow draws.")] = False,
     n: Annotated[int, typer.Option("-n", "--number", min=1, max=64, help="Rows, where no files are given.")] = 6,
     temperature: Annotated[
@@ -89,7 +100,9 @@ def upscale_command(
     ] = None,
     draws: Annotated[int, typer.Option(min=1, max=16, help="Draws at each temperature.")] = 1,
     data: DataOption = None,
-    out: Annotated[Path | None, typer.Option(help="Folder of the pictures. Default: that of the run.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the pictures. Default: that of the run, or here with --pretrained.")
+    ] = None,
     seed: SeedOption = 0,
     device: DeviceOption = "auto",
 ) -> None:
@@ -100,16 +113,20 @@ def upscale_command(
 
     Example: [bold]pnf upscale runs/demo/progressive-bounded photo.png --temperature 0.7 --draws 3[/bold]
     """
+    if pretrained is not None:
+        # Then the first of the arguments is no run, but a file.
+        run, files = None, [file for file in (run, *(files or ())) if file is not None]
     if files and sampled:
         raise RunError("--sampled and files exclude each other")
     stems = [file.stem for file in files or ()]
     if len(set(stems)) < len(stems):
         raise RunError("two of the files have the same name, and so would their pictures: upscale them one by one")
+    run, here = pick_run(run, pretrained)
     config, flow = load_progressive(run, device)
     if len(flow.stages) == 1:
         raise RunError(f"the flow in {run} has one stage, and no lower resolution to start from")
     temperatures = temperature or [0.0]
-    folder = out if out is not None else run
+    folder = out if out is not None else here
     generator = torch.Generator().manual_seed(seed)
     by_stage = len(temperatures) == 1 and draws == 1
     _check_memory(flow, 1 if files else n, device)

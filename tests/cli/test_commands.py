@@ -154,6 +154,18 @@ def test_sample_writes_into_the_run(pnf: Pnf, progressive: Path) -> None:
     assert pngs(progressive) == {"samples.png"}
 
 
+def test_models_that_come_with_pnf(pnf: Pnf, picture: Picture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = pnf("sample", "--pretrained", "fashion-mnist", "-n", 2)
+    assert result.code == 0, result.err
+    assert result.out == "Written: samples.png\n"
+    low = picture("low.png", 8, 8)
+    assert pnf("upscale", "--pretrained", "fashion-mnist", low).code == 0
+    assert pnf("upscale", "--pretrained", "fashion-mnist", "--sampled", "-n", 2).code == 0
+    assert pngs(tmp_path) == {"samples.png", "low.png", "low-t0-1.png", "low-upscaled.png", "upscaled-samples.png"}
+    assert levels(tmp_path / "low-t0-1.png").shape == (32, 32)
+
+
 def test_upscale_of_held_out_images_and_of_samples(pnf: Pnf, demo: Path, tmp_path: Path) -> None:
     assert pnf("upscale", demo, "-n", 2, "--out", tmp_path).code == 0
     assert pngs(tmp_path) == {"upscaled-real.png"}

@@ -105,6 +105,10 @@ def test_wrong_usage_names_the_argument(pnf: Pnf, args: list[str], name: str) ->
     ("args", "message"),
     [
         (["sample", "{demo}"], "holds several runs, choose one: "),
+        (["sample"], "give either the folder of a run or --pretrained"),
+        (["upscale"], "give either the folder of a run or --pretrained"),
+        (["sample", "{demo}", "--pretrained", "fashion-mnist"], "give either the folder of a run or --pretrained"),
+        (["sample", "--pretrained", "mnist"], "there is no pretrained model 'mnist'; there are fashion-mnist"),
         (["upscale", "{demo}/realnvp"], "realnvp holds no ProgressiveFlow, and only that can grow images"),
         (["project", "{demo}/realnvp"], "realnvp holds no ProgressiveFlow"),
         (["sample", "{demo}/realnvp", "--device", "tpu"], "--device must be cpu, cuda or auto, got 'tpu'"),

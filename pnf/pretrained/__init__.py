@@ -1,0 +1,24 @@
+"""Models that come with pnf: folders of runs, each with a card of what it is, ``README.md``.
+
+``ProgressiveFlow.from_pretrained(pretrained.folder("fashion-mnist") / "model")`` loads one.
+"""
+
+from pathlib import Path
+
+_ROOT = Path(__file__).parent
+
+
+def names() -> list[str]:
+    """The names of the models."""
+    return sorted(path.parent.name for path in _ROOT.glob("*/run.json"))
+
+
+def folder(name: str) -> Path:
+    """The folder of a model.
+
+    Raises:
+        ValueError: there is no such model.
+    """
+    if name not in names():
+        raise ValueError(f"there is no pretrained model {name!r}; there are {', '.join(names())}")
+    return _ROOT / name

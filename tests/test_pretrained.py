@@ -1,0 +1,52 @@
+"""The models that come with pnf: what their cards say of them, and that they work."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from pnf import fast, pretrained, reference
+from pnf.data import load
+from pnf.training import evaluate, load_run
+
+MOST_BYTES = 5_000_000
+
+each_model = pytest.mark.parametrize("name", pretrained.names())
+
+
+def test_there_is_one() -> None:
+    assert pretrained.names() == ["fashion-mnist"]
+    with pytest.raises(ValueError, match=r"^there is no pretrained model 'x'; there are fashion-mnist$"):
+        pretrained.folder("x")
+
+
+@each_model
+def test_is_small_and_described(name: str) -> None:
+    files = {str(path.relative_to(pretrained.folder(name))) for path in pretrained.folder(name).rglob("*.*")}
+    assert files == {"README.md", "run.json", "model/config.json", "model/model.safetensors"}
+    assert sum((pretrained.folder(name) / path).stat().st_size for path in files) < MOST_BYTES
+    card = (pretrained.folder(name) / "README.md").read_text()
+    for what in ("Data", "Licence", "Held-out", "How it was made"):
+        assert f"## {what}" in card
+
+
+@each_model
+def test_is_what_its_card_says(name: str) -> None:
+    config, flow = load_run(pretrained.folder(name))
+    card = (pretrained.folder(name) / "README.md").read_text()
+    (bits,) = re.findall(r"bundled test images[^|]*\| ([0-9.]+) ", card)
+    result = evaluate(flow, load("fashion-mini", "test", config.size))
+    assert result.bits_per_dim == pytest.approx(float(bits), abs=2e-3)
+
+
+@each_model
+def test_loads_into_both_flows(name: str) -> None:
+    model: Path = pretrained.folder(name) / "model"
+    x = torch.rand(2, 1, 32, 32)
+    with torch.no_grad():
+        fast_flow, flow = (kind.ProgressiveFlow.from_pretrained(model) for kind in (fast, reference))
+        torch.testing.assert_close(fast_flow.log_prob(x), flow.log_prob(x), rtol=1e-5, atol=0)
+        samples = fast_flow.sample(4, generator=torch.Generator().manual_seed(0))
+    assert samples.min() >= 0
+    assert samples.max() <= 1
