@@ -23,24 +23,26 @@ SETTINGS = {
 }
 
 
-@pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory, tiny: Callable[..., RunConfig]) -> Path:
-    """Folders of the runs that two processes trained, with what they evaluated."""
+@pytest.fixture(scope="module", params=[2, 4])
+def shared(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, tiny: Callable[..., RunConfig]
+) -> Path:
+    """Folders of the runs that two or four processes trained, with what they evaluated."""
     folder = tmp_path_factory.mktemp("shared")
     for name, settings in SETTINGS.items():
         (folder / name).mkdir()
         tiny(batch_size=8, accumulate=4, **settings).save(folder / name)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={request.param}"]
     command += [str(Path(__file__).with_name("shared.py")), str(folder)]
     done = subprocess.run(
-        command, capture_output=True, text=True, timeout=120, check=False, env=os.environ | {"OMP_NUM_THREADS": "1"}
+        command, capture_output=True, text=True, timeout=300, check=False, env=os.environ | {"OMP_NUM_THREADS": "1"}
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return folder
 
 
 @pytest.mark.parametrize("name", SETTINGS)
-def test_two_processes_learn_what_one_does(
+def test_processes_learn_what_one_does(
     shared: Path, tmp_path: Path, tiny: Callable[..., RunConfig], images: Images, name: str
 ) -> None:
     config = tiny(batch_size=8, accumulate=4, **SETTINGS[name])
@@ -60,7 +62,7 @@ def test_two_processes_learn_what_one_does(
             assert_close(b["optimizer"]["state"], a["optimizer"]["state"], rtol=1e-3, atol=1e-6)
 
 
-def test_two_processes_evaluate_as_one_does(shared: Path) -> None:
+def test_processes_evaluate_as_one_does(shared: Path) -> None:
     _, flow = load_run(shared / "dense/shared")
     result = evaluate(flow, load("fashion-mini", "test", 8, limit=101), batch_size=10)
     nats, stage_nats = json.loads((shared / "dense/result.json").read_text())
