@@ -4,6 +4,7 @@ import atexit
 import inspect
 import os
 from collections.abc import Mapping
+from datetime import timedelta
 from typing import Any, Literal, TypeVar, cast
 
 from lightning.fabric import Fabric
@@ -12,6 +13,9 @@ from torch import Tensor, distributed
 from torch.nn.parallel import DistributedDataParallel
 
 T = TypeVar("T")
+
+PATIENCE = timedelta(minutes=10)
+"""How long a process waits for the others before it takes them for lost: they meet in every step."""
 
 
 def rank() -> int:
@@ -43,7 +47,7 @@ def make_fabric(accelerator: str, **settings: Any) -> Fabric:
     # Running statistics are put together once a step: see Unit. PyTorch has renamed the option.
     names = inspect.signature(DistributedDataParallel).parameters
     option: Any = {"forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers": False}
-    strategy = DDPStrategy(**option)
+    strategy = DDPStrategy(timeout=PATIENCE, **option)
     return Fabric(accelerator=accelerator, devices=local, num_nodes=size() // local, strategy=strategy, **settings)
 
 
@@ -58,7 +62,7 @@ def gather(value: T) -> list[T]:
     if size() == 1:
         return [value]
     if not distributed.is_initialized():
-        distributed.init_process_group("gloo")
+        distributed.init_process_group("gloo", timeout=PATIENCE)
         atexit.register(_leave)
     found: list[Any] = [None] * size()
     distributed.all_gather_object(found, value)

@@ -211,7 +211,8 @@ class _Loop:
                 except RuntimeError as error:
                     if processes.lost(error):
                         raise RunError(
-                            f"another process of this run has ended; go on with: pnf train --resume {self.folder}"
+                            "another process of this run has ended, or cannot be reached any more; go on with: "
+                            f"pnf train --resume {self.folder}"
                         ) from None
                     raise
                 stop = self._asked_to_stop(received, done)
