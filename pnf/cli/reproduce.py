@@ -1,5 +1,6 @@
 """``pnf reproduce``: the paper's table and figures, each in one command."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -45,24 +46,9 @@ def table1_command(
 
     Example: [bold]pnf reproduce table1 --data data --out runs/table1 --budget 720[/bold]
     """
-    if quick and budget is not None:
-        raise RunError("--quick has a budget of its own: leave out --budget")
     found = _find(row, data)
-    seconds = 60 * (720 if budget is None else budget) / (len(found) * len(MODELS))
-    failures = []
-    for known, source in found:
-        failures += train_row(
-            known,
-            source,
-            out / known.name,
-            QUICK if quick else Budget(seconds),
-            device=pick_device(device),
-            console=notes,
-            track=progress,
-            finished=lambda: _write_table(out),
-        )
-    _write_table(out)
-    _report(out, "table1", failures)
+    budget_of_each = _budget(budget, quick, 720, len(found) * len(MODELS))
+    _train(train_row, found, out, "table1", budget_of_each, device)
 
 
 @app.command("ablation")
@@ -82,24 +68,9 @@ def ablation_command(
 
     Example: [bold]pnf reproduce ablation --data data --out runs/ablation --row cifar10-subset --budget 30[/bold]
     """
-    if quick and budget is not None:
-        raise RunError("--quick has a budget of its own: leave out --budget")
     found = _find(row, data)
-    seconds = 60 * (240 if budget is None else budget) / sum(len(variants(known)) for known, _ in found)
-    failures = []
-    for known, source in found:
-        failures += ablate_row(
-            known,
-            source,
-            out / known.name,
-            QUICK if quick else Budget(seconds),
-            device=pick_device(device),
-            console=notes,
-            track=progress,
-            finished=lambda: _write_ablation(out),
-        )
-    _write_ablation(out)
-    _report(out, "ablation", failures)
+    budget_of_each = _budget(budget, quick, 240, sum(len(variants(known)) for known, _ in found))
+    _train(ablate_row, found, out, "ablation", budget_of_each, device)
 
 
 @app.command("figures")
@@ -194,25 +165,40 @@ def _finished(names: list[str] | None, data: Path, out: Path) -> list[tuple[Row,
     return found
 
 
-def _write_table(out: Path) -> None:
-    """Write what is finished, by whichever process."""
-    with locked(out):
-        finished = results(out)
-        replace_json(out / "table1.json", finished)
-        replace_file(out / "table1.md", table1(finished).encode())
+def _budget(minutes: float | None, quick: bool, default: float, runs: int) -> Budget:
+    """What each of so many runs may take."""
+    if quick and minutes is not None:
+        raise RunError("--quick has a budget of its own: leave out --budget")
+    return QUICK if quick else Budget(60 * (default if minutes is None else minutes) / runs)
 
 
-def _write_ablation(out: Path) -> None:
-    """Write what is finished, by whichever process."""
-    with locked(out):
-        finished = ablations(ROWS, out)
-        replace_json(out / "ablation.json", finished)
-        replace_file(out / "ablation.md", ablation(finished).encode())
-
-
-def _report(out: Path, name: str, failures: list[str]) -> None:
-    """Show a table that is written, and what could not be done for it."""
+def _train(
+    work: Callable[..., list[str]], found: list[tuple[Row, Path]], out: Path, name: str, budget: Budget, device: str
+) -> None:
+    """Train what a table needs, and show it."""
+    failures = []
+    for row, source in found:
+        failures += work(
+            row,
+            source,
+            out / row.name,
+            budget,
+            device=pick_device(device),
+            console=notes,
+            track=progress,
+            finished=lambda: _write(out, name),
+        )
+    _write(out, name)
     console.print((out / f"{name}.md").read_text(encoding="utf-8"), soft_wrap=True)
     console.print(f"Written: {out / f'{name}.md'}, {out / f'{name}.json'}", soft_wrap=True)
     if failures:
         raise RunError(f"not all models could be trained: {'; '.join(failures)}")
+
+
+def _write(out: Path, name: str) -> None:
+    """Write a table of what is finished, by whichever process."""
+    with locked(out):
+        finished = results(out) if name == "table1" else ablations(out)
+        text = table1(finished) if name == "table1" else ablation(finished)
+        replace_json(out / f"{name}.json", finished)
+        replace_file(out / f"{name}.md", text.encode())

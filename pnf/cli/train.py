@@ -56,7 +56,7 @@ def train_command(
         bool | None,
         typer.Option(
             "--injector/--no-injector",
-            help="Conditional flows begin with an affine map of the condition.",
+            help="Convolutional stages begin with an affine map made of the coarser image.",
             rich_help_panel="Model",
         ),
     ] = None,

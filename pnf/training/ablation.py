@@ -5,7 +5,7 @@ choose nothing. A folder of results holds a folder for each row of the table, an
 ``result.json`` and ``log_probs.npy``, the log-likelihood of every held-out image.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from pnf.training.models import build_flow
 from pnf.training.reproduction import (
     LOG_PROBS,
     RESULT,
+    ROWS,
     Budget,
     Row,
     locked,
@@ -143,14 +144,14 @@ def ablate_row(
     return failures
 
 
-def ablations(rows: Sequence[Row], folder: Path) -> dict[str, dict[str, dict[str, Any]]]:
+def ablations(folder: Path) -> dict[str, dict[str, dict[str, Any]]]:
     """The results in a folder by row and variant, ours first; what is not finished is left out.
 
     Each has ``nats_per_dim`` of the stage, the mean over held-out images, and beside finished ours
     ``above_ours``, by how much it is better, and ``above_ours_error``, the standard error of that mean difference.
     """
     found: dict[str, dict[str, dict[str, Any]]] = {}
-    for row in rows:
+    for row in ROWS:
         runs = {name: folder / row.name / name for name in variants(row)}
         done = {name: read_result(run / RESULT) for name, run in runs.items() if (run / RESULT).exists()}
         nats = {name: np.load(runs[name] / LOG_PROBS) / result["dims"] for name, result in done.items()}

@@ -43,7 +43,7 @@ ROWS = (
 @pytest.fixture(autouse=True, scope="module")
 def _tiny_rows() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        for module in (reproduction, reproduce, tables):
+        for module in (ablation, reproduction, reproduce, tables):
             patch.setattr(module, "ROWS", ROWS)
         # As on a machine whose speed does not drift: RealNVP gets 6 steps in 0.2 s, and the PNFs 4.
         patch.setattr(reproduction, "step_seconds", lambda *_, **__: [0.03, 0.04, 0.045])
