@@ -18,7 +18,9 @@ from pnf.training import Flow, RunConfig, RunError, exact_arithmetic, find_runs,
 console = Console(markup=False, quiet=processes.rank() > 0)
 notes = Console(markup=False, stderr=True, quiet=processes.rank() > 0)
 
-RunArgument = Annotated[Path, typer.Argument(help="Folder of a run, e.g. runs/demo/progressive-bounded.")]
+_RUN = typer.Argument(help="Folder of a run, e.g. runs/demo/progressive-bounded.")
+RunArgument = Annotated[Path, _RUN]
+OptionalRunArgument = Annotated[Path | None, _RUN]
 PretrainedOption = Annotated[
     str | None,
     typer.Option(help=f"In place of a run, a model that comes with pnf: {', '.join(pretrained.names())}."),

@@ -11,6 +11,7 @@ from pnf import figures
 from pnf.cli.common import (
     DataOption,
     DeviceOption,
+    OptionalRunArgument,
     PretrainedOption,
     RunArgument,
     SeedOption,
@@ -40,12 +41,9 @@ TemperatureOption = Annotated[
 ]
 
 
-OptionalRun = Annotated[Path | None, typer.Argument(help="Folder of a run, e.g. runs/demo/progressive-bounded.")]
-
-
 @torch.no_grad()
 def sample_command(
-    run: OptionalRun = None,
+    run: OptionalRunArgument = None,
     pretrained: PretrainedOption = None,
     n: Annotated[int, typer.Option("-n", "--number", min=1, max=10000, help="How many.")] = 64,
     temperature: TemperatureOption = 1.0,
@@ -86,7 +84,7 @@ def sample_command(
 
 @torch.no_grad()
 def upscale_command(
-    run: OptionalRun = None,
+    run: OptionalRunArgument = None,
     files: Annotated[
         list[Path] | None,
         typer.Argument(help="Images: of a stage's resolution they grow from there; others go down and up again."),

@@ -22,11 +22,16 @@ app = typer.Typer(
 )
 
 DataRootOption = Annotated[Path, typer.Option(help="Folder around the data sets; see docs/results.md.")]
+QuickOption = Annotated[bool, typer.Option("--quick", help="A trial of a few minutes whose figures say nothing.")]
 OutOption = Annotated[Path, typer.Option(help="Folder of the results.")]
 RowOption = Annotated[
     list[str] | None,
     typer.Option(help=f"Only this row; repeat for several: {', '.join(row.name for row in ROWS)}."),
 ]
+
+
+TABLES = {"table1": (results, table1), "ablation": (ablations, ablation)}
+"""What finds the results in a folder, and what writes them as a table."""
 
 
 @app.command("table1")
@@ -36,7 +41,7 @@ def table1_command(
     budget: Annotated[
         float | None, typer.Option(min=0.001, help="Minutes of training, for all models together. Default: 720.")
     ] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="A trial of a few minutes whose figures say nothing.")] = False,
+    quick: QuickOption = False,
     row: RowOption = None,
     device: DeviceOption = "auto",
 ) -> None:
@@ -58,7 +63,7 @@ def ablation_command(
     budget: Annotated[
         float | None, typer.Option(min=0.001, help="Minutes of training, for all variants together. Default: 240.")
     ] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="A trial of a few minutes whose figures say nothing.")] = False,
+    quick: QuickOption = False,
     row: RowOption = None,
     device: DeviceOption = "auto",
 ) -> None:
@@ -198,7 +203,7 @@ def _train(
 def _write(out: Path, name: str) -> None:
     """Write a table of what is finished, by whichever process."""
     with locked(out):
-        finished = results(out) if name == "table1" else ablations(out)
-        text = table1(finished) if name == "table1" else ablation(finished)
+        find, write = TABLES[name]
+        finished = find(out)
         replace_json(out / f"{name}.json", finished)
-        replace_file(out / f"{name}.md", text.encode())
+        replace_file(out / f"{name}.md", write(finished).encode())

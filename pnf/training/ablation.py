@@ -16,7 +16,7 @@ from rich.console import Console
 from pnf.data import load
 from pnf.data.images import Progress
 from pnf.flows.pretrained import replace_json
-from pnf.training.config import RunConfig, RunError
+from pnf.training.config import RunConfig
 from pnf.training.logs import training_seconds
 from pnf.training.models import build_flow
 from pnf.training.reproduction import (
@@ -25,14 +25,15 @@ from pnf.training.reproduction import (
     ROWS,
     Budget,
     Row,
-    locked,
+    finish_runs,
+    in_training,
     plan_runs,
     provenance,
     read_result,
     row_settings,
     save_log_probs,
 )
-from pnf.training.trainer import Interrupted, held_out_log_probs, train
+from pnf.training.trainer import held_out_log_probs, train
 from pnf.training.units import stage_dims, stage_modules, stage_names
 
 OURS = "ours"
@@ -104,28 +105,20 @@ def ablate_row(
     found = variants(row)
     if all((folder / name / RESULT).exists() for name in found):
         return []
-    failures = []
-    with locked(folder, f"{folder} is being trained by another process: name other rows with --row"):
+    with in_training(folder):
         ours = row_settings(row, data, budget)["bounded"]
         configs = {name: RunConfig.model_validate(ours.model_dump() | settings) for name, settings in found.items()}
         images = load(data, "train", ours.size, limit=ours.limit, progress=track(f"Reading {data}"))
         stage = stage_names(build_flow(ours, images.shape[0]))[-1]
-        budget, configs = plan_runs(
+        planned, configs = plan_runs(
             configs, images, folder, budget, device=device, console=console, title=row.title, stages=[stage]
         )
-        for name, config in configs.items():
+
+        def work(name: str, config: RunConfig) -> None:
             run = folder / name
-            if (run / RESULT).exists():
-                continue
             console.print(f"{row.title}: {name}, {config.steps:,} steps in {run}", soft_wrap=True)
-            try:
-                train(config, images, run, stages=[stage], resume=True, accelerator=device.type, console=console)
-                save_log_probs(held_out_log_probs(config, images, run, stage), run)
-            except Interrupted:
-                raise
-            except RunError as error:
-                failures.append(str(error))
-                continue
+            train(config, images, run, stages=[stage], resume=True, accelerator=device.type, console=console)
+            save_log_probs(held_out_log_probs(config, images, run, stage), run)
             flow = build_flow(config, images.shape[0])
             result = {
                 "stage": stage,
@@ -133,15 +126,15 @@ def ablate_row(
                 "options": options(found[name]),
                 "parameters": sum(p.numel() for p in stage_modules(flow)[-1].parameters()),
                 "steps": config.steps,
-                "budget_seconds": budget.seconds,
+                "budget_seconds": planned.seconds,
                 "seconds": training_seconds(run),
                 "held_out": config.validation,
                 "seed": config.seed,
                 **provenance(device),
             }
             replace_json(run / RESULT, result)
-            finished()
-    return failures
+
+        return finish_runs(configs, folder, work, finished)
 
 
 def ablations(folder: Path) -> dict[str, dict[str, dict[str, Any]]]:

@@ -13,7 +13,7 @@ import platform
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -165,26 +165,58 @@ def train_row(
     """
     if all((folder / name / RESULT).exists() for name in MODELS):
         return []
-    failures = []
-    with locked(folder, f"{folder} is being trained by another process: name other rows with --row"):
+    with in_training(folder):
         reading = track(f"Reading {data}")
         configs = row_settings(row, data, budget)
         size, limit = configs["bounded"].size, configs["bounded"].limit
         images = load(data, "train", size, limit=limit, progress=reading)
-        budget, configs = plan_runs(configs, images, folder, budget, device=device, console=console, title=row.title)
-        test = load(data, "test", size, limit=budget.test_images, progress=reading)
-        for name, config in configs.items():
-            run = folder / name
-            if (run / RESULT).exists():
-                continue
-            console.print(f"{row.title}: {TITLES[name]}, {config.steps:,} steps in {run}", soft_wrap=True)
-            try:
-                _train_and_evaluate(config, budget, images, test, run, device, console, track(f"Evaluating {run}"))
-            except Interrupted:
-                raise
-            except RunError as error:
-                failures.append(str(error))
-            finished()
+        planned, configs = plan_runs(configs, images, folder, budget, device=device, console=console, title=row.title)
+        test = load(data, "test", size, limit=planned.test_images, progress=reading)
+
+        def work(name: str, config: RunConfig) -> None:
+            console.print(f"{row.title}: {TITLES[name]}, {config.steps:,} steps in {folder / name}", soft_wrap=True)
+            tracked = track(f"Evaluating {folder / name}")
+            _train_and_evaluate(config, planned, images, test, folder / name, device, console, tracked)
+
+        return finish_runs(configs, folder, work, finished)
+
+
+def in_training(folder: Path) -> AbstractContextManager[None]:
+    """The context in which this process alone trains the runs in a folder; errors as for :func:`locked`."""
+    return locked(folder, f"{folder} is being trained by another process: name other rows with --row")
+
+
+def finish_runs(
+    configs: dict[str, RunConfig],
+    folder: Path,
+    work: Callable[[str, RunConfig], None],
+    finished: Callable[[], None],
+) -> list[str]:
+    """Do the work of each run in a folder that has no result yet.
+
+    Args:
+        configs: the settings by the names of the runs.
+        folder: around the runs.
+        work: trains a run and writes its result.
+        finished: called after each.
+
+    Returns:
+        What went wrong with runs that could not be trained, a line each.
+
+    Raises:
+        Interrupted: SIGINT or SIGTERM came; everything is saved.
+    """
+    failures = []
+    for name, config in configs.items():
+        if (folder / name / RESULT).exists():
+            continue
+        try:
+            work(name, config)
+        except Interrupted:
+            raise
+        except RunError as error:
+            failures.append(str(error))
+        finished()
     return failures
 
 
