@@ -49,7 +49,7 @@ def _scaled(shape: Sequence[int], dim: int, numerator: int, denominator: int = 1
 
 def _sizes(shape: Sequence[int], dim: int, last: bool) -> tuple[int, int, int, int, bool]:
     """Of means of that shape: examples, channels, pairs of an example, and how far apart the two of a pair lie."""
-    stride = math.prod(shape[dim + 1 :]) * (shape[1] if last else 1)
+    stride = math.prod(shape[dim % len(shape) + 1 :]) * (shape[1] if last else 1)
     return shape[0], shape[1], math.prod(shape[1:]), stride, last
 
 

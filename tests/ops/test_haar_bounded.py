@@ -255,7 +255,22 @@ def test_gamma_of_another_dtype(dtype: torch.dtype, gamma_dtype: torch.dtype, di
             torch.testing.assert_close(a, b, rtol=0, atol=16 * eps * b.abs().max().item())
 
 
+@pytest.mark.parametrize("dim", [-1, -2])
+@pytest.mark.parametrize("name", ["haar_bounded_split", "haar_bounded_merge"])
+def test_unchecked_ops_take_a_negative_dim(name: str, dim: int) -> None:
+    x, d, gamma = pixels(2, 3, 4, 6), normal(2, 3, 4, 6), gammas(3)
+    args = [x, gamma] if name == "haar_bounded_split" else [x, d, gamma]
+    outcomes = []
+    for axis in (dim, dim % 4):
+        results = getattr(torch.ops.pnf, name)(*args, axis)
+        backward = getattr(torch.ops.pnf, f"{name}_backward")
+        outcomes.append([*results, *backward(*(weights(out) for out in results), *args, axis)])
+    for got, want in zip(*outcomes, strict=True):
+        assert torch.equal(got, want)
+
+
 X, G = torch.rand(2, 3, 4, 4), torch.zeros(3)
+
 MISTAKES = [
     (lambda f: f.haar_bounded_split(1, G, 2), TypeError, "haar_bounded_split: x must be a floating Tensor, got int"),
     (
