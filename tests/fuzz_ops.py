@@ -302,7 +302,7 @@ def convolution(make: Maker) -> Call:
     x, weight = make.normal(batch, inputs, *size), make.normal(outputs, inputs, *taps)
     if make.draw(st.booleans()):
         add = make.normal(batch, outputs, *size) if make.draw(st.booleans()) else None
-        return Call("convolution", [x, weight, make.normal(outputs), add], rounds=2)
+        return Call("convolution", [x, weight, make.normal(outputs), add, make.draw(st.booleans())], rounds=2)
     arguments = [make.normal(batch, outputs, *size), x, weight, make.draw(st.booleans())]
     return Call("convolution_backward", arguments, rounds=2)
 

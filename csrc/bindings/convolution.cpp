@@ -13,9 +13,10 @@ void bind_convolution(py::module_& cpu) {
   def(cpu, "convolution",
       [](Address y, Address add, Address x, Address weight, Address bias, int64_t batch, int64_t height, int64_t width,
          int64_t inputs, int64_t outputs, int64_t size, int64_t output, int64_t input, int64_t tap, bool with_add,
-         int threads) {
+         bool relu, int threads) {
         cpu::convolution(floats(y), with_add ? floats(add) : nullptr, floats(x), floats(weight), floats(bias),
-                         cpu::Convolution{batch, height, width, inputs, outputs, size, output, input, tap}, threads);
+                         cpu::Convolution{batch, height, width, inputs, outputs, size, output, input, tap}, relu,
+                         threads);
       });
   def(cpu, "convolution_backward",
       [](Address grad_x, Address grad_weight, Address grad_bias, Address grad_y, Address x, Address weight,

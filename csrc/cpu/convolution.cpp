@@ -1,6 +1,7 @@
 #include "cpu/convolution.h"
 
 #include <algorithm>
+#include <limits>
 #include <memory>
 #include <new>
 #include <vector>
@@ -27,6 +28,8 @@ constexpr int kRows = 14;
 #else
 constexpr int kRows = 6;
 #endif
+
+constexpr float kLowest = -std::numeric_limits<float>::infinity();
 
 constexpr int64_t kPanel = 2 * kWidth;
 constexpr int64_t kPoints = 16;                 // of a transformed tile
@@ -67,10 +70,11 @@ const float* zeros(int64_t n) {
 // A matrix on the right of a product is cut into panels of kPanel columns, each of which lies in one piece: rows that
 // are a power of two apart would share a few sets of the first cache.
 
-// c[i][j] = start[i][j] + sum over k of a[i][k] b[k][j] for kRows rows and `vectors` vectors of columns.
+// c[i][j] = start[i][j] + sum over k of a[i][k] b[k][j] for kRows rows and `vectors` vectors of columns, at least
+// `least`.
 template <int vectors>
 inline void multiply_panel(float* c, const float* start, const float* a, const float* b, int64_t depth, int64_t c_row,
-                           int64_t start_row, int64_t a_row, int64_t a_column) {
+                           int64_t start_row, int64_t a_row, int64_t a_column, float least) {
   V sum[kRows][vectors];
 #pragma GCC unroll 14
   for (int i = 0; i < kRows; ++i) {
@@ -92,7 +96,8 @@ inline void multiply_panel(float* c, const float* start, const float* a, const f
   for (int i = 0; i < kRows; ++i) {
 #pragma GCC unroll 2
     for (int j = 0; j < vectors; ++j) {
-      store(c + i * c_row + j * kWidth, load(start + i * start_row + j * kWidth) + sum[i][j]);
+      const V result = load(start + i * start_row + j * kWidth) + sum[i][j];
+      store(c + i * c_row + j * kWidth, at_least(result, splat(least)));
     }
   }
 }
@@ -100,12 +105,13 @@ inline void multiply_panel(float* c, const float* start, const float* a, const f
 // multiply_panel for any numbers of rows and columns, multiples of kRows and kWidth, the panels of b `panel` apart. With
 // start_row = 0, start is one row.
 void multiply(float* c, const float* start, const float* a, const float* b, int64_t rows, int64_t columns,
-              int64_t depth, int64_t panel, int64_t c_row, int64_t start_row, int64_t a_row, int64_t a_column) {
+              int64_t depth, int64_t panel, int64_t c_row, int64_t start_row, int64_t a_row, int64_t a_column,
+              float least = kLowest) {
   for (int64_t j = 0; j < columns; j += kPanel, b += panel) {
     const auto product = columns - j > kWidth ? multiply_panel<2> : multiply_panel<1>;
     for (int64_t i = 0; i < rows; i += kRows) {
       product(c + i * c_row + j, start + i * start_row + j, a + i * a_row, b, depth, c_row, start_row, a_row,
-              a_column);
+              a_column, least);
     }
   }
 }
@@ -222,8 +228,8 @@ void transform_input(float* to, const float* x, const float* zeros, const Grid& 
 }
 
 // Results of tiles [first, last) from [points][tiles][channels], plus those of `add` if it is there.
-void transform_result(float* y, const float* add, const float* from, const float* bias, const Grid& grid,
-                      int64_t channels, int64_t first, int64_t last, int64_t tiles) {
+void transform_result(float* y, const float* add, const float* from, const float* bias, float least,
+                      const Grid& grid, int64_t channels, int64_t first, int64_t last, int64_t tiles) {
   const int64_t point = tiles * channels;
   grid.each(first, last, [&](int64_t i, int64_t image, int64_t row, int64_t column) {
     const int64_t at = ((image * grid.height + row) * grid.width + column) * channels;
@@ -239,7 +245,7 @@ void transform_result(float* y, const float* add, const float* from, const float
       for (int s = 0; s < 2; ++s) of_result(whole[s], half[0][s], half[1][s], half[2][s], half[3][s]);
       const auto put = [&](int64_t pixel, V value) {
         const int64_t place = at + pixel * channels + c;
-        store(y + place, add ? load(add + place) + (value + b) : value + b);
+        store(y + place, at_least(add ? load(add + place) + (value + b) : value + b, splat(least)));
       };
       put(0, whole[0][0]);
       if (right) put(1, whole[1][0]);
@@ -371,8 +377,8 @@ void transform_weight(float* to, const float* weight, int64_t depth, int64_t col
 
 // transform(to, threads) writes the transformed weight.
 template <typename Transform>
-void convolve(float* y, const float* add, const float* x, const float* bias, const Grid& grid, int64_t inputs,
-              int64_t outputs, int threads, const Transform& transform) {
+void convolve(float* y, const float* add, const float* x, const float* bias, float least, const Grid& grid,
+              int64_t inputs, int64_t outputs, int threads, const Transform& transform) {
   const int64_t groups = (grid.count + kRows - 1) / kRows;
   const int64_t point = weight_point(inputs, outputs), size = kPoints * point;
   // What another thread wrote is far away: where each has enough to do, each transforms the weight for itself.
@@ -402,7 +408,7 @@ void convolve(float* y, const float* add, const float* x, const float* bias, con
         multiply(to + p * kTiles * outputs, outside, from + p * kTiles * inputs,
                  weight + p * point, rows, outputs, inputs, inputs * kPanel, outputs, 0, inputs, 1);
       }
-      transform_result(y, add, to, bias, grid, outputs, first, last, kTiles);
+      transform_result(y, add, to, bias, least, grid, outputs, first, last, kTiles);
     }
   });
 }
@@ -431,8 +437,8 @@ void to_panel(float* to, const float* from, int64_t depth, int64_t columns, int6
 
 // y[i][j] = add[i][j] + bias[j] + sum over k of x[i][k] weight[k][j], the entries of the weight at the strides; add and
 // bias may be null.
-void mix(float* y, const float* add, const float* x, const float* weight, const float* bias, int64_t pixels,
-         int64_t inputs, int64_t outputs, int64_t row, int64_t column, int threads) {
+void mix(float* y, const float* add, const float* x, const float* weight, const float* bias, float least,
+         int64_t pixels, int64_t inputs, int64_t outputs, int64_t row, int64_t column, int threads) {
   const int64_t blocks = (pixels + kTiles - 1) / kTiles, panels = (outputs + kPanel - 1) / kPanel;
   // A thread that transposes a panel works with it: what another one wrote is far away.
   const int64_t shares = std::clamp<int64_t>((threads + panels - 1) / panels, 1, blocks);
@@ -464,7 +470,7 @@ void mix(float* y, const float* add, const float* x, const float* weight, const 
         float* const out = y + first * outputs + j;
         const bool whole = rows == kTiles && written == columns;
         multiply(whole ? out : to_copy, sum, from, panel, kTiles, columns, inputs, 0, whole ? outputs : kPanel,
-                 add ? kPanel : 0, inputs, 1);
+                 add ? kPanel : 0, inputs, 1, least);
         for (int64_t i = 0; !whole && i < rows; ++i) std::copy_n(to_copy + i * kPanel, written, out + i * outputs);
       }
     }
@@ -528,12 +534,13 @@ void mix_backward_weight(float* grad_weight, float* grad_bias, const float* grad
 }  // namespace
 
 void convolution(float* y, const float* add, const float* x, const float* weight, const float* bias,
-                 const Convolution& c, int threads) {
+                 const Convolution& c, bool relu, int threads) {
+  const float least = relu ? 0 : kLowest;
   if (c.size == 1) {
-    mix(y, add, x, weight, bias, c.batch * c.height * c.width, c.inputs, c.outputs, c.input, c.output, threads);
+    mix(y, add, x, weight, bias, least, c.batch * c.height * c.width, c.inputs, c.outputs, c.input, c.output, threads);
     return;
   }
-  convolve(y, add, x, bias, Grid(c), c.inputs, c.outputs, threads, [&](float* to, int helpers) {
+  convolve(y, add, x, bias, least, Grid(c), c.inputs, c.outputs, threads, [&](float* to, int helpers) {
     transform_weight(to, weight, c.inputs, c.outputs, c.input, c.output, c.tap, false, helpers);
   });
 }
@@ -541,11 +548,11 @@ void convolution(float* y, const float* add, const float* x, const float* weight
 void convolution_backward_input(float* grad_x, const float* grad_y, const float* weight, const Convolution& c,
                                 int threads) {
   if (c.size == 1) {
-    mix(grad_x, nullptr, grad_y, weight, nullptr, c.batch * c.height * c.width, c.outputs, c.inputs, c.output, c.input,
-        threads);
+    mix(grad_x, nullptr, grad_y, weight, nullptr, kLowest, c.batch * c.height * c.width, c.outputs, c.inputs, c.output,
+        c.input, threads);
     return;
   }
-  convolve(grad_x, nullptr, grad_y, nullptr, Grid(c), c.outputs, c.inputs, threads, [&](float* to, int helpers) {
+  convolve(grad_x, nullptr, grad_y, nullptr, kLowest, Grid(c), c.outputs, c.inputs, threads, [&](float* to, int helpers) {
     transform_weight(to, weight, c.outputs, c.inputs, c.output, c.input, c.tap, true, helpers);
   });
 }

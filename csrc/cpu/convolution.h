@@ -14,9 +14,9 @@ struct Convolution {
   int64_t output, input, tap;  // strides of the weight
 };
 
-// y = add + x * weight + bias; add may be null.
+// y = add + x * weight + bias, of which negative entries become 0 with relu; add may be null.
 PNF_KERNEL(convolution, (float* y, const float* add, const float* x, const float* weight, const float* bias,
-                         const Convolution& shape, int threads))
+                         const Convolution& shape, bool relu, int threads))
 
 PNF_KERNEL(convolution_backward_input,
            (float* grad_x, const float* grad_y, const float* weight, const Convolution& shape, int threads))

@@ -1,5 +1,6 @@
 """The networks of :mod:`pnf.flows.networks`, with the same parameters, scheduled for speed."""
 
+from collections.abc import Sequence
 from typing import cast
 
 import torch
@@ -91,26 +92,22 @@ class _Norms:
 
 
 class ConvNetwork(networks.ConvNetwork):
-    """Convolutions in Winograd's form."""
+    """Convolutions in Winograd's form, each with its ReLU."""
 
     def forward(self, x: Tensor) -> Tensor:  # [B, inputs, H, W] -> [B, outputs, H, W]
-        for layer in self:
-            if isinstance(layer, nn.Conv2d) and layer.bias is not None:
-                x = ops.convolution(x, layer.weight, layer.bias)
-            else:
-                x = layer(x)
-        return x
+        return _convolve(x, list(self)[::2], ())
 
 
 class DenseNetwork(networks.DenseNetwork):
-    """Linear layers as 1x1 convolutions."""
+    """Linear layers as 1x1 convolutions, each with its ReLU."""
 
     def forward(self, x: Tensor) -> Tensor:  # [B, inputs] -> [B, outputs]
-        h = x[:, :, None, None]
-        for layer in self:
-            h = (
-                ops.convolution(h, layer.weight[:, :, None, None], layer.bias)
-                if isinstance(layer, nn.Linear)
-                else layer(h)
-            )
-        return h.flatten(1)
+        return _convolve(x[:, :, None, None], list(self)[::2], (1, 1)).flatten(1)
+
+
+def _convolve(h: Tensor, layers: Sequence[nn.Module], size: tuple[int, ...]) -> Tensor:
+    """The layers with ReLU between them, each weight with a size appended."""
+    for i, layer in enumerate(layers):
+        weight, bias = cast("Tensor", layer.weight), cast("Tensor", layer.bias)
+        h = ops.convolution(h, weight.view(*weight.shape, *size), bias, relu=i + 1 < len(layers))
+    return h

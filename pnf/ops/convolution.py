@@ -29,11 +29,12 @@ def convolution(
     weight: Tensor,  # [O, I, h, w]
     bias: Tensor,  # [O]
     add: Tensor | None = None,  # [B, O, H, W]
+    relu: bool = False,
 ) -> Tensor:
     if not _has_kernel(x, weight):
-        return reference(x, weight, bias, add)
+        return reference(x, weight, bias, add, relu)
     check_convolution(x, weight, bias, add)
-    return _convolution(x, weight, bias, add)
+    return _convolution(x, weight, bias, add, relu)
 
 
 def _has_kernel(x: Tensor, weight: Tensor) -> bool:
@@ -54,14 +55,14 @@ def _sizes(x: Tensor, weight: Tensor, last: bool) -> tuple[int, ...]:
 
 
 def _compiled(launch: Launch) -> Callable[..., Tensor]:
-    def run(x: Tensor, weight: Tensor, bias: Tensor, add: Tensor | None) -> Tensor:
+    def run(x: Tensor, weight: Tensor, bias: Tensor, add: Tensor | None, relu: bool) -> Tensor:
         if not _has_kernel(x, weight):
-            return _reference(x, weight, bias, add)
+            return _reference(x, weight, bias, add, relu)
         x = x.contiguous(memory_format=torch.channels_last)
         weight, last = dense(weight)
         y = empty(x, (x.shape[0], weight.shape[0], *x.shape[2:]), True)
         added = y if add is None else add.contiguous(memory_format=torch.channels_last)
-        launch((y, added, x, weight, bias.contiguous()), *_sizes(x, weight, last), add is not None)
+        launch((y, added, x, weight, bias.contiguous()), *_sizes(x, weight, last), add is not None, relu)
         return y
 
     return run
@@ -81,8 +82,8 @@ def _compiled_backward(launch: Launch) -> Callable[..., tuple[Tensor, Tensor, Te
     return run
 
 
-def _reference(x: Tensor, weight: Tensor, bias: Tensor, add: Tensor | None) -> Tensor:
-    return lay_out(reference(x, weight, bias, add), True)
+def _reference(x: Tensor, weight: Tensor, bias: Tensor, add: Tensor | None, relu: bool) -> Tensor:
+    return lay_out(reference(x, weight, bias, add, relu), True)
 
 
 def _reference_backward(grad_y: Tensor, x: Tensor, weight: Tensor, of_input: bool) -> tuple[Tensor, Tensor, Tensor]:
@@ -104,7 +105,7 @@ def _as_products(grad_y: Tensor, x: Tensor, weight: Tensor, of_input: bool) -> t
     return grad_x, grad_weight, grad_y.sum((0, 2, 3))
 
 
-def _fake(x: Tensor, weight: Tensor, bias: Tensor, add: Tensor | None) -> Tensor:  # noqa: ARG001
+def _fake(x: Tensor, weight: Tensor, bias: Tensor, add: Tensor | None, relu: bool) -> Tensor:  # noqa: ARG001
     return empty(x, (x.shape[0], weight.shape[0], *x.shape[2:]), True)
 
 
@@ -118,20 +119,23 @@ def _fake_backward(
     return grad_x, empty(weight, weight.shape, dense(weight)[1]), weight.new_empty(weight.shape[0])
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG001
-    x, weight, _, add = inputs
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, weight, _, add, relu = inputs
     ctx.of_input, ctx.added = x.requires_grad, add is not None
-    ctx.save_for_backward(x, weight)
+    ctx.save_for_backward(x, weight, output if relu else None)
 
 
 def _differentiate(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
-    grad_x, grad_weight, grad_bias = _backward(grad_y, *ctx.saved_tensors, ctx.of_input)
-    return grad_x if ctx.of_input else None, grad_weight, grad_bias, grad_y if ctx.added else None
+    x, weight, y = ctx.saved_tensors
+    if y is not None:
+        grad_y = torch.ops.aten.threshold_backward(grad_y, y, 0)
+    grad_x, grad_weight, grad_bias = _backward(grad_y, x, weight, ctx.of_input)
+    return grad_x if ctx.of_input else None, grad_weight, grad_bias, grad_y if ctx.added else None, None
 
 
 _convolution = register(
     "convolution",
-    "convolution(Tensor x, Tensor weight, Tensor bias, Tensor? add) -> Tensor",
+    "convolution(Tensor x, Tensor weight, Tensor bias, Tensor? add, bool relu) -> Tensor",
     reference=_reference,
     fake=_fake,
     backward=_differentiate,

@@ -12,17 +12,19 @@ def convolution(
     weight: Tensor,  # [O, I, h, w]
     bias: Tensor,  # [O]
     add: Tensor | None = None,  # [B, O, H, W]
+    relu: bool = False,
 ) -> Tensor:
     """A convolution (as in all of deep learning, a cross-correlation) with zeros around x that keep its size.
 
     ``y[b, o, i, j] = add[b, o, i, j] + bias[o] + sum weight[o, c, k, l] x[b, c, i + k - h // 2, j + l - w // 2]``, the
-    sum over c, k and l.
+    sum over c, k and l, and with ``relu`` the larger one of that and 0.
 
     Args:
         x: ``[B, I, H, W]``, floating.
         weight: ``[O, I, h, w]`` of the same dtype, h and w odd.
         bias: ``[O]`` of the same dtype.
         add: ``[B, O, H, W]`` of the same dtype, or None for zeros.
+        relu: whether negative results become 0.
 
     Returns:
         ``[B, O, H, W]`` of the same dtype.
@@ -37,7 +39,8 @@ def convolution(
     else:
         # PyTorch refuses sums of nothing, and sums for nothing.
         y = bias.view(-1, 1, 1).expand(x.shape[0], -1, *x.shape[2:]).contiguous()
-    return y if add is None else add + y
+    y = y if add is None else add + y
+    return y.relu() if relu else y
 
 
 def check_convolution(x: Tensor, weight: Tensor, bias: Tensor, add: Tensor | None) -> None:

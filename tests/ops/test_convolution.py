@@ -1,5 +1,7 @@
 """The compiled convolution against PyTorch's."""
 
+from typing import Any
+
 import pytest
 import torch
 from op_tests import Case, OpTests, implementations
@@ -24,11 +26,11 @@ def normal(*shape: int) -> Tensor:
 
 
 def forward(
-    batch: int, inputs: int, outputs: int, height: int, width: int, size: int = 3, add: bool = False
-) -> list[Tensor | None]:
+    batch: int, inputs: int, outputs: int, height: int, width: int, size: int = 3, add: bool = False, relu: bool = False
+) -> list[Any]:
     weight = normal(outputs, inputs, size, size)
     added = normal(batch, outputs, height, width) if add else None
-    return [normal(batch, inputs, height, width), weight, normal(outputs), added]
+    return [normal(batch, inputs, height, width), weight, normal(outputs), added, relu]
 
 
 def backward(
@@ -41,7 +43,7 @@ def backward(
 class TestConvolution(OpTests):
     cases = {
         **{
-            f"{size} {shape}": Case("convolution", lambda s=shape, k=size: forward(*s, k, add=s[0] % 2 == 1))
+            f"{size} {shape}": Case("convolution", lambda s=shape, k=size: forward(*s, k, s[0] % 2 == 1, s[0] != 3))
             for shape in SHAPES
             for size in (3, 1)
         },
@@ -51,7 +53,7 @@ class TestConvolution(OpTests):
             for size in (3, 1)
         },
         "add 1": Case("convolution", lambda: forward(2, 7, 33, 5, 8, 1, add=True)),
-        "5x1": Case("convolution", lambda: [normal(2, 16, 7, 4), normal(16, 16, 5, 1), normal(16), None]),
+        "5x1": Case("convolution", lambda: [normal(2, 16, 7, 4), normal(16, 16, 5, 1), normal(16), None, True]),
         "backward of the weight": Case("convolution_backward", lambda: backward(2, 16, 16, 4, 4, of_input=False)),
     }
 
@@ -59,9 +61,9 @@ class TestConvolution(OpTests):
 @pytest.mark.parametrize("implementation", implementations("convolution"), ids=str)
 def test_values_that_are_not_finite_stay_near(implementation: object) -> None:
     x, weight, bias = (t.float() for t in forward(1, 16, 16, 9, 9)[:3])
-    want = implementation.run("convolution", [x, weight, bias, None])[0]
+    want = implementation.run("convolution", [x, weight, bias, None, False])[0]
     x[0, 3, 4, 4] = torch.nan
-    (got,) = implementation.run("convolution", [x, weight, bias, None])
+    (got,) = implementation.run("convolution", [x, weight, bias, None, False])
     # Tiles of 2x2 results, of which each sees 4x4 pixels.
     assert got[..., 3:6, 3:6].isnan().all()
     far = torch.ones(9, 9, dtype=torch.bool)
