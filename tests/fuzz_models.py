@@ -23,13 +23,13 @@ sys.path.insert(0, str(Path(__file__).parent / "support"))
 from fuzzing import fuzz
 
 from pnf import fast, reference
-from pnf.flows.couplings import ActNorm, Coupling
+from pnf.flows.couplings import ActNorm, BatchNormFlow, Coupling
 
 RANGE = 1e30
 """Numbers up to here leave float32, which ends at 3e38, room for sums and for what bfloat16 adds to them."""
 
 SQUARABLE = 1e15
-"""The same for noise, which is squared."""
+"""The same for what is squared: noise, and what batch normalisation takes the variance of."""
 
 IMAGES = ("black", "white", "halves", "pairs", "noise", "least", "almost white", "dot", "denormal")
 
@@ -157,6 +157,8 @@ class Peak:
                 self.add(module.scale.detach().abs().exp())
             elif isinstance(module, ActNorm):
                 self.add(module.log_scale.detach().abs().exp())
+            elif isinstance(module, BatchNormFlow | nn.BatchNorm2d):
+                handles.append(module.register_forward_hook(lambda _m, args, _out: self.add(args[0], SQUARABLE)))
         try:
             yield
         finally:

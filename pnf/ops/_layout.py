@@ -45,6 +45,9 @@ def empty(x: Tensor, shape: Sequence[int], last: bool = False) -> Tensor:
     """A tensor like x, of that shape and layout."""
     if not last:
         return x.new_empty(shape)
+    if len(shape) == 4:
+        _, channels, height, width = shape
+        return x.new_empty_strided(shape, (height * width * channels, 1, width * channels, channels))
     strides, stride = [], shape[1]
     for size in reversed(shape[2:]):
         strides.append(stride)
@@ -61,6 +64,11 @@ def empty_like(x: Tensor, last: bool = False) -> Tensor:
 def wide(dtype: torch.dtype) -> torch.dtype:
     """The dtype of arithmetic and of sums: float32, or float64 for float64."""
     return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def cast(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """``x.to(dtype)``, which takes a microsecond even where nothing is to be done."""
+    return x if x.dtype is dtype else x.to(dtype)
 
 
 def rows(x: Tensor) -> tuple[int, int]:

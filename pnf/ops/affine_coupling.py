@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pnf.ops._layout import dense, dense_as, empty, lay_out, wide
+from pnf.ops._layout import cast, dense, dense_as, empty_like, lay_out, wide
 from pnf.ops._library import DTYPES, Kernel, Launch, cpp, documented_by, kernels, register, triton, vjp
 from pnf.reference import affine_coupling as reference
 from pnf.reference import affine_coupling_inverse as reference_inverse
@@ -63,11 +63,6 @@ def _dtypes(x: Tensor, raw: Tensor, log_det: Tensor) -> int:
     return DTYPES[x.dtype] | DTYPES[raw.dtype] << 2 | DTYPES[log_det.dtype] << 4
 
 
-def _to(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """``x.to(dtype)``, which takes a microsecond even where nothing is to be done."""
-    return x if x.dtype is dtype else x.to(dtype)
-
-
 def _compiled(launch: Launch) -> Callable[..., tuple[Tensor, Tensor]]:
     def run(
         x: Tensor, raw: Tensor, scale: Tensor, log_det: Tensor, mask: str | None, parity: int
@@ -76,15 +71,15 @@ def _compiled(launch: Launch) -> Callable[..., tuple[Tensor, Tensor]]:
         if (dtype, raw.dtype) not in NATIVE:
             x, raw = x.to(arithmetic), raw.to(arithmetic)
         x, last = dense(x)
-        y = empty(x, x.shape, last)
-        log_det = _to(log_det, torch.promote_types(log_det.dtype, arithmetic)).contiguous()
+        y = empty_like(x, last)
+        log_det = cast(log_det, torch.promote_types(log_det.dtype, arithmetic)).contiguous()
         out = log_det.new_empty(log_det.shape)
         launch(
-            (y, out, x, dense_as(raw, last), _to(scale, arithmetic).contiguous(), log_det),
+            (y, out, x, dense_as(raw, last), cast(scale, arithmetic).contiguous(), log_det),
             *_geometry(x, mask, parity, last),
             _dtypes(x, raw, log_det),
         )
-        return _to(y, dtype), out
+        return cast(y, dtype), out
 
     return run
 
@@ -97,11 +92,11 @@ def _compiled_backward(launch: Launch) -> Callable[..., tuple[Tensor, Tensor, Te
         if (x_dtype, raw_dtype) not in NATIVE:
             x, raw = x.to(arithmetic), raw.to(arithmetic)
         x, last = dense(x)
-        raw, grad_y = dense_as(raw, last), dense_as(_to(grad_y, x.dtype), last)
-        grad_log_det, bound = _to(grad_log_det, arithmetic).contiguous(), _to(scale, arithmetic).contiguous()
+        raw, grad_y = dense_as(raw, last), dense_as(cast(grad_y, x.dtype), last)
+        grad_log_det, bound = cast(grad_log_det, arithmetic).contiguous(), cast(scale, arithmetic).contiguous()
         grad_x, grad_raw, grad_scale = (
-            empty(x, x.shape, last),
-            empty(raw, raw.shape, last),
+            empty_like(x, last),
+            empty_like(raw, last),
             bound.new_empty(bound.shape),
         )
         launch(
@@ -109,7 +104,7 @@ def _compiled_backward(launch: Launch) -> Callable[..., tuple[Tensor, Tensor, Te
             *_geometry(x, mask, parity, last),
             _dtypes(x, raw, grad_log_det),
         )
-        return _to(grad_x, x_dtype), _to(grad_raw, raw_dtype), _to(grad_scale, scale.dtype)
+        return cast(grad_x, x_dtype), cast(grad_raw, raw_dtype), cast(grad_scale, scale.dtype)
 
     return run
 
@@ -171,7 +166,7 @@ def _fake(
     parity: int,  # noqa: ARG001
 ) -> tuple[Tensor, Tensor]:
     out = log_det.new_empty(log_det.shape, dtype=torch.promote_types(log_det.dtype, wide(x.dtype)))
-    return empty(x, x.shape, dense(x)[1]), out
+    return empty_like(x, dense(x)[1]), out
 
 
 def _fake_backward(
@@ -184,7 +179,7 @@ def _fake_backward(
     parity: int,  # noqa: ARG001
 ) -> tuple[Tensor, Tensor, Tensor]:
     last = dense(x)[1]
-    return empty(x, x.shape, last), empty(raw, raw.shape, last), scale.new_empty(scale.shape)
+    return empty_like(x, last), empty_like(raw, last), scale.new_empty(scale.shape)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:  # noqa: ARG001
@@ -196,7 +191,7 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
 def _differentiate(backward: Callable[..., Any]) -> Callable[..., Any]:
     def differentiate(ctx: Any, grad_y: Tensor, grad_log_det: Tensor) -> tuple[Tensor | None, ...]:
         grads = backward(grad_y, grad_log_det, *ctx.saved_tensors, ctx.mask, ctx.parity)
-        return *grads, _to(grad_log_det, ctx.log_det_dtype), None, None
+        return *grads, cast(grad_log_det, ctx.log_det_dtype), None, None
 
     return differentiate
 

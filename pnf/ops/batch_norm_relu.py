@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pnf.ops._layout import dense, dense_as, empty, lay_out, wide
+from pnf.ops._layout import cast, dense, dense_as, empty_like, lay_out, wide
 from pnf.ops._library import DTYPES, Launch, cpp, documented_by, kernels, register, triton, vjp
 from pnf.reference.batch_norm_relu import batch_norm_relu as reference
 from pnf.reference.batch_norm_relu import check_batch_norm_relu, other_dims, own, per_channel, statistics
@@ -39,8 +39,8 @@ def _compiled(launch: Launch) -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
         x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor | None, var: Tensor | None, eps: float
     ) -> tuple[Tensor, Tensor, Tensor]:
         x, last = dense(x)
-        y, dtype, of_batch = empty(x, x.shape, last), wide(x.dtype), mean is None or var is None
-        weight, bias = weight.to(dtype).contiguous(), bias.to(dtype).contiguous()
+        y, dtype, of_batch = empty_like(x, last), wide(x.dtype), mean is None or var is None
+        weight, bias = cast(weight, dtype).contiguous(), cast(bias, dtype).contiguous()
         if mean is None or var is None:
             mean, var = x.new_empty(weight.shape, dtype=dtype), x.new_empty(weight.shape, dtype=dtype)
         else:
@@ -57,10 +57,10 @@ def _compiled_backward(launch: Launch) -> Callable[..., tuple[Tensor, Tensor, Te
     ) -> tuple[Tensor, Tensor, Tensor]:
         x, last = dense(x)
         dtype = wide(x.dtype)
-        parameters = [p.to(dtype).contiguous() for p in (weight, bias, mean, var)]
-        grads = empty(x, x.shape, last), *(x.new_empty(weight.shape, dtype=dtype) for _ in range(2))
+        parameters = [cast(p, dtype).contiguous() for p in (weight, bias, mean, var)]
+        grads = empty_like(x, last), *(x.new_empty(weight.shape, dtype=dtype) for _ in range(2))
         launch((*grads, dense_as(grad_y, last), x, *parameters), *_sizes(x), last, batch, eps, DTYPES[x.dtype])
-        return grads[0], grads[1].to(weight.dtype), grads[2].to(bias.dtype)
+        return grads[0], cast(grads[1], weight.dtype), cast(grads[2], bias.dtype)
 
     return run
 
@@ -106,7 +106,7 @@ def _fake(
     eps: float,  # noqa: ARG001
 ) -> tuple[Tensor, Tensor, Tensor]:
     used = [x.new_empty(x.shape[1], dtype=wide(x.dtype)) for _ in range(2)]
-    return empty(x, x.shape, dense(x)[1]), used[0], used[1]
+    return empty_like(x, dense(x)[1]), used[0], used[1]
 
 
 def _fake_backward(
@@ -119,7 +119,7 @@ def _fake_backward(
     eps: float,  # noqa: ARG001
     batch: bool,  # noqa: ARG001
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return empty(x, x.shape, dense(x)[1]), weight.new_empty(weight.shape), bias.new_empty(bias.shape)
+    return empty_like(x, dense(x)[1]), weight.new_empty(weight.shape), bias.new_empty(bias.shape)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pnf.ops._layout import dense, dense_as, empty, lay_out, wide
+from pnf.ops._layout import cast, dense, dense_as, empty, empty_like, lay_out, wide
 from pnf.ops._library import DTYPES, Launch, cpp, documented_by, kernels, register, triton, vjp
 from pnf.reference.batch_norm_relu import other_dims, own, per_channel, statistics
 from pnf.reference.conditioner_input import check_conditioner_input
@@ -70,10 +70,10 @@ def _compiled(launch: Launch) -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
         if offset is None:
             norm, mean, var = NONE, x.new_empty(0, dtype=dtype), x.new_empty(0, dtype=dtype)
         elif mean is None or var is None:
-            norm, offset = BATCH, offset.to(dtype).contiguous()
+            norm, offset = BATCH, cast(offset, dtype).contiguous()
             mean, var = x.new_empty(offset.shape, dtype=dtype), x.new_empty(offset.shape, dtype=dtype)
         else:
-            norm, offset = GIVEN, offset.to(dtype).contiguous()
+            norm, offset = GIVEN, cast(offset, dtype).contiguous()
             mean, var = own(mean, dtype), own(var, dtype)
         tensors = (h, mean, var, x, condition, mean if offset is None else offset)
         launch(tensors, *sizes, last, norm, gain, eps, DTYPES[x.dtype])
@@ -97,16 +97,16 @@ def _compiled_backward(launch: Launch) -> Callable[..., tuple[Tensor, Tensor]]:
     ) -> tuple[Tensor, Tensor]:
         x, last = dense(x)
         dtype = wide(x.dtype)
-        mean, var = mean.to(dtype).contiguous(), var.to(dtype).contiguous()
-        grad_x, grad_offset = empty(x, x.shape, last), x.new_empty(mean.shape, dtype=dtype)
+        mean, var = cast(mean, dtype).contiguous(), cast(var, dtype).contiguous()
+        grad_x, grad_offset = empty_like(x, last), x.new_empty(mean.shape, dtype=dtype)
         norm = NONE if offset is None else BATCH if batch else GIVEN
-        parameter = mean if offset is None else offset.to(dtype).contiguous()
+        parameter = mean if offset is None else cast(offset, dtype).contiguous()
         sizes = _sizes(x, 0, mask, parity)
         beside = grad_h.shape[1] - 2 * sizes[3] - sizes[7]
         sizes = (*sizes[:4], beside, *sizes[5:])
         tensors = (grad_x, grad_offset, dense_as(grad_h, last), x, parameter, mean, var)
         launch(tensors, *sizes, last, norm, gain, eps, DTYPES[x.dtype])
-        return grad_x, grad_offset if offset is None else grad_offset.to(offset.dtype)
+        return grad_x, grad_offset if offset is None else cast(grad_offset, offset.dtype)
 
     return run
 
@@ -215,7 +215,7 @@ def _fake_backward(
     batch: bool,  # noqa: ARG001
 ) -> tuple[Tensor, Tensor]:
     dtype = wide(x.dtype) if offset is None else offset.dtype
-    return empty(x, x.shape, dense(x)[1]), mean.new_empty(mean.shape, dtype=dtype)
+    return empty_like(x, dense(x)[1]), mean.new_empty(mean.shape, dtype=dtype)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import conv2d, unfold
 
-from pnf.ops._layout import dense, empty, lay_out
+from pnf.ops._layout import dense, empty, empty_like, lay_out
 from pnf.ops._library import Launch, cpp, documented_by, kernels, register, vjp
 from pnf.reference.convolution import check_convolution
 from pnf.reference.convolution import convolution as reference
@@ -74,8 +74,8 @@ def _compiled_backward(launch: Launch) -> Callable[..., tuple[Tensor, Tensor, Te
             return _reference_backward(grad_y, x, weight, of_input)
         x, grad_y = (t.contiguous(memory_format=torch.channels_last) for t in (x, grad_y))
         weight, last = dense(weight)
-        grad_x = empty(x, x.shape, True) if of_input else x.new_empty(0)
-        grad_weight, grad_bias = empty(weight, weight.shape, last), weight.new_empty(weight.shape[0])
+        grad_x = empty_like(x, True) if of_input else x.new_empty(0)
+        grad_weight, grad_bias = empty_like(weight, last), weight.new_empty(weight.shape[0])
         launch((grad_x, grad_weight, grad_bias, grad_y, x, weight), *_sizes(x, weight, last), of_input)
         return grad_x, grad_weight, grad_bias
 
@@ -115,8 +115,8 @@ def _fake_backward(
     weight: Tensor,
     of_input: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    grad_x = empty(x, x.shape, True) if of_input else x.new_empty(0)
-    return grad_x, empty(weight, weight.shape, dense(weight)[1]), weight.new_empty(weight.shape[0])
+    grad_x = empty_like(x, True) if of_input else x.new_empty(0)
+    return grad_x, empty_like(weight, dense(weight)[1]), weight.new_empty(weight.shape[0])
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

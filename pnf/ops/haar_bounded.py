@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pnf.ops._layout import dense, dense_as, empty, lay_out, wide
+from pnf.ops._layout import cast, dense, dense_as, empty, empty_like, lay_out, wide
 from pnf.ops._library import DTYPES, Launch, cpp, documented_by, kernels, register, triton, vjp
 from pnf.reference import haar, haar_bounded
 from pnf.reference.haar_bounded import BOUNDARY, LARGEST_EXPONENT
@@ -59,7 +59,7 @@ def _compiled_split(launch: Launch) -> Callable[..., tuple[Tensor, ...]]:
         shape = _scaled(x.shape, dim, 1, 2)
         s, u, dtype = empty(x, shape, last), empty(x, shape, last), wide(x.dtype)
         log_det = x.new_empty(shape[0], dtype=dtype)
-        tensors = s, u, log_det, x, gamma.to(dtype).contiguous()
+        tensors = s, u, log_det, x, cast(gamma, dtype).contiguous()
         launch(tensors, *_sizes(shape, dim, last), DTYPES[x.dtype])
         return s, u, log_det
 
@@ -73,10 +73,10 @@ def _compiled_split_backward(launch: Launch) -> Callable[..., tuple[Tensor, ...]
         x, last = dense(x)
         shape, dtype = x.shape, wide(x.dtype)
         grad_x, grad_gamma = empty(x, shape, last), x.new_empty(shape[1], dtype=dtype)
-        grads = dense_as(grad_s, last), dense_as(grad_u, last), grad_log_det.to(dtype).contiguous()
-        tensors = grad_x, grad_gamma, *grads, x, gamma.to(dtype).contiguous()
+        grads = dense_as(grad_s, last), dense_as(grad_u, last), cast(grad_log_det, dtype).contiguous()
+        tensors = grad_x, grad_gamma, *grads, x, cast(gamma, dtype).contiguous()
         launch(tensors, *_sizes(_scaled(shape, dim, 1, 2), dim, last), DTYPES[x.dtype])
-        return grad_x, grad_gamma.to(gamma.dtype)
+        return grad_x, cast(grad_gamma, gamma.dtype)
 
     return run
 
@@ -86,7 +86,7 @@ def _compiled_merge(launch: Launch) -> Callable[..., tuple[Tensor, ...]]:
         s, last = dense(s)
         shape, dtype = s.shape, wide(s.dtype)
         x, log_det = empty(s, _scaled(shape, dim, 2), last), s.new_empty(shape[0], dtype=dtype)
-        tensors = x, log_det, s, dense_as(u, last), gamma.to(dtype).contiguous()
+        tensors = x, log_det, s, dense_as(u, last), cast(gamma, dtype).contiguous()
         launch(tensors, *_sizes(shape, dim, last), DTYPES[s.dtype])
         return x, log_det
 
@@ -99,10 +99,10 @@ def _compiled_merge_backward(launch: Launch) -> Callable[..., tuple[Tensor, ...]
         shape, dtype = s.shape, wide(s.dtype)
         grad_s, grad_u = empty(s, shape, last), empty(s, shape, last)
         grad_gamma = s.new_empty(shape[1], dtype=dtype)
-        grads = dense_as(grad_x, last), grad_log_det.to(dtype).contiguous()
-        tensors = grad_s, grad_u, grad_gamma, *grads, s, dense_as(u, last), gamma.to(dtype).contiguous()
+        grads = dense_as(grad_x, last), cast(grad_log_det, dtype).contiguous()
+        tensors = grad_s, grad_u, grad_gamma, *grads, s, dense_as(u, last), cast(gamma, dtype).contiguous()
         launch(tensors, *_sizes(shape, dim, last), DTYPES[s.dtype])
-        return grad_s, grad_u, grad_gamma.to(gamma.dtype)
+        return grad_s, grad_u, cast(grad_gamma, gamma.dtype)
 
     return run
 
@@ -183,7 +183,7 @@ def _fake_split(x: Tensor, gamma: Tensor, dim: int) -> tuple[Tensor, ...]:  # no
 
 def _fake_split_backward(*inputs: Any) -> tuple[Tensor, ...]:
     *_, x, gamma, _ = inputs
-    return empty(x, x.shape, dense(x)[1]), gamma.new_empty(gamma.shape)
+    return empty_like(x, dense(x)[1]), gamma.new_empty(gamma.shape)
 
 
 def _fake_merge(s: Tensor, u: Tensor, gamma: Tensor, dim: int) -> tuple[Tensor, ...]:  # noqa: ARG001
@@ -193,7 +193,7 @@ def _fake_merge(s: Tensor, u: Tensor, gamma: Tensor, dim: int) -> tuple[Tensor, 
 def _fake_merge_backward(*inputs: Any) -> tuple[Tensor, ...]:
     *_, s, _, gamma, _ = inputs
     last = dense(s)[1]
-    return empty(s, s.shape, last), empty(s, s.shape, last), gamma.new_empty(gamma.shape)
+    return empty_like(s, last), empty_like(s, last), gamma.new_empty(gamma.shape)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:  # noqa: ARG001

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pnf.ops._layout import dense, dense_as, empty, lay_out, rows, wide
+from pnf.ops._layout import cast, dense, dense_as, empty_like, lay_out, rows, wide
 from pnf.ops._library import DTYPES, Kernel, Launch, cpp, documented_by, kernels, register, triton, vjp
 from pnf.reference.logit import BOUNDARY, check_logit
 from pnf.reference.logit import logit as reference
@@ -36,7 +36,7 @@ def logit_inverse(
 def _compiled(launch: Launch) -> Callable[..., tuple[Tensor, Tensor]]:
     def run(x: Tensor, alpha: float) -> tuple[Tensor, Tensor]:
         x, last = dense(x)
-        out = empty(x, x.shape, last)
+        out = empty_like(x, last)
         log_det = x.new_empty(x.shape[0], dtype=wide(x.dtype))
         launch((out, log_det, x), *rows(x), alpha, DTYPES[x.dtype])
         return out, log_det
@@ -47,8 +47,8 @@ def _compiled(launch: Launch) -> Callable[..., tuple[Tensor, Tensor]]:
 def _compiled_backward(launch: Launch) -> Callable[..., Tensor]:
     def run(grad_out: Tensor, grad_log_det: Tensor, x: Tensor, alpha: float) -> Tensor:
         x, last = dense(x)
-        out = empty(x, x.shape, last)
-        grad_log_det = grad_log_det.to(wide(x.dtype)).contiguous()
+        out = empty_like(x, last)
+        grad_log_det = cast(grad_log_det, wide(x.dtype)).contiguous()
         launch((out, dense_as(grad_out, last), grad_log_det, x), *rows(x), alpha, DTYPES[x.dtype])
         return out
 
@@ -87,11 +87,11 @@ def _beside(log_det: Tensor, x: Tensor) -> Tensor:
 
 
 def _fake(x: Tensor, alpha: float) -> tuple[Tensor, Tensor]:  # noqa: ARG001
-    return empty(x, x.shape, dense(x)[1]), x.new_empty(x.shape[0], dtype=wide(x.dtype))
+    return empty_like(x, dense(x)[1]), x.new_empty(x.shape[0], dtype=wide(x.dtype))
 
 
 def _fake_backward(grad_out: Tensor, grad_log_det: Tensor, x: Tensor, alpha: float) -> Tensor:  # noqa: ARG001
-    return empty(x, x.shape, dense(x)[1])
+    return empty_like(x, dense(x)[1])
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:  # noqa: ARG001

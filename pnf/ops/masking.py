@@ -214,7 +214,7 @@ def _reference_input_backward(grad: Tensor, channels: int, mask: str, parity: in
 
 
 def _fake_apply(x: Tensor, mask: str, parity: int) -> Tensor:  # noqa: ARG001
-    return empty(x, x.shape, dense(x)[1])
+    return empty_like(x, dense(x)[1])
 
 
 def _fake_pack(x: Tensor, mask: str, parity: int) -> tuple[Tensor, Tensor]:

@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
-from pnf.ops._layout import dense, empty, lay_out, rows, wide
+from pnf.ops._layout import cast, dense, empty_like, lay_out, rows, wide
 from pnf.ops._library import DTYPES, Launch, cpp, documented_by, kernels, register, triton, vjp
 from pnf.reference.standard_normal import check_standard_normal
 from pnf.reference.standard_normal import standard_normal as reference
@@ -34,8 +34,8 @@ def _compiled(launch: Launch) -> Callable[..., Tensor]:
 def _compiled_backward(launch: Launch) -> Callable[..., Tensor]:
     def run(grad: Tensor, z: Tensor) -> Tensor:
         z, last = dense(z)
-        out = empty(z, z.shape, last)
-        launch((out, grad.to(wide(z.dtype)).contiguous(), z), *rows(z), DTYPES[z.dtype])
+        out = empty_like(z, last)
+        launch((out, cast(grad, wide(z.dtype)).contiguous(), z), *rows(z), DTYPES[z.dtype])
         return out
 
     return run
@@ -51,7 +51,7 @@ def _fake(z: Tensor) -> Tensor:
 
 
 def _fake_backward(grad: Tensor, z: Tensor) -> Tensor:  # noqa: ARG001
-    return empty(z, z.shape, dense(z)[1])
+    return empty_like(z, dense(z)[1])
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG001

@@ -3,14 +3,13 @@
 On a GPU it is CUDA C++, and not Triton, because a kernel can be handed a table of pointers by value there.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pnf.ops._layout import dense, dense_as, empty, lay_out, wide
+from pnf.ops._layout import dense, dense_as, empty_like, lay_out, wide
 from pnf.ops._library import DTYPES, Kernel, Launch, cpp, cuda, documented_by, kernels, register, vjp
 from pnf.reference.weight_norm import LEAST_SQUARE, check_weight_norm
 from pnf.reference.weight_norm import weight_norm as reference
@@ -32,7 +31,7 @@ def weight_norm(
 def _compiled(launch: Launch) -> Callable[..., list[Tensor]]:
     def run(directions: Sequence[Tensor], magnitudes: Magnitudes) -> list[Tensor]:
         laid_out = [dense(direction) for direction in directions]
-        weights = [empty(x, x.shape, last) for x, last in laid_out]
+        weights = [empty_like(x, last) for x, last in laid_out]
         directions = [x for x, _ in laid_out]
         if directions:
             tensors = (*weights, *directions, *_given(magnitudes, directions))
@@ -47,8 +46,8 @@ def _compiled_backward(launch: Launch) -> Callable[..., list[Tensor]]:
         laid_out = [dense(direction) for direction in directions]
         directions = [x for x, _ in laid_out]
         grads = [dense_as(grad, last) for grad, (_, last) in zip(grads, laid_out, strict=True)]
-        found = [empty(x, x.shape, last) for x, last in laid_out]
-        found_magnitudes = [None if m is None else empty(m, m.shape) for m in magnitudes]
+        found = [empty_like(x, last) for x, last in laid_out]
+        found_magnitudes = [None if m is None else empty_like(m) for m in magnitudes]
         if directions:
             outputs = (*found, *_given(found_magnitudes, found))
             tensors = (*outputs, *grads, *directions, *_given(magnitudes, directions))
@@ -67,7 +66,8 @@ def _sizes(directions: Sequence[Tensor], magnitudes: Magnitudes) -> list[int]:
     """Rows, length of a row, and whether there is a magnitude, of every layer."""
     sizes: list[int] = []
     for x, magnitude in zip(directions, magnitudes, strict=True):
-        sizes += [x.shape[0], math.prod(x.shape[1:]), magnitude is not None]
+        rows = x.shape[0]
+        sizes += [rows, x.numel() // max(rows, 1), magnitude is not None]
     return sizes
 
 
@@ -95,7 +95,7 @@ def _reference_backward(grads: Sequence[Tensor], directions: Sequence[Tensor], m
 
 
 def _fake(directions: Sequence[Tensor], magnitudes: Magnitudes) -> list[Tensor]:  # noqa: ARG001
-    return [empty(x, x.shape, dense(x)[1]) for x in directions]
+    return [empty_like(x, dense(x)[1]) for x in directions]
 
 
 def _fake_backward(
@@ -103,8 +103,8 @@ def _fake_backward(
     directions: Sequence[Tensor],
     magnitudes: Magnitudes,
 ) -> list[Tensor]:
-    found = [empty(x, x.shape, dense(x)[1]) for x in directions]
-    return [*found, *(empty(m, m.shape) for m in magnitudes if m is not None)]
+    found = [empty_like(x, dense(x)[1]) for x in directions]
+    return [*found, *(empty_like(m) for m in magnitudes if m is not None)]
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:  # noqa: ARG001

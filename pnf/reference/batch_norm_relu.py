@@ -58,7 +58,7 @@ def check_batch_norm_relu(x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor 
 def check_floating(op: str, tensors: dict[str, Tensor]) -> None:
     """Raise unless every argument is a floating tensor."""
     for name, tensor in tensors.items():
-        if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
+        if not (isinstance(tensor, Tensor) and tensor.is_floating_point()):
             got = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
             raise TypeError(f"{op}: {name} must be a floating Tensor, got {got}")
 
@@ -89,7 +89,7 @@ def statistics(x: Tensor, mean: Tensor | None, var: Tensor | None) -> tuple[Tens
 
 def own(x: Tensor, dtype: torch.dtype) -> Tensor:
     """A contiguous copy of that dtype."""
-    return x.to(dtype, copy=True, memory_format=torch.contiguous_format)
+    return x.to(dtype).clone(memory_format=torch.contiguous_format)
 
 
 def other_dims(x: Tensor) -> list[int]:

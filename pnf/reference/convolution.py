@@ -48,20 +48,19 @@ def check_convolution(x: Tensor, weight: Tensor, bias: Tensor, add: Tensor | Non
     op = "convolution"
     tensors = {"x": x, "weight": weight, "bias": bias} | ({} if add is None else {"add": add})
     check_floating(op, tensors)
-    # Autocast makes the dtypes equal.
-    if not torch.is_autocast_enabled(x.device.type):
-        for name, tensor in tensors.items():
-            if tensor.dtype != x.dtype:
-                raise TypeError(f"{op}: {name} must have the dtype of x, {x.dtype}, got {tensor.dtype}")
+    dtype = x.dtype
+    for name, tensor in tensors.items():
+        # Autocast makes the dtypes equal.
+        if tensor.dtype != dtype and not torch.is_autocast_enabled(x.device.type):
+            raise TypeError(f"{op}: {name} must have the dtype of x, {dtype}, got {tensor.dtype}")
     if x.dim() != 4:
         raise ValueError(f"{op}: x must be [B, I, H, W], got {list(x.shape)}")
-    if weight.dim() != 4 or weight.shape[1] != x.shape[1] or not weight.shape[2] % 2 or not weight.shape[3] % 2:
-        raise ValueError(
-            f"{op}: weight must be [O, {x.shape[1]}, h, w] with odd sizes h and w, got {list(weight.shape)}"
-        )
-    if bias.shape != weight.shape[:1]:
-        raise ValueError(f"{op}: bias must be [{weight.shape[0]}], got {list(bias.shape)}")
-    if add is not None and list(add.shape) != [x.shape[0], weight.shape[0], *x.shape[2:]]:
-        raise ValueError(
-            f"{op}: add must be {[x.shape[0], weight.shape[0], *x.shape[2:]]}, as the result, got {list(add.shape)}"
-        )
+    batch, inputs, height, width = x.shape
+    outputs, of_inputs, *size = weight.shape if weight.dim() == 4 else (0, 0, 0, 0)
+    if of_inputs != inputs or not size[0] % 2 or not size[1] % 2:
+        raise ValueError(f"{op}: weight must be [O, {inputs}, h, w] with odd sizes h and w, got {list(weight.shape)}")
+    if bias.shape != (outputs,):
+        raise ValueError(f"{op}: bias must be [{outputs}], got {list(bias.shape)}")
+    if add is not None and add.shape != (batch, outputs, height, width):
+        want = [batch, outputs, height, width]
+        raise ValueError(f"{op}: add must be {want}, as the result, got {list(add.shape)}")
