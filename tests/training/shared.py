@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from pnf.cli import main
 from pnf.data import load
 from pnf.training import RunConfig, evaluate, load_run, processes, train
 
@@ -19,3 +20,5 @@ for path in sorted(folder.glob("*/run.json")):
     result = evaluate(flow, load("fashion-mini", "test", 8, limit=101), batch_size=10)
     if processes.rank() == 0:
         path.with_name("result.json").write_text(json.dumps([result.nats, result.stage_nats]))
+sys.argv = ["pnf", "sample", str(folder / "dense/shared"), "-n", "600", "--out", str(folder / "dense/samples.png")]
+main()

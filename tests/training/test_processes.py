@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from pnf.cli import main
 from pnf.data import Images, dequantize, load
 from pnf.training import RunConfig, RunError, evaluate, load_run, processes, train
 
@@ -68,6 +69,15 @@ def test_processes_evaluate_as_one_does(shared: Path) -> None:
     nats, stage_nats = json.loads((shared / "dense/result.json").read_text())
     assert nats == result.nats
     assert stage_nats == result.stage_nats
+
+
+def test_processes_sample_as_one_does(shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "samples.png"
+    monkeypatch.setattr(sys, "argv", ["pnf", "sample", str(shared / "dense/shared"), "-n", "600", "--out", str(out)])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert not ended.value.code
+    assert out.read_bytes() == (shared / "dense/samples.png").read_bytes()
 
 
 def test_one_process_writes(shared: Path) -> None:
