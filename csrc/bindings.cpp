@@ -17,6 +17,7 @@ PYBIND11_MODULE(_C, m) {
   pnf::bind_haar(cpu);
   pnf::bind_haar_bounded(cpu);
   pnf::bind_masking(cpu, cuda);
+  pnf::bind_residual_network(cpu);
   pnf::bind_squeeze(cpu);
   pnf::bind_standard_normal(cpu);
   pnf::bind_weight_norm(cpu, cuda);

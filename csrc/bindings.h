@@ -30,6 +30,7 @@ void bind_logit(py::module_& cpu);
 void bind_haar(py::module_& cpu);
 void bind_haar_bounded(py::module_& cpu);
 void bind_masking(py::module_& cpu, py::module_& cuda);
+void bind_residual_network(py::module_& cpu);
 void bind_squeeze(py::module_& cpu);
 void bind_standard_normal(py::module_& cpu);
 void bind_weight_norm(py::module_& cpu, py::module_& cuda);

@@ -308,6 +308,24 @@ def convolution(make: Maker) -> Call:
 
 
 @family
+def residual_network(make: Maker) -> Call:
+    batch, hidden, outputs = (make.draw(st.sampled_from(n)) for n in ([0, 1, 3], [16, 32, 5], [1, 6, 16]))
+    make.scale = 1.0  # products of several layers would leave float16's range
+    skip, blocks, size = (hidden, hidden, 1, 1), make.draw(st.integers(0, 2)), make.draw(st.sampled_from([1, 3]))
+    shapes = [skip, *[(hidden, hidden, size, size), (hidden, hidden, size, size), skip] * blocks]
+    shapes.append((outputs, hidden, 1, 1))
+    magnitudes = [make.normal(o, 1, 1, 1) if make.draw(st.booleans()) else None for o, *_ in shapes]
+    normed, norms = make.draw(st.booleans()), []
+    for _ in range(2 * blocks + 1 if normed else 0):
+        norms += [make.normal(hidden) for _ in range(3)]
+        norms.append(make.entries(torch.rand(hidden, generator=make.generator, dtype=torch.float64) + 0.5))
+    h = make.normal(batch, hidden, *[make.draw(st.integers(1, 6)) for _ in range(2)])
+    filters = [make.normal(*shape) for shape in shapes], magnitudes, [make.normal(o) for o, *_ in shapes]
+    # Each convolution may err twice as much as others.
+    return Call("residual_network", [h, *filters, norms, 1e-4], rounds=2 + 2 * blocks)
+
+
+@family
 def weight_norm(make: Maker) -> Call:
     shapes = [list(make.shape((2, 4))) for _ in range(make.draw(st.integers(1, 3)))]
     for shape in shapes:

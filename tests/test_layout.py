@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 # Families that are left to PyTorch's libraries on GPUs.
-LIBRARY_ON_GPUS = {"convolution"}
+LIBRARY_ON_GPUS = {"convolution", "residual_network"}
 PNF = ROOT / "pnf"
 
 

@@ -10,6 +10,7 @@ from torch.nn.functional import relu
 from pnf import ops
 from pnf.flows import networks
 from pnf.flows.networks import NETWORK_EPS, Block, InputNorm, WeightNormConv2d
+from pnf.ops.residual_network import run_blocks
 
 
 class ResidualNetwork(networks.ResidualNetwork):
@@ -20,23 +21,26 @@ class ResidualNetwork(networks.ResidualNetwork):
         x: Tensor,  # [B, channels, H, W]
         condition: Tensor | None,  # [B, condition, H, W]
     ) -> Tensor:  # [B, outputs, H, W]
-        layers = self._layers()
-        weights = ops.weight_norm([layer.direction for layer in layers], [layer.magnitude for layer in layers])
-        left = zip(weights, [layer.bias for layer in layers], strict=True)
-        norms = _Norms()
-
-        def convolve(h: Tensor, add: Tensor | None = None) -> Tensor:
-            return ops.convolution(h, *next(left), add)
-
-        h = convolve(self._input(x, condition, norms))
-        out = convolve(h)
-        for block in cast("list[Block]", self.blocks):
-            inner = convolve(norms.norm_relu(block.norm1, h))
-            h = convolve(norms.norm_relu(block.norm2, inner), h)
-            out = convolve(h, out)
-        out = convolve(norms.norm_relu(self.out_norm, out))
+        layers, norms = self._layers(), _Norms()
+        directions, magnitudes = [layer.direction for layer in layers], [layer.magnitude for layer in layers]
+        biases = [layer.bias for layer in layers]
+        if self._in_one(x):
+            weights = ops.weight_norm(directions[:1], magnitudes[:1])
+            h = ops.convolution(self._input(x, condition, norms), weights[0], biases[0])
+            return ops.residual_network(h, directions[1:], magnitudes[1:], biases[1:], self._statistics(), NETWORK_EPS)
+        weights = ops.weight_norm(directions, magnitudes)
+        h = ops.convolution(self._input(x, condition, norms), weights[0], biases[0])
+        after = self._norms()
+        out = run_blocks(
+            h, zip(weights[1:], biases[1:], strict=True), lambda i, y: norms.norm_relu(after[i], y), ops.convolution
+        )
         norms.track()
         return out
+
+    def _in_one(self, x: Tensor) -> bool:
+        """Whether one op does it: on a CPU, in float32, where nothing is learnt and no gradients are asked for."""
+        learnt = self.training or torch.is_grad_enabled()
+        return not learnt and x.is_cpu and x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
 
     def _layers(self) -> list[WeightNormConv2d]:
         """The convolutions, in the order in which they are run."""
@@ -44,6 +48,20 @@ class ResidualNetwork(networks.ResidualNetwork):
         for block, skip in zip(cast("list[Block]", self.blocks), self.skips, strict=True):
             found += [block.conv1, block.conv2, cast("WeightNormConv2d", skip)]
         return [*found, self.out]
+
+    def _norms(self) -> list[nn.Module]:
+        """The normalisations behind the first convolution, in the order in which they are run."""
+        blocks = cast("list[Block]", self.blocks)
+        return [*(norm for block in blocks for norm in (block.norm1, block.norm2)), self.out_norm]
+
+    def _statistics(self) -> list[Tensor]:
+        """What these normalise by; nothing without batch normalisation."""
+        layers = [norm for norm in self._norms() if isinstance(norm, nn.BatchNorm2d)]
+        return [
+            cast("Tensor", x)
+            for layer in layers
+            for x in (layer.weight, layer.bias, layer.running_mean, layer.running_var)
+        ]
 
     def _input(self, x: Tensor, condition: Tensor | None, norms: "_Norms") -> Tensor:
         mask, parity, gain = self.mask, self.parity, self.gain

@@ -40,18 +40,28 @@ def convolution(
 def _has_kernel(x: Tensor, weight: Tensor) -> bool:
     if not isinstance(x, Tensor) or not isinstance(weight, Tensor) or not x.is_cpu or torch.is_autocast_enabled("cpu"):
         return False
+    return x.dtype == weight.dtype == torch.float32 and filter_has_kernel(weight)
+
+
+def filter_has_kernel(weight: Tensor) -> bool:
+    """Whether the compiled convolution takes a weight of that shape."""
     outputs, inputs, *size = weight.shape if weight.dim() == 4 else (0, 0)
-    if not x.dtype == weight.dtype == torch.float32 or not weight.numel():
+    if not outputs or not inputs:
         return False
     return size == [1, 1] or (size == [3, 3] and outputs % MULTIPLE == 0 and inputs % MULTIPLE == 0)
 
 
+def filter_sizes(weight: Tensor, last: bool) -> tuple[int, ...]:
+    """Inputs, outputs and size, and the strides of output, input and tap."""
+    outputs, inputs, size, _ = weight.shape
+    taps = size * size
+    return (inputs, outputs, size, taps * inputs, *((1, inputs) if last else (taps, 1)))
+
+
 def _sizes(x: Tensor, weight: Tensor, last: bool) -> tuple[int, ...]:
-    """Batch, height, width, inputs, outputs and size, and the strides of the weight: output, input, tap."""
-    batch, inputs, height, width = x.shape
-    size, taps = weight.shape[2], weight.shape[2] ** 2
-    strides = (taps * inputs, 1, inputs) if last else (taps * inputs, taps, 1)
-    return batch, height, width, inputs, weight.shape[0], size, *strides
+    """Batch, height and width, and those of the weight."""
+    batch, _, height, width = x.shape
+    return batch, height, width, *filter_sizes(weight, last)
 
 
 def _compiled(launch: Launch) -> Callable[..., Tensor]:

@@ -64,6 +64,28 @@ def test_equals_the_reference(
     assert_close(twin.encode(xs[0].detach()), flow.encode(xs[0].detach()), rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("hidden", [8, 16])
+@pytest.mark.parametrize("blocks", [1, 3])
+@pytest.mark.parametrize("norm", ["act", "batch", "none"])
+def test_evaluation_without_gradients_equals_the_reference(
+    randomise: Callable[..., nn.Module], norm: str, blocks: int, hidden: int
+) -> None:
+    flow, twin = pair(randomise, (3, 8, 16), "conv", "bounded", norm, blocks=blocks, hidden=hidden)
+    x, z = torch.rand(5, 3, 8, 16), 0.5 * torch.randn(5, flow.dims)
+    with torch.no_grad():
+        for method, argument in (("log_prob", x), ("inverse", z)):
+            want, got = (getattr(f.eval(), method)(argument) for f in (flow, twin))
+            for a, b in zip(want, got, strict=True):
+                assert_close(b, a, rtol=1e-5, atol=1e-5 * a.abs().max().item())
+        # Weights are taken as they are at every call.
+        before = twin.log_prob(x)
+        for f in (flow, twin):
+            for parameter in f.parameters():
+                parameter.data += 0.1
+        assert_close(twin.log_prob(x), flow.log_prob(x), rtol=1e-5, atol=1e-5 * before.abs().max().item())
+        assert not torch.equal(twin.log_prob(x), before)
+
+
 def test_second_derivatives_equal_the_reference(randomise: Callable[..., nn.Module]) -> None:
     found = []
     for flow in pair(randomise, (1, 8, 8), "conv", "bounded", "act"):

@@ -1,0 +1,93 @@
+#include "cpu/residual_network.h"
+
+#include <cmath>
+#include <cstddef>
+
+#include "cpu/batch_norm_relu.h"
+#include "cpu/convolution.h"
+#include "cpu/weight_norm.h"
+
+namespace pnf::cpu::PNF_ISA {
+namespace {
+
+// Cuts memory into pieces.
+struct Scratch {
+  float* left;
+
+  float* take(int64_t n) {
+    float* const found = left;
+    left += (n + kLine - 1) / kLine * kLine;
+    return found;
+  }
+};
+
+// What a filter becomes with the batch normalisation that follows it, if one does.
+struct Folded {
+  std::vector<float> magnitude, bias;
+  float* weight;
+};
+
+}  // namespace
+
+void residual_network(float* y, float* scratch, const float* h, const ResidualNetwork& network, int threads) {
+  const std::vector<Filter>& filters = network.filters;
+  const size_t last = filters.size() - 1, blocks = last / 3;
+  const int64_t hidden = filters[0].inputs, entries = network.batch * network.height * network.width * hidden;
+  // (x - 0) / sqrt(1 + 0) * 1 + 0, where there are no norms.
+  const std::vector<float> zeros(static_cast<size_t>(hidden)), ones(static_cast<size_t>(hidden), 1.0f);
+  const bool normed = !network.norms.empty();
+  const Norm nothing{ones.data(), zeros.data(), zeros.data(), ones.data()};
+  const double eps = normed ? network.eps : 0;
+  const auto norm = [&](size_t i) -> const Norm& { return normed ? network.norms[i] : nothing; };
+
+  Scratch memory{scratch};
+  std::vector<Folded> folded;
+  std::vector<Layer> layers;
+  for (size_t i = 0; i <= last; ++i) {
+    const Filter& filter = filters[i];
+    const bool skip = i < last && i % 3 == 0, first = i < last && i % 3 == 1;
+    const Norm& follows = skip ? norm(2 * blocks) : first ? norm(i / 3 * 2 + 1) : nothing;
+    const int64_t length = filter.inputs * filter.size * filter.size;
+    Folded to{std::vector<float>(static_cast<size_t>(filter.outputs)),
+              std::vector<float>(static_cast<size_t>(filter.outputs)), memory.take(filter.outputs * length)};
+    for (int64_t o = 0; o < filter.outputs; ++o) {
+      double scale = 1, shift = 0;
+      if (skip || first) {
+        scale = static_cast<double>(follows.weight[o]) / std::sqrt(static_cast<double>(follows.var[o]) + eps);
+        // The skips are added up before they are normalised, and only one of them brings the shift.
+        if (first || i == 0) {
+          shift = static_cast<double>(follows.bias[o]) - static_cast<double>(follows.mean[o]) * scale;
+        }
+      }
+      const double magnitude = filter.magnitude ? static_cast<double>(filter.magnitude[o]) : 1;
+      to.magnitude[static_cast<size_t>(o)] = static_cast<float>(magnitude * scale);
+      to.bias[static_cast<size_t>(o)] = static_cast<float>(static_cast<double>(filter.bias[o]) * scale + shift);
+    }
+    layers.push_back({to.weight, filter.direction, to.magnitude.data(), filter.outputs, length});
+    folded.push_back(std::move(to));
+  }
+  weight_norm(layers, DType::kFloat32, threads);
+
+  const auto convolve = [&](float* to, const float* add, const float* from, size_t i, bool relu) {
+    const Filter& f = filters[i];
+    const Convolution shape{network.batch, network.height, network.width, f.inputs, f.outputs, f.size, f.output, f.input,
+                            f.tap};
+    convolution(to, add, from, folded[i].weight, folded[i].bias.data(), shape, relu, threads);
+  };
+  const Channels channels{network.batch, hidden, network.height * network.width, true};
+  float *const normal = memory.take(entries), *const inner = memory.take(entries);
+  float *const state = memory.take(entries), *const out = memory.take(entries);
+  convolve(out, nullptr, h, 0, blocks == 0);
+  for (size_t i = 0; i < blocks; ++i) {
+    const float* const before = i == 0 ? h : state;
+    const Norm& n = norm(2 * i);
+    batch_norm_relu(normal, const_cast<float*>(n.mean), const_cast<float*>(n.var), before, n.weight, n.bias, channels,
+                    false, eps, DType::kFloat32, threads);
+    convolve(inner, nullptr, normal, 3 * i + 1, true);
+    convolve(state, before, inner, 3 * i + 2, false);
+    convolve(out, out, state, 3 * i + 3, i + 1 == blocks);
+  }
+  convolve(y, nullptr, out, last, false);
+}
+
+}  // namespace pnf::cpu::PNF_ISA

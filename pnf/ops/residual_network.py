@@ -1,0 +1,100 @@
+"""The residual network of a convolutional coupling in evaluation; the compiled twin of its reference.
+
+Networks are small where images are, and there most of the time would pass between ops. So on a CPU all of it is one op,
+with weight normalisation folded into the convolutions, and every batch normalisation that follows a convolution, too.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from pnf.ops._layout import dense, empty, lay_out
+from pnf.ops._library import Launch, cpp, documented_by, kernels, register, vjp
+from pnf.ops.convolution import filter_has_kernel, filter_sizes
+from pnf.reference.residual_network import check_residual_network
+from pnf.reference.residual_network import residual_network as reference
+from pnf.reference.residual_network import run_blocks as run_blocks
+
+__all__ = ["residual_network"]
+
+Tensors = Sequence[Tensor]
+Magnitudes = Sequence[Tensor | None]
+
+LINE = 16
+"""Of which the sizes of what lies in the scratch memory are multiples: a cache line of float32."""
+
+
+@documented_by(reference)
+def residual_network(
+    h: Tensor,  # [B, hidden, H, W]
+    directions: Tensors,  # [O, I, h, w] each
+    magnitudes: Magnitudes,  # [O, 1, 1, 1] each
+    biases: Tensors,  # [O] each
+    norms: Tensors,  # [hidden] each
+    eps: float = 1e-4,
+) -> Tensor:
+    check_residual_network(h, directions, magnitudes, biases, norms)
+    return _residual_network(h, list(directions), list(magnitudes), list(biases), list(norms), eps)
+
+
+def _compiled(launch: Launch) -> Callable[..., Tensor]:
+    def run(
+        h: Tensor, directions: Tensors, magnitudes: Magnitudes, biases: Tensors, norms: Tensors, eps: float
+    ) -> Tensor:
+        if h.dtype != torch.float32 or not h.numel() or not all(map(filter_has_kernel, directions)):
+            return _reference(h, directions, magnitudes, biases, norms, eps)
+        h = h.contiguous(memory_format=torch.channels_last)
+        weights, given, sizes, scratch = [], [], [], 4 * _rounded(h)
+        for direction, magnitude in zip(directions, magnitudes, strict=True):
+            weight, last = dense(direction)
+            weights.append(weight)
+            given.append(weight if magnitude is None else magnitude.contiguous())
+            sizes += [*filter_sizes(weight, last), magnitude is not None]
+            scratch += _rounded(weight)
+        y = empty(h, _shape(h, directions), True)
+        others = [x.contiguous() for x in (*biases, *norms)]
+        batch, _, height, width = h.shape
+        launch((y, h.new_empty(scratch), h, *weights, *given, *others), sizes, batch, height, width, eps)
+        return y
+
+    return run
+
+
+def _rounded(x: Tensor) -> int:
+    return -x.numel() // LINE * -LINE
+
+
+def _shape(h: Tensor, directions: Tensors) -> Sequence[int]:
+    return h.shape[0], directions[-1].shape[0], *h.shape[2:]
+
+
+def _reference(
+    h: Tensor, directions: Tensors, magnitudes: Magnitudes, biases: Tensors, norms: Tensors, eps: float
+) -> Tensor:
+    return lay_out(reference(h, directions, magnitudes, biases, norms, eps), True)
+
+
+def _fake(
+    h: Tensor,
+    directions: Tensors,
+    magnitudes: Magnitudes,  # noqa: ARG001
+    biases: Tensors,  # noqa: ARG001
+    norms: Tensors,  # noqa: ARG001
+    eps: float,  # noqa: ARG001
+) -> Tensor:
+    return empty(h, _shape(h, directions), True)
+
+
+_backward, _save = vjp(reference)
+
+_residual_network = register(
+    "residual_network",
+    "residual_network(Tensor h, Tensor[] directions, Tensor?[] magnitudes, Tensor[] biases, Tensor[] norms, float eps)"
+    " -> Tensor",
+    reference=_reference,
+    fake=_fake,
+    backward=_backward,
+    setup_context=_save,
+    kernels=kernels(_compiled, cpp=cpp("residual_network")),
+)

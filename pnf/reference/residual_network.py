@@ -1,0 +1,119 @@
+"""The residual network of a convolutional coupling, from its first hidden layer on, in evaluation."""
+
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from pnf.reference.batch_norm_relu import batch_norm_relu, check_floating
+from pnf.reference.convolution import convolution
+from pnf.reference.weight_norm import check_weight_norm, weight_norm
+
+
+def residual_network(
+    h: Tensor,  # [B, hidden, H, W]
+    directions: Sequence[Tensor],  # [O, I, h, w] each
+    magnitudes: Sequence[Tensor | None],  # [O, 1, 1, 1] each
+    biases: Sequence[Tensor],  # [O] each
+    norms: Sequence[Tensor],  # [hidden] each
+    eps: float = 1e-4,
+) -> Tensor:
+    """Pre-activation residual blocks with skip connections into one output, which a last convolution turns into y.
+
+    ``out = skip_0(h)``; for every block ``h = h + b(relu(norm(a(relu(norm(h))))))`` and ``out = out + skip(h)``; then
+    ``y = last(relu(norm(out)))``. The convolutions keep the size of the image, and their weights are
+    ``magnitude * direction / ||direction||``.
+
+    Args:
+        h: ``[B, hidden, H, W]``, floating.
+        directions: of ``skip_0``, of ``a``, ``b`` and ``skip`` of each block, and of the last convolution, of the dtype
+            of h; all but the last have ``hidden`` outputs, all have ``hidden`` inputs, and their sizes are odd.
+        magnitudes: as many, ``[O, 1, 1, 1]`` of that dtype; ``None`` is 1.
+        biases: as many, ``[O]`` of that dtype.
+        norms: of the two normalisations of each block and the last one, each ``weight, bias, mean, var``, ``[hidden]``
+            of that dtype; empty for none at all.
+        eps: added to every ``var``.
+
+    Returns:
+        ``[B, outputs, H, W]`` of the same dtype.
+
+    Raises:
+        TypeError: an argument is no floating tensor, or their dtypes differ.
+        ValueError: lists or shapes that do not belong together, or an even size.
+
+    Source: Dinh, Sohl-Dickstein and Bengio, "Density estimation using Real NVP" (2016), section 3.6 and their code.
+    """
+    check_residual_network(h, directions, magnitudes, biases, norms)
+
+    def norm_relu(i: int, x: Tensor) -> Tensor:
+        if not norms:
+            return x.relu()
+        weight, bias, mean, var = norms[4 * i : 4 * i + 4]
+        return batch_norm_relu(x, weight, bias, mean, var, eps)[0]
+
+    return run_blocks(h, zip(weight_norm(directions, magnitudes), biases, strict=True), norm_relu, convolution)
+
+
+def run_blocks(
+    h: Tensor,  # [B, hidden, H, W]
+    filters: Iterator[tuple[Tensor, Tensor]],
+    norm_relu: Callable[[int, Tensor], Tensor],
+    convolution: Callable[..., Tensor],
+) -> Tensor:
+    """The network with its weights and biases, where ``norm_relu(i, x)`` is normalisation ``i`` and its ReLU.
+
+    ``convolution(x, weight, bias, add)`` is that of the ops.
+    """
+    left = list(filters)[::-1]
+
+    def convolve(x: Tensor, add: Tensor | None = None) -> Tensor:
+        return convolution(x, *left.pop(), add)
+
+    out, i = convolve(h), 0
+    while len(left) > 1:
+        inner = convolve(norm_relu(i, h))
+        h = convolve(norm_relu(i + 1, inner), h)
+        out, i = convolve(h, out), i + 2
+    return convolve(norm_relu(i, out))
+
+
+def check_residual_network(
+    h: Tensor,
+    directions: Sequence[Tensor],
+    magnitudes: Sequence[Tensor | None],
+    biases: Sequence[Tensor],
+    norms: Sequence[Tensor],
+) -> None:
+    """Raise the errors that :func:`residual_network` documents."""
+    op = "residual_network"
+    check_floating(op, {"h": h})
+    check_weight_norm(directions, magnitudes)
+    blocks, odd = divmod(len(directions) - 2, 3)
+    if odd or blocks < 0:
+        raise ValueError(f"{op}: directions must be 3 for each block and 2 more, got {len(directions)}")
+    for name, tensors, count in (("biases", biases, len(directions)), ("norms", norms, 4 * (2 * blocks + 1))):
+        if len(tensors) != count and (tensors or name == "biases"):
+            raise ValueError(f"{op}: {name} must be {count} tensors, got {len(tensors)}")
+    if h.dim() != 4:
+        raise ValueError(f"{op}: h must be [B, hidden, H, W], got {list(h.shape)}")
+    dtype, hidden = h.dtype, h.shape[1]
+    for i, (direction, bias) in enumerate(zip(directions, biases, strict=True)):
+        _check(f"directions[{i}]", direction, dtype)
+        shape = direction.shape
+        outputs = shape[0] if i == len(directions) - 1 else hidden
+        if len(shape) != 4 or shape[0] != outputs or shape[1] != hidden or not shape[2] % 2 or not shape[3] % 2:
+            want = f"[{'O' if i == len(directions) - 1 else hidden}, {hidden}, h, w]"
+            raise ValueError(f"{op}: directions[{i}] must be {want} with odd sizes h and w, got {list(shape)}")
+        _check(f"biases[{i}]", bias, dtype)
+        if bias.shape != (outputs,):
+            raise ValueError(f"{op}: biases[{i}] must be [{outputs}], got {list(bias.shape)}")
+    for i, norm in enumerate(norms):
+        _check(f"norms[{i}]", norm, dtype)
+        if norm.shape != (hidden,):
+            raise ValueError(f"{op}: norms[{i}] must be [{hidden}], got {list(norm.shape)}")
+
+
+def _check(name: str, tensor: Tensor, dtype: torch.dtype) -> None:
+    if not (isinstance(tensor, Tensor) and tensor.dtype == dtype):
+        got = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
+        raise TypeError(f"residual_network: {name} must be a Tensor of the dtype of h, {dtype}, got {got}")
