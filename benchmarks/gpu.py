@@ -118,6 +118,7 @@ def op_calls(shape: tuple[int, ...], dtype: torch.dtype) -> dict[str, tuple[Call
         "haar_merge": (lambda s, d: ops.haar_merge(s, d, -1), [half, half.clone()], 0),
         "haar_pyramid": (lambda x: ops.haar_pyramid(x, 2), [x], 0),
         "haar_bounded_split": (lambda x, g: ops.haar_bounded_split(x, g, -1), [pixels, vector], 1),
+        "act_norm": (ops.act_norm, [last, vector, vector.clone(), log_det], 1),
         "affine_coupling": (lambda *a: ops.affine_coupling(*a, "checkerboard"), [x, raw, vector, log_det], again),
         "affine_coupling_inverse": (
             lambda *a: ops.affine_coupling_inverse(*a, "checkerboard"),

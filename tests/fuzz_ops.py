@@ -224,6 +224,16 @@ def haar(make: Maker) -> Call:
 
 
 @family
+def act_norm(make: Maker) -> Call:
+    x = make.normal(*make.shape((2, 5)))
+    shift, log_scale = (lay_out(make.draw, make.wide_normal(x.shape[1])) for _ in range(2))
+    op, per_example = make.draw(st.sampled_from(["act_norm", "act_norm_inverse"])), make.wide_normal(x.shape[0])
+    if make.draw(st.booleans()):
+        return Call(op, [x, shift, log_scale, per_example])
+    return Call(f"{op}_backward", [make.normal(*x.shape), per_example, x, shift, log_scale])
+
+
+@family
 def affine_coupling(make: Maker) -> Call:
     mask = make.draw(st.sampled_from(["checkerboard", "channel", None]))
     shape = make.shape((3, 4) if mask == "checkerboard" else (2, 5), even=[1])

@@ -1,17 +1,10 @@
 #pragma once
 
-#include <cstdint>
-
 #include "cpu/isa.h"
+#include "cpu/shape.h"
 #include "dtype.h"
 
 namespace pnf::cpu {
-
-// [batch, channels, sites], or [batch, sites, channels] with the channels last.
-struct Channels {
-  int64_t batch, channels, sites;
-  bool last;
-};
 
 // y = relu((x - mean) / sqrt(var + eps) * weight + bias); parameters and statistics are Wide<T>[channels]. With
 // `statistics`, mean and var are written: those of x, which must not be empty; otherwise they are read.

@@ -36,12 +36,14 @@ class ActNorm(FlowNorm):
 
     Args:
         channels: of the input, dim 1.
+        ops: the op table.
     """
 
     initialized: Tensor
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, ops: OpTable) -> None:
         super().__init__()
+        self.ops = ops
         self.shift = nn.Parameter(torch.zeros(channels))
         self.log_scale = nn.Parameter(torch.zeros(channels))
         self.register_buffer("initialized", torch.zeros((), dtype=torch.bool))
@@ -59,8 +61,7 @@ class ActNorm(FlowNorm):
     ) -> tuple[Tensor, Tensor]:
         if self.training and not self._ready:
             self._initialize(x.detach())
-        shift, log_scale = self._aligned(x)
-        return (x + shift) * log_scale.exp(), log_det + self._log_det(x)
+        return self.ops.act_norm(x, self.shift, self.log_scale, log_det)
 
     def inverse(
         self,
@@ -68,15 +69,7 @@ class ActNorm(FlowNorm):
         log_det: Tensor,
         statistics: tuple[Tensor, ...] | None = None,  # noqa: ARG002
     ) -> tuple[Tensor, Tensor]:
-        shift, log_scale = self._aligned(y)
-        return y * (-log_scale).exp() - shift, log_det - self._log_det(y)
-
-    def _log_det(self, x: Tensor) -> Tensor:
-        return math.prod(x.shape[2:]) * self.log_scale.sum()
-
-    def _aligned(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        shape = (-1, *(1,) * (x.dim() - 2))
-        return self.shift.view(shape), self.log_scale.view(shape)
+        return self.ops.act_norm_inverse(y, self.shift, self.log_scale, log_det)
 
     @torch.no_grad()
     def _initialize(self, x: Tensor) -> None:
@@ -146,11 +139,11 @@ class BatchNormFlow(FlowNorm):
         return -0.5 * math.prod(x.shape[2:]) * (var + NETWORK_EPS).log().sum()
 
 
-def make_norm(norm: str, channels: int) -> FlowNorm | None:
+def make_norm(norm: str, channels: int, ops: OpTable) -> FlowNorm | None:
     """The normalisation layer of that name: ``"act"``, ``"batch"`` or ``"none"``."""
     if norm == "none":
         return None
-    return ActNorm(channels) if norm == "act" else BatchNormFlow(channels)
+    return ActNorm(channels, ops) if norm == "act" else BatchNormFlow(channels)
 
 
 class Coupling(nn.Module):
@@ -166,7 +159,7 @@ class Coupling(nn.Module):
         super().__init__()
         self.ops = ops
         self.scale = nn.Parameter(torch.ones(transformed))
-        self.norm = make_norm(norm, transformed)
+        self.norm = make_norm(norm, transformed, ops)
         self.network_dtype: torch.dtype | None = None
 
     def precision(self, x: Tensor) -> AbstractContextManager[object]:

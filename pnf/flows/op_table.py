@@ -22,6 +22,10 @@ class _HaarBoundedMerge(Protocol):
     def __call__(self, s: Tensor, u: Tensor, gamma: Tensor, dim: int) -> tuple[Tensor, Tensor]: ...
 
 
+class _ActNorm(Protocol):
+    def __call__(self, x: Tensor, /, shift: Tensor, log_scale: Tensor, log_det: Tensor) -> tuple[Tensor, Tensor]: ...
+
+
 class _AffineCoupling(Protocol):
     def __call__(
         self, x: Tensor, /, raw: Tensor, scale: Tensor, log_det: Tensor, mask: str | None = None, parity: int = 0
@@ -59,6 +63,8 @@ class OpTable(NamedTuple):
     haar_merge: _HaarMerge
     haar_bounded_split: _HaarBoundedSplit
     haar_bounded_merge: _HaarBoundedMerge
+    act_norm: _ActNorm
+    act_norm_inverse: _ActNorm
     affine_coupling: _AffineCoupling
     affine_coupling_inverse: _AffineCoupling
     mask_apply: _MaskApply

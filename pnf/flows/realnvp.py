@@ -263,7 +263,7 @@ class _DenseFlow(nn.Module):
         self.size, self.channels, self.ops = tuple(size), channels, owner.ops
         sites = math.prod(size)
         halves = (channels * ((sites + 1) // 2), channels * (sites // 2))
-        norms = nn.ModuleList(ActNorm(half) for half in halves if owner.norm == "act")
+        norms = nn.ModuleList(ActNorm(half, owner.ops) for half in halves if owner.norm == "act")
         self.norms = cast("Sequence[ActNorm]", norms)
         couplings = nn.ModuleList(
             DenseCoupling(
@@ -359,7 +359,7 @@ class _ConvFlow(nn.Module):
             network = owner.conv_network(condition, 2 * channels, hidden=4 * owner.hidden, layers=2, kernel=kernel)
             self.injector = Injector(channels, network, owner.ops)
         in_front = owner.norm == "act" or (owner.norm == "batch" and self.injector is not None)
-        self.norm = ActNorm(channels) if in_front else None
+        self.norm = ActNorm(channels, owner.ops) if in_front else None
         self.channels = channels
         levels = nn.ModuleList(
             _Scale(channels << k, condition << (2 * k), owner.hidden << k, kernel, k == self.scales - 1, owner)

@@ -1,5 +1,6 @@
 """Differentiable ops with compiled kernels, for people who build flows; same signatures as in pnf.reference."""
 
+from pnf.ops.act_norm import act_norm, act_norm_inverse
 from pnf.ops.affine_coupling import affine_coupling, affine_coupling_inverse
 from pnf.ops.batch_norm_relu import batch_norm_relu
 from pnf.ops.conditioner_input import conditioner_input
@@ -14,6 +15,8 @@ from pnf.ops.standard_normal import standard_normal
 from pnf.ops.weight_norm import weight_norm
 
 __all__ = [
+    "act_norm",
+    "act_norm_inverse",
     "affine_coupling",
     "affine_coupling_inverse",
     "batch_norm_relu",

@@ -1,6 +1,8 @@
 """The specification: every op in plain differentiable PyTorch, and the flows bound to them."""
 
 from pnf import flows
+from pnf.reference.act_norm import act_norm as act_norm
+from pnf.reference.act_norm import act_norm_inverse as act_norm_inverse
 from pnf.reference.affine_coupling import affine_coupling as affine_coupling
 from pnf.reference.affine_coupling import affine_coupling_inverse as affine_coupling_inverse
 from pnf.reference.batch_norm_relu import batch_norm_relu as batch_norm_relu
@@ -29,6 +31,8 @@ OPS = flows.OpTable(
     haar_merge=haar_merge,
     haar_bounded_split=haar_bounded_split,
     haar_bounded_merge=haar_bounded_merge,
+    act_norm=act_norm,
+    act_norm_inverse=act_norm_inverse,
     affine_coupling=affine_coupling,
     affine_coupling_inverse=affine_coupling_inverse,
     mask_apply=mask_apply,

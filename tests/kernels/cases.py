@@ -74,6 +74,17 @@ def coupling(op: str, mask: str | None) -> Case:
     return Case(op, arguments, mode=mask or "", narrow={"out": few, "parts": few, "log_det": few})
 
 
+def act_norm(op: str) -> Case:
+    def arguments(x: Meta, s: Shape) -> Sequence[Any]:
+        backward = op.endswith("backward")
+        grads = [x(*s), x.wide(s[0])] if backward else []
+        return [*grads, x(*s), x.wide(s[1]), x.wide(s[1]), *([] if backward else [x.wide(s[0])])]
+
+    few = "one entry for each example or channel, or a part of a sum"
+    small = "out", "log_det", "log_scale", "shift", "parts", "grad_shift", "grad_log_scale", "grad_log_det"
+    return Case(op, arguments, narrow=dict.fromkeys(small, few))
+
+
 def haar_parts(x: Meta, s: Shape, levels: int, axes: str) -> list[Tensor]:
     """The base and the details of a pyramid, coarse first."""
     size, details = [*s], []
@@ -205,6 +216,7 @@ CASES = [
         Case("squeeze_inverse", lambda x, s, order=order: [x(s[0], 4 * s[1], s[2] // 2, s[3] // 2), order], order)
         for order in ("plain", "factor")
     ),
+    *(act_norm(f"{op}{suffix}") for op in ("act_norm", "act_norm_inverse") for suffix in ("", "_backward")),
     *(coupling("affine_coupling", mask) for mask in (None, "checkerboard", "channel")),
     *(coupling("affine_coupling_backward", mask) for mask in (None, "checkerboard", "channel")),
     coupling("affine_coupling_inverse", "checkerboard"),

@@ -71,6 +71,12 @@ def test_logit() -> None:
     assert last(ops.logit(x, 0.05)[0]) == last(ops.logit(x[:, -4:], 0.05)[0])
 
 
+def test_act_norm() -> None:
+    y, log_det = ops.act_norm(zeros(1, 2, N // 2), torch.full((2,), -1.0), torch.full((2,), 4.0).log(), torch.zeros(1))
+    assert last(y) == [0, 4, 8, 12]
+    assert log_det.item() == pytest.approx(N * math.log(4.0), rel=1e-6)
+
+
 def test_affine_coupling() -> None:
     x, raw = zeros(1, 2, N // 2), zeros(1, 2, N // 2)
     y, _ = ops.affine_coupling(x, raw, torch.ones(1), torch.zeros(1), "channel", 0)

@@ -108,6 +108,10 @@ CASES = {
         for mask, parity in ((None, 0), ("checkerboard", 0), ("checkerboard", 1), ("channel", 0), ("channel", 1))
     },
     **{
+        op.__name__: Case(op, lambda b: [normal(b, 4, 3, 2), normal(4), normal(4), normal(b)])
+        for op in (ref.act_norm, ref.act_norm_inverse)
+    },
+    **{
         f"squeeze {order}": Case(lambda x, o=order: ref.squeeze(x, o), lambda b: [normal(b, 2, 4, 2)])
         for order in ("plain", "factor")
     },

@@ -1,0 +1,218 @@
+#include "cpu/act_norm.h"
+
+#include "cpu/channels.h"
+
+namespace pnf::cpu::PNF_ISA {
+namespace {
+
+template <bool inverse, typename C>
+struct Map {
+  Vec<C> shift, scale;
+
+  // What is multiplied by the scale.
+  Vec<C> factor(Vec<C> x) const {
+    if constexpr (inverse) return x;
+    return x + shift;
+  }
+  Vec<C> operator()(Vec<C> x) const {
+    if constexpr (inverse) return x * scale - shift;
+    return (x + shift) * scale;
+  }
+};
+
+template <bool inverse, typename C>
+struct Parameters {
+  const C* shift;
+  std::vector<C> scale;
+
+  Parameters(const C* shifts, const C* log_scale, int64_t channels) : shift(shifts), scale(channels) {
+    const auto exponential = [](Vec<C> v) { return exp(inverse ? -v : v); };
+    for_vectors<C>(
+        0, channels, [&](int64_t i) { store(scale.data() + i, exponential(load(log_scale + i))); },
+        [&](int64_t i, int64_t n) { store_part(scale.data() + i, exponential(load_part(log_scale + i, n)), n); });
+  }
+
+  Map<inverse, C> channel(int64_t c) const { return {splat(shift[c]), splat(scale[c])}; }
+};
+
+// The maps of the lanes of a period.
+template <bool inverse, typename C>
+struct Maps {
+  std::vector<C> shift, scale;
+
+  Maps(const Rows<C>& rows, const Parameters<inverse, C>& p)
+      : shift(rows.spread(p.shift)), scale(rows.spread(p.scale.data())) {}
+
+  Map<inverse, C> operator()(int64_t j) const { return {load(shift.data() + j), load(scale.data() + j)}; }
+};
+
+template <bool inverse, typename T, typename C>
+void forward(T* y, const T* x, const Parameters<inverse, C>& p, const Channels& shape, int threads) {
+  for_chunks(shape.batch * shape.channels, shape.sites, threads, [&](int64_t row, int64_t first, int64_t last) {
+    const Map<inverse, C> map = p.channel(row % shape.channels);
+    T* to = y + row * shape.sites;
+    const T* from = x + row * shape.sites;
+    for_vectors<C>(
+        first, last, [&](int64_t i) { store(to + i, map(load(from + i))); },
+        [&](int64_t i, int64_t n) { store_part(to + i, map(load_part(from + i, n)), n); });
+  });
+}
+
+template <bool inverse, typename T, typename C>
+void forward_rows(T* y, const T* x, const Parameters<inverse, C>& p, const Channels& shape, int threads) {
+  const Rows<C> rows(shape.batch * shape.sites, shape.channels);
+  const Maps<inverse, C> maps(rows, p);
+  rows.run(threads, [&](int64_t begin, int64_t end) {
+    for (int64_t block = begin; block < end; ++block) {
+      const int64_t start = rows.first(block) * shape.channels;
+      T* to = y + start;
+      const T* from = x + start;
+      rows.each(
+          rows.last(block) * shape.channels - start, maps,
+          [&](int64_t i, const Map<inverse, C>& map) { store(to + i, map(load(from + i))); },
+          [&](int64_t i, const Map<inverse, C>& map, int64_t n) {
+            store_part(to + i, map(load_part(from + i, n)), n);
+          });
+    }
+  });
+}
+
+// Both backwards call finish(channel, sum of grad_y, sum of grad_y times what was multiplied by the scale).
+
+template <bool inverse, typename T, typename C, typename Finish>
+void backward(T* grad_x, const T* grad_y, const T* x, const Parameters<inverse, C>& p, const Channels& shape,
+              int threads, const Finish& finish) {
+  const Pieces pieces(shape.batch, shape.sites);
+  const int64_t n = pieces.count();
+  std::vector<double> parts(2 * shape.channels * n);
+  pieces.run(
+      shape.channels, threads,
+      [&](int64_t c, int64_t piece) {
+        const Map<inverse, C> map = p.channel(c);
+        Sum<C> sum, product;
+        pieces.each(piece, [&](int64_t b, int64_t first, int64_t last) {
+          const int64_t at = (b * shape.channels + c) * shape.sites;
+          T* to = grad_x + at;
+          const T *from = x + at, *grad = grad_y + at;
+          for_vectors_by_four<C>(
+              first, last,
+              [&](int64_t i, int u) {
+                const Vec<C> g = load(grad + i);
+                sum.parts[u] += g;
+                product.parts[u] += g * map.factor(load(from + i));
+                store(to + i, g * map.scale);
+              },
+              [&](int64_t i, int64_t k) {
+                const Vec<C> g = load_part(grad + i, k);
+                sum.parts[3] += g;
+                product.parts[3] += first_lanes<C>(g * map.factor(load_part(from + i, k)), k);
+                store_part(to + i, g * map.scale, k);
+              });
+        });
+        parts[2 * (c * n + piece)] = sum.total();
+        parts[2 * (c * n + piece) + 1] = product.total();
+      },
+      [&](int64_t c) {
+        double sum = 0, product = 0;
+        for (int64_t i = c * n; i < (c + 1) * n; ++i) sum += parts[2 * i], product += parts[2 * i + 1];
+        finish(c, sum, product);
+      },
+      [](int64_t, int64_t) {});
+}
+
+template <bool inverse, typename T, typename C, typename Finish>
+void backward_rows(T* grad_x, const T* grad_y, const T* x, const Parameters<inverse, C>& p, const Channels& shape,
+                   int threads, const Finish& finish) {
+  const int64_t channels = shape.channels;
+  const Rows<C> rows(shape.batch * shape.sites, channels);
+  const Maps<inverse, C> maps(rows, p);
+  std::vector<double> parts(2 * rows.count() * channels);
+  rows.run(threads, [&](int64_t begin, int64_t end) {
+    std::vector<C> sums(2 * rows.period);
+    for (int64_t block = begin; block < end; ++block) {
+      const int64_t start = rows.first(block) * channels;
+      T* to = grad_x + start;
+      const T *from = x + start, *grad = grad_y + start;
+      rows.template sum<2>(
+          parts.data() + 2 * block * channels, sums.data(), rows.last(block) * channels - start, maps,
+          [&](int64_t i, const Map<inverse, C>& map) {
+            const Vec<C> g = load(grad + i);
+            store(to + i, g * map.scale);
+            return Terms<C, 2>{g, g * map.factor(load(from + i))};
+          },
+          [&](int64_t i, const Map<inverse, C>& map, int64_t n) {
+            const Vec<C> g = load_part(grad + i, n);
+            store_part(to + i, g * map.scale, n);
+            return Terms<C, 2>{g, first_lanes<C>(g * map.factor(load_part(from + i, n)), n)};
+          });
+    }
+  });
+  double* const totals = parts.data();
+  for (int64_t block = 1; block < rows.count(); ++block) {
+    const double* part = totals + 2 * block * channels;
+    for (int64_t c = 0; c < 2 * channels; ++c) totals[c] += part[c];
+  }
+  for (int64_t c = 0; c < channels; ++c) finish(c, totals[c], totals[channels + c]);
+}
+
+template <typename C>
+double total(const void* values, int64_t n) {
+  LaneSum<C> sum;
+  sum.add(static_cast<const C*>(values), n);
+  return sum.total();
+}
+
+// Calls body(T{}, std::bool_constant<inverse>{}) with the type of the entries.
+template <typename Body>
+void with_types(DType dtype, bool inverse, const Body& body) {
+  with_dtype(dtype, [&]<typename T>(T entry) {
+    inverse ? body(entry, std::true_type{}) : body(entry, std::false_type{});
+  });
+}
+
+}  // namespace
+
+void act_norm(void* y, void* out, const void* x, const void* shift, const void* log_scale, const void* log_det,
+              const Channels& shape, bool inverse, DType dtype, DType log_det_dtype, int threads) {
+  with_types(dtype, inverse, [&]<typename T, bool invert>(T, std::bool_constant<invert>) {
+    using C = Wide<T>;
+    const double sum = total<C>(log_scale, shape.channels), gain = static_cast<double>(shape.sites) * sum;
+    with_dtype(log_det_dtype, [&]<typename L>(L) {
+      if constexpr (std::is_arithmetic_v<L>) {
+        for (int64_t b = 0; b < shape.batch; ++b) {
+          const double before = static_cast<double>(static_cast<const L*>(log_det)[b]);
+          static_cast<L*>(out)[b] = static_cast<L>(invert ? before - gain : before + gain);
+        }
+      }
+    });
+    if (shape.batch * shape.channels * shape.sites == 0) return;
+    const Parameters<invert, C> p(static_cast<const C*>(shift), static_cast<const C*>(log_scale), shape.channels);
+    const auto& run = shape.last || shape.sites == 1 ? forward_rows<invert, T, C> : forward<invert, T, C>;
+    run(static_cast<T*>(y), static_cast<const T*>(x), p, shape, threads);
+  });
+}
+
+// grad_log_scale gathers what comes by y and what comes by the log-determinant.
+void act_norm_backward(void* grad_x, void* grad_shift, void* grad_log_scale, const void* grad_y,
+                       const void* grad_log_det, const void* x, const void* shift, const void* log_scale,
+                       const Channels& shape, bool inverse, DType dtype, int threads) {
+  with_types(dtype, inverse, [&]<typename T, bool invert>(T, std::bool_constant<invert>) {
+    using C = Wide<T>;
+    const Parameters<invert, C> p(static_cast<const C*>(shift), static_cast<const C*>(log_scale), shape.channels);
+    const double gain = static_cast<double>(shape.sites) * total<C>(grad_log_det, shape.batch);
+    const auto finish = [&](int64_t c, double sum, double product) {
+      const double scale = static_cast<double>(p.scale[c]), of_log_scale = product * scale + gain;
+      static_cast<C*>(grad_shift)[c] = static_cast<C>(invert ? -sum : sum * scale);
+      static_cast<C*>(grad_log_scale)[c] = static_cast<C>(invert ? -of_log_scale : of_log_scale);
+    };
+    if (shape.batch * shape.channels * shape.sites == 0) {
+      for (int64_t c = 0; c < shape.channels; ++c) finish(c, 0, 0);
+      return;
+    }
+    const auto& run = shape.last || shape.sites == 1 ? backward_rows<invert, T, C, decltype(finish)>
+                                                     : backward<invert, T, C, decltype(finish)>;
+    run(static_cast<T*>(grad_x), static_cast<const T*>(grad_y), static_cast<const T*>(x), p, shape, threads, finish);
+  });
+}
+
+}  // namespace pnf::cpu::PNF_ISA

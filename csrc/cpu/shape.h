@@ -1,0 +1,13 @@
+#pragma once
+
+#include <cstdint>
+
+namespace pnf::cpu {
+
+// [batch, channels, sites], or [batch, sites, channels] with the channels last.
+struct Channels {
+  int64_t batch, channels, sites;
+  bool last;
+};
+
+}  // namespace pnf::cpu

@@ -1,0 +1,260 @@
+"""ActNorm and its inverse: two launches forward, two backward.
+
+Forward one writes y, the other the few log-determinants; backward one writes grad_x and sums for parts of each channel,
+the other merges them. The forward reads x and writes y, the backward reads grad_y and x and writes grad_x, so the floor
+is 2 and 3 times the bytes of x over the memory's bandwidth.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from pnf.kernels._channels import WARPS, merge_sums, of_block, over_rows, place, store_parts, tile, tiling
+from pnf.kernels._common import wide
+
+BLOCK = 1024
+"""Log-determinants or log-scales that are taken at a time."""
+
+
+@triton.jit
+def _scale(log_scale, o_channel, m_channel, INVERSE: tl.constexpr):
+    """What is multiplied for each channel: after the shift, or before it by the inverse."""
+    b_log_scale = tl.load(log_scale + o_channel, mask=m_channel, other=0.0)
+    return tl.exp(-b_log_scale if INVERSE else b_log_scale)
+
+
+@triton.jit
+def _sum(x, n, BLOCK: tl.constexpr):
+    """The sum of n entries, in float64."""
+    b_sum = tl.zeros((BLOCK,), tl.float64)
+    for i in range(0, n, BLOCK):
+        o_x = i + tl.arange(0, BLOCK)
+        b_sum += tl.load(x + o_x, mask=o_x < n, other=0.0).to(tl.float64)
+    return tl.sum(b_sum, 0)
+
+
+@triton.jit
+def _forward(
+    y,
+    x,
+    shift,  # [channels]
+    log_scale,  # [channels]
+    channels,
+    rows,
+    sites,
+    across,
+    tiles,
+    loops,
+    n_parts,
+    LAST: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    INVERSE: tl.constexpr,
+):
+    i_block, i_part = tl.program_id(0) // n_parts, tl.program_id(0) % n_parts
+    o_channel, m_channel = of_block(i_block, channels, LAST, COLUMNS)
+    b_shift = tl.load(shift + o_channel, mask=m_channel, other=0.0)
+    b_scale = _scale(log_scale, o_channel, m_channel, INVERSE)
+    for i_tile in range(i_part * loops, tl.minimum(i_part * loops + loops, tiles)):
+        o_row, o_channel, o_site, m_x = tile(i_block, i_tile, rows, channels, sites, across, LAST, ROWS, COLUMNS)
+        o_x = place(o_row, o_channel, o_site, channels, sites, LAST)
+        b_x = wide(tl.load(x + o_x, mask=m_x, other=0.0))
+        tl.store(y + o_x, b_x * b_scale - b_shift if INVERSE else (b_x + b_shift) * b_scale, mask=m_x)
+
+
+@triton.jit
+def _log_det(
+    out,  # [batch]
+    log_scale,  # [channels]
+    log_det,  # [batch]
+    batch,
+    channels,
+    sites,
+    INVERSE: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    gain = _sum(log_scale, channels, BLOCK) * sites
+    o_out = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    b_log_det = tl.load(log_det + o_out, mask=o_out < batch, other=0.0)
+    tl.store(out + o_out, b_log_det - gain if INVERSE else b_log_det + gain, mask=o_out < batch)
+
+
+@triton.jit
+def _backward(
+    grad_x,
+    grad_y,
+    x,
+    shift,  # [channels]
+    log_scale,  # [channels]
+    parts,  # [2, channels, n_parts]
+    channels,
+    rows,
+    sites,
+    across,
+    tiles,
+    loops,
+    n_parts,
+    LAST: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    INVERSE: tl.constexpr,
+):
+    i_block, i_part = tl.program_id(0) // n_parts, tl.program_id(0) % n_parts
+    o_channel, m_channel = of_block(i_block, channels, LAST, COLUMNS)
+    b_shift = tl.load(shift + o_channel, mask=m_channel, other=0.0)
+    b_scale = _scale(log_scale, o_channel, m_channel, INVERSE)
+    b_sum = tl.zeros([ROWS, COLUMNS], b_shift.dtype)
+    b_product = tl.zeros([ROWS, COLUMNS], b_shift.dtype)
+    for i_tile in range(i_part * loops, tl.minimum(i_part * loops + loops, tiles)):
+        o_row, o_channel, o_site, m_x = tile(i_block, i_tile, rows, channels, sites, across, LAST, ROWS, COLUMNS)
+        o_x = place(o_row, o_channel, o_site, channels, sites, LAST)
+        b_grad = wide(tl.load(grad_y + o_x, mask=m_x, other=0.0))
+        b_x = wide(tl.load(x + o_x, mask=m_x, other=0.0))
+        b_sum += b_grad
+        b_product += tl.where(m_x, b_grad * (b_x if INVERSE else b_x + b_shift), 0.0)
+        tl.store(grad_x + o_x, b_grad * b_scale, mask=m_x)
+    b_sum, b_product = over_rows(b_sum, LAST), over_rows(b_product, LAST)
+    store_parts(parts, i_block, i_part, b_sum, b_product, channels, n_parts, LAST, COLUMNS)
+
+
+@triton.jit
+def _parameter_grads(
+    grad_shift,  # [channels]
+    grad_log_scale,  # [channels]
+    grad_log_det,  # [batch]
+    log_scale,  # [channels]
+    parts,  # [2, channels, n_parts]
+    batch,
+    channels,
+    sites,
+    n_parts,
+    LAST: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    INVERSE: tl.constexpr,
+    PARTS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    o_channel, m_channel = of_block(tl.program_id(0), channels, LAST, COLUMNS)
+    b_scale = _scale(log_scale, o_channel, m_channel, INVERSE)
+    b_sum, b_product = merge_sums(parts, o_channel, m_channel, channels, n_parts, LAST, PARTS)
+    b_of_log_scale = b_product * b_scale + _sum(grad_log_det, batch, BLOCK) * sites
+    tl.store(grad_shift + o_channel, -b_sum if INVERSE else b_sum * b_scale, mask=m_channel)
+    tl.store(grad_log_scale + o_channel, -b_of_log_scale if INVERSE else b_of_log_scale, mask=m_channel)
+
+
+def _run(inverse, y, out, x, shift, log_scale, log_det, batch, channels, sites, last) -> None:
+    if batch:
+        grid = (triton.cdiv(batch, BLOCK),)
+        _log_det[grid](out, log_scale, log_det, batch, channels, sites, INVERSE=inverse, BLOCK=BLOCK)
+    if batch * channels * sites == 0:
+        return
+    tiles = tiling(x, batch, channels, sites, last or sites == 1)
+    grid = (tiles.blocks(channels) * tiles.parts,)
+    _forward[grid](y, x, shift, log_scale, channels, *tiles, INVERSE=inverse, num_warps=WARPS)
+
+
+def _run_backward(
+    inverse, grad_x, grad_shift, grad_log_scale, grad_y, grad_log_det, x, shift, log_scale,
+    batch, channels, sites, last,
+) -> None:  # fmt: skip
+    if batch * channels * sites == 0:
+        grad_shift.zero_()
+        grad_log_scale.zero_()
+        return
+    tiles = tiling(x, batch, channels, sites, last or sites == 1)
+    count = tiles.blocks(channels)
+    parts = shift.new_empty(2, channels, tiles.parts, dtype=torch.float64)
+    _backward[(count * tiles.parts,)](
+        grad_x, grad_y, x, shift, log_scale, parts, channels, *tiles, INVERSE=inverse, num_warps=WARPS
+    )
+    _parameter_grads[(count,)](
+        grad_shift,
+        grad_log_scale,
+        grad_log_det,
+        log_scale,
+        parts,
+        batch,
+        channels,
+        sites,
+        tiles.parts,
+        tiles.LAST,
+        tiles.COLUMNS if tiles.LAST else 1,
+        INVERSE=inverse,
+        PARTS=triton.next_power_of_2(tiles.parts),
+        BLOCK=BLOCK,
+    )
+
+
+def act_norm(
+    y: Tensor,  # [batch, channels, sites], or [batch, sites, channels] with the channels last
+    out: Tensor,  # [batch]
+    x: Tensor,  # as y
+    shift: Tensor,  # [channels]
+    log_scale: Tensor,  # [channels]
+    log_det: Tensor,  # [batch]
+    batch: int,
+    channels: int,
+    sites: int,
+    last: bool,
+) -> None:
+    """``y = (x + shift) exp(log_scale)``, ``out = log_det + sites sum(log_scale)``."""
+    _run(False, y, out, x, shift, log_scale, log_det, batch, channels, sites, last)
+
+
+def act_norm_inverse(
+    x: Tensor,  # [batch, channels, sites], or [batch, sites, channels] with the channels last
+    out: Tensor,  # [batch]
+    y: Tensor,  # as x
+    shift: Tensor,  # [channels]
+    log_scale: Tensor,  # [channels]
+    log_det: Tensor,  # [batch]
+    batch: int,
+    channels: int,
+    sites: int,
+    last: bool,
+) -> None:
+    """``x = y exp(-log_scale) - shift``, ``out = log_det - sites sum(log_scale)``."""
+    _run(True, x, out, y, shift, log_scale, log_det, batch, channels, sites, last)
+
+
+def act_norm_backward(
+    grad_x: Tensor,  # [batch, channels, sites], or [batch, sites, channels] with the channels last
+    grad_shift: Tensor,  # [channels]
+    grad_log_scale: Tensor,  # [channels]
+    grad_y: Tensor,  # as grad_x
+    grad_log_det: Tensor,  # [batch]
+    x: Tensor,  # as grad_x
+    shift: Tensor,  # [channels]
+    log_scale: Tensor,  # [channels]
+    batch: int,
+    channels: int,
+    sites: int,
+    last: bool,
+) -> None:
+    """The gradients of :func:`act_norm` in x, shift and log_scale."""
+    _run_backward(
+        False, grad_x, grad_shift, grad_log_scale, grad_y, grad_log_det, x, shift, log_scale,
+        batch, channels, sites, last,
+    )  # fmt: skip
+
+
+def act_norm_inverse_backward(
+    grad_y: Tensor,  # [batch, channels, sites], or [batch, sites, channels] with the channels last
+    grad_shift: Tensor,  # [channels]
+    grad_log_scale: Tensor,  # [channels]
+    grad_x: Tensor,  # as grad_y
+    grad_log_det: Tensor,  # [batch]
+    y: Tensor,  # as grad_y
+    shift: Tensor,  # [channels]
+    log_scale: Tensor,  # [channels]
+    batch: int,
+    channels: int,
+    sites: int,
+    last: bool,
+) -> None:
+    """The gradients of :func:`act_norm_inverse` in y, shift and log_scale."""
+    _run_backward(
+        True, grad_y, grad_shift, grad_log_scale, grad_x, grad_log_det, y, shift, log_scale,
+        batch, channels, sites, last,
+    )  # fmt: skip

@@ -1,0 +1,88 @@
+"""ActNorm: an affine map of each channel, with its log-determinant.
+
+Source: Kingma and Dhariwal, "Glow: Generative flow with invertible 1x1 convolutions" (2018), section 3.1.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from pnf.reference.batch_norm_relu import check_floating, per_channel
+
+
+def act_norm(
+    x: Tensor,  # [B, C, *spatial]
+    shift: Tensor,  # [C]
+    log_scale: Tensor,  # [C]
+    log_det: Tensor,  # [B]
+) -> tuple[Tensor, Tensor]:
+    """``y = (x + shift) * exp(log_scale)`` for each channel, ``log_det + sites * sum(log_scale)``.
+
+    ``sites`` is the number of entries of a channel in one example: the product of the spatial sizes, 1 without any.
+
+    Args:
+        x: ``[B, C, *spatial]``, floating.
+        shift, log_scale: ``[C]``, floating.
+        log_det: ``[B]``, in nats, to which the log-determinant is added.
+
+    Returns:
+        ``y, log_det``: of the shape and dtype of x; ``[B]`` in float32 or wider.
+
+    Raises:
+        TypeError: an argument is no floating tensor.
+        ValueError: shapes that do not belong together.
+    """
+    check_act_norm("act_norm", x, shift, log_scale, log_det)
+    wide, shift, log_scale = _wide(x, shift, log_scale)
+    y = (wide + per_channel(shift, x)) * per_channel(log_scale.exp(), x)
+    return y.to(x.dtype), log_det + _gain(x, log_scale)
+
+
+def act_norm_inverse(
+    y: Tensor,  # [B, C, *spatial]
+    shift: Tensor,  # [C]
+    log_scale: Tensor,  # [C]
+    log_det: Tensor,  # [B]
+) -> tuple[Tensor, Tensor]:
+    """The inverse of :func:`act_norm`: ``x = y * exp(-log_scale) - shift``, ``log_det - sites * sum(log_scale)``.
+
+    Args:
+        y: ``[B, C, *spatial]``, floating.
+        shift, log_scale, log_det: as for :func:`act_norm`.
+
+    Returns:
+        ``x, log_det``: of the shape and dtype of y; ``[B]`` in float32 or wider.
+
+    Raises:
+        TypeError: an argument is no floating tensor.
+        ValueError: shapes that do not belong together.
+    """
+    check_act_norm("act_norm_inverse", y, shift, log_scale, log_det)
+    wide, shift, log_scale = _wide(y, shift, log_scale)
+    x = wide * per_channel((-log_scale).exp(), y) - per_channel(shift, y)
+    return x.to(y.dtype), log_det - _gain(y, log_scale)
+
+
+def check_act_norm(op: str, x: Tensor, shift: Tensor, log_scale: Tensor, log_det: Tensor) -> None:
+    """Raise the errors that :func:`act_norm` documents."""
+    check_floating(op, {"x": x, "shift": shift, "log_scale": log_scale, "log_det": log_det})
+    if x.dim() < 2:
+        raise ValueError(f"{op}: x must be [B, C, ...], got {list(x.shape)}")
+    batch, channels = x.shape[:2]
+    for name, tensor in (("shift", shift), ("log_scale", log_scale)):
+        if tensor.shape != (channels,):
+            raise ValueError(f"{op}: {name} must be [{channels}], got {list(tensor.shape)}")
+    if log_det.shape != (batch,):
+        raise ValueError(f"{op}: log_det must be [{batch}], got {list(log_det.shape)}")
+
+
+def _wide(*tensors: Tensor) -> list[Tensor]:
+    """All of them in float32, or in float64 if the first is."""
+    dtype = torch.promote_types(tensors[0].dtype, torch.float32)
+    return [tensor.to(dtype) for tensor in tensors]
+
+
+def _gain(x: Tensor, log_scale: Tensor) -> Tensor:
+    """The log-determinant of each example."""
+    return (math.prod(x.shape[2:]) * log_scale.sum()).expand(x.shape[0])
