@@ -64,7 +64,7 @@ if wanted presets; then
   run presets 540 "$python" benchmarks/gpu.py "$out/presets.json" --only presets --compile "${small[@]}"
 fi
 if wanted models; then
-  run models 300 "$python" benchmarks/models.py "$out/models.json" --no-compile
+  run models 480 "$python" benchmarks/models.py "$out/models.json" --no-compile
 fi
 if wanted training; then
   for detail in bounded identity; do
