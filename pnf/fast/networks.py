@@ -24,12 +24,12 @@ class ResidualNetwork(networks.ResidualNetwork):
         layers, norms = self._layers(), _Norms()
         directions, magnitudes = [layer.direction for layer in layers], [layer.magnitude for layer in layers]
         biases = [layer.bias for layer in layers]
-        if self._in_one(x):
-            weights = ops.weight_norm(directions[:1], magnitudes[:1])
-            h = ops.convolution(self._input(x, condition, norms), weights[0], biases[0])
-            return ops.residual_network(h, directions[1:], magnitudes[1:], biases[1:], self._statistics(), NETWORK_EPS)
-        weights = ops.weight_norm(directions, magnitudes)
+        in_one = self._in_one(x)
+        count = 1 if in_one else len(layers)
+        weights = ops.weight_norm(directions[:count], magnitudes[:count])
         h = ops.convolution(self._input(x, condition, norms), weights[0], biases[0])
+        if in_one:
+            return ops.residual_network(h, directions[1:], magnitudes[1:], biases[1:], self._statistics(), NETWORK_EPS)
         after = self._norms()
         out = run_blocks(
             h, zip(weights[1:], biases[1:], strict=True), lambda i, y: norms.norm_relu(after[i], y), ops.convolution

@@ -23,7 +23,7 @@ def haar_bounded_split(
 ) -> tuple[Tensor, Tensor, Tensor]:
     haar.check_split("haar_bounded_split", x, dim)
     haar_bounded.check_gamma("haar_bounded_split", x, gamma, dim)
-    s, u, log_det = _split(x, gamma, dim % x.dim())
+    s, u, log_det = _split(x, gamma, dim)
     return s, u, log_det
 
 
@@ -36,7 +36,7 @@ def haar_bounded_merge(
 ) -> tuple[Tensor, Tensor]:
     haar.check_merge("haar_bounded_merge", s, u, "u", dim)
     haar_bounded.check_gamma("haar_bounded_merge", s, gamma, dim)
-    x, log_det = _merge(s, u, gamma, dim % s.dim())
+    x, log_det = _merge(s, u, gamma, dim)
     return x, log_det
 
 

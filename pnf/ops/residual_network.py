@@ -12,6 +12,7 @@ from torch import Tensor
 from pnf.ops._layout import dense, empty, lay_out
 from pnf.ops._library import Launch, cpp, documented_by, kernels, register, vjp
 from pnf.ops.convolution import filter_has_kernel, filter_sizes
+from pnf.ops.weight_norm import given
 from pnf.reference.residual_network import check_residual_network
 from pnf.reference.residual_network import residual_network as reference
 from pnf.reference.residual_network import run_blocks as run_blocks
@@ -45,17 +46,17 @@ def _compiled(launch: Launch) -> Callable[..., Tensor]:
         if h.dtype != torch.float32 or not h.numel() or not all(map(filter_has_kernel, directions)):
             return _reference(h, directions, magnitudes, biases, norms, eps)
         h = h.contiguous(memory_format=torch.channels_last)
-        weights, given, sizes, scratch = [], [], [], 4 * _rounded(h)
+        weights, sizes, scratch = [], [], 4 * _rounded(h)
         for direction, magnitude in zip(directions, magnitudes, strict=True):
             weight, last = dense(direction)
             weights.append(weight)
-            given.append(weight if magnitude is None else magnitude.contiguous())
             sizes += [*filter_sizes(weight, last), magnitude is not None]
             scratch += _rounded(weight)
         y = empty(h, _shape(h, directions), True)
         others = [x.contiguous() for x in (*biases, *norms)]
         batch, _, height, width = h.shape
-        launch((y, h.new_empty(scratch), h, *weights, *given, *others), sizes, batch, height, width, eps)
+        tensors = (y, h.new_empty(scratch), h, *weights, *given(magnitudes, weights), *others)
+        launch(tensors, sizes, batch, height, width, eps)
         return y
 
     return run

@@ -34,7 +34,7 @@ def _compiled(launch: Launch) -> Callable[..., list[Tensor]]:
         weights = [empty_like(x, last) for x, last in laid_out]
         directions = [x for x, _ in laid_out]
         if directions:
-            tensors = (*weights, *directions, *_given(magnitudes, directions))
+            tensors = (*weights, *directions, *given(magnitudes, directions))
             launch(tensors, _sizes(directions, magnitudes), DTYPES[directions[0].dtype])
         return weights
 
@@ -49,15 +49,15 @@ def _compiled_backward(launch: Launch) -> Callable[..., list[Tensor]]:
         found = [empty_like(x, last) for x, last in laid_out]
         found_magnitudes = [None if m is None else empty_like(m) for m in magnitudes]
         if directions:
-            outputs = (*found, *_given(found_magnitudes, found))
-            tensors = (*outputs, *grads, *directions, *_given(magnitudes, directions))
+            outputs = (*found, *given(found_magnitudes, found))
+            tensors = (*outputs, *grads, *directions, *given(magnitudes, directions))
             launch(tensors, _sizes(directions, magnitudes), DTYPES[directions[0].dtype])
         return [*found, *(m for m in found_magnitudes if m is not None)]
 
     return run
 
 
-def _given(magnitudes: Magnitudes, others: Sequence[Tensor]) -> list[Tensor]:
+def given(magnitudes: Magnitudes, others: Sequence[Tensor]) -> list[Tensor]:
     """The magnitudes, and where there is none a tensor that the kernels do not touch."""
     return [other if m is None else m.contiguous() for m, other in zip(magnitudes, others, strict=True)]
 

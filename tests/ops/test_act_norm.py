@@ -12,6 +12,7 @@ from op_tests import (
     Implementation,
     OpTests,
     assert_accurate,
+    channels_last,
     convert,
     draw,
     implementations,
@@ -119,7 +120,7 @@ def test_large_tensors_on_any_number_of_threads(op: str, shape: tuple[int, ...])
         args, low, exact, errors = draw(name, lambda n=name: convert(arguments(n, shape), torch.Tensor.float))
         for memory in ("contiguous", "channels_last"):
             if memory == "channels_last":
-                args = convert(args, lambda x: x.movedim(1, -1).contiguous().movedim(-1, 1) if x.dim() > 2 else x)
+                args = convert(args, channels_last)
             for implementation in implementations(op):
                 if implementation.kind != "cpp":
                     continue

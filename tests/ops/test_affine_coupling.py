@@ -12,6 +12,7 @@ from op_tests import (
     Implementation,
     OpTests,
     assert_accurate,
+    channels_last,
     convert,
     draw,
     implementations,
@@ -205,7 +206,7 @@ def test_long_rows_and_many_short_ones(op: str, shape: tuple[int, ...]) -> None:
         for implementation in implementations(op):
             if implementation.kind == "cpp":
                 assert_accurate(implementation.run(name, args), low, exact, str(implementation), errors)
-                last = convert(args, lambda x: x.movedim(1, -1).contiguous().movedim(-1, 1) if x.dim() > 2 else x)
+                last = convert(args, channels_last)
                 assert_accurate(implementation.run(name, last), low, exact, f"{implementation}, channels last", errors)
 
 

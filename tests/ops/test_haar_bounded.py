@@ -270,7 +270,6 @@ def test_unchecked_ops_take_a_negative_dim(name: str, dim: int) -> None:
 
 
 X, G = torch.rand(2, 3, 4, 4), torch.zeros(3)
-
 MISTAKES = [
     (lambda f: f.haar_bounded_split(1, G, 2), TypeError, "haar_bounded_split: x must be a floating Tensor, got int"),
     (
