@@ -1,6 +1,7 @@
 """What runs here: which implementation each op family has on each device, and why not a faster one."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -71,4 +72,9 @@ def _reason(device: str, kind: str, runs: bool) -> str:
 
 
 def _unloadable(error: ImportError) -> str:
-    return f"pnf._C cannot be loaded ({error}): reinstall pnf with a C++20 compiler at hand"
+    sources = Path(__file__).parents[1]
+    if (sources / "CMakeLists.txt").exists():
+        remedy = f"this is the source of pnf in {sources}, not what was installed; start Python in another folder"
+    else:
+        remedy = "reinstall pnf with a C++20 compiler at hand"
+    return f"pnf._C cannot be loaded ({error}): {remedy}"

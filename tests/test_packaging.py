@@ -123,6 +123,15 @@ def test_without_the_extension_everything_runs_on_the_reference() -> None:
     assert reason.endswith("): reinstall pnf with a C++20 compiler at hand")
 
 
+def test_sources_that_hide_the_installed_package_are_named() -> None:
+    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import pnf; print(pnf.backends()[0].reason)"
+    assert (
+        run(code)
+        .strip()
+        .endswith(f"this is the source of pnf in {ROOT}, not what was installed; start Python in another folder")
+    )
+
+
 def test_without_triton_gpus_run_on_the_reference() -> None:
     code = (
         "import sys; sys.modules['triton'] = None\n"
