@@ -6,7 +6,6 @@ SOURCES := $(shell find pnf kernels csrc -type f -not -name '*.pyc') CMakeLists.
 
 .PHONY: test lint demo benchmark sanitize clean
 
-# pytest by its own name: `python -m pytest` would put the sources before the installed package.
 test: lint
 	$(BIN)/pytest
 	$(BIN)/pytest benchmarks --benchmark-disable
