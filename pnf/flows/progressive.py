@@ -32,6 +32,9 @@ DETAILS = ("bounded", "identity")
 GAMMA_START = 0.2
 """Where gamma starts: between a log-ratio (0), which suits flat backgrounds, and the plain detail (1)."""
 
+COLOUR_GAMMA_START = 0.99
+"""The same with several channels, which vary together: only near 1 do they do so linearly."""
+
 GAMMA_RATE = 4.0
 """How much faster gamma moves than a plain logit would."""
 
@@ -419,8 +422,9 @@ class DetailStage(Stage):
         self.dim, self.detail = dim, detail
         self.channels = as_channels(flow.shape)
         if detail == "bounded":
-            start = math.log(GAMMA_START / (1 - GAMMA_START)) / GAMMA_RATE
-            self.gamma_logit = nn.Parameter(torch.full((self.channels[0],), start))
+            start = GAMMA_START if self.channels[0] == 1 else COLOUR_GAMMA_START
+            logit = math.log(start / (1 - start)) / GAMMA_RATE
+            self.gamma_logit = nn.Parameter(torch.full((self.channels[0],), logit))
         self.pairs = math.prod(flow.shape)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:

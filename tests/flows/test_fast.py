@@ -160,7 +160,8 @@ def test_reads_no_value_of_a_tensor(coupling: str, norm: str, memory: str, monke
 def test_deep_flows_come_back(coupling: str, norm: str, settings: dict[str, Any]) -> None:
     pixels = load("fashion-mini", "train", 8).pixels
     flow = fast.RealNVP((1, 8, 8), coupling=coupling, norm=norm, alpha=0.05, blocks=1, **{"hidden": 8, **settings})
-    adam = torch.optim.Adam(flow.parameters(), 1e-3)
+    # A flow as deep as this explodes at the usual rate.
+    adam = torch.optim.Adam(flow.parameters(), 2e-4)
     for part in pixels[:768].split(64):
         loss = -flow.log_prob(dequantize(part)).mean()
         adam.zero_grad()
