@@ -56,7 +56,8 @@ def train_command(
         bool | None,
         typer.Option(
             "--injector/--no-injector",
-            help="Convolutional stages begin with an affine map made of the coarser image.",
+            help="Convolutional stages begin with a rotation of the channels and an affine map that the coarser image "
+            "makes.",
             rich_help_panel="Model",
         ),
     ] = None,
