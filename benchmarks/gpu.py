@@ -245,7 +245,7 @@ def rows_of(name: str, batch: int, small: bool, compiled: bool) -> Iterator[dict
 
         work["training step"]["pnf, TF32"] = tf32
     if compiled:
-        # One stage, since code for a whole preset takes torch.compile longer than such a machine is lent for.
+        # One stage, since code for a whole preset takes torch.compile tens of minutes.
         other = build(reference, name, small).stages[-1]
         for mode in ("default", "max-autotune-no-cudagraphs") if small else ("default", "max-autotune"):
             torch.compiler.reset()

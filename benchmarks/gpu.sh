@@ -2,8 +2,8 @@
 # All that is checked and measured on a GPU, into a folder: bash benchmarks/gpu.sh FOLDER [STEP ...]
 #
 # Steps, all by default: build, tests, sanitizers, ops, limits, presets, models, training. Each has a time limit and a log
-# of its own, and one that fails stops no other; the whole takes under an hour, so give some where a machine is lent for
-# less. results.json tells what came out, table.md is what to read. Without a GPU every step but the sanitizers runs on
+# of its own, and one that fails stops no other; the whole takes under an hour; name some where there is less
+# time. results.json tells what came out, table.md is what to read. Without a GPU every step but the sanitizers runs on
 # the CPU, at sizes that take no time: that proves the script.
 set -uo pipefail
 cd "$(dirname "$0")/.."

@@ -18,7 +18,7 @@ from pnf.training import Flow, RunConfig, RunError, exact_arithmetic, find_runs,
 console = Console(markup=False, quiet=processes.rank() > 0)
 notes = Console(markup=False, stderr=True, quiet=processes.rank() > 0)
 
-_RUN = typer.Argument(help="Folder of a run, e.g. runs/demo/progressive-bounded.")
+_RUN = typer.Argument(help="Folder of a run, e.g. runs/demo/pnf.")
 RunArgument = Annotated[Path, _RUN]
 OptionalRunArgument = Annotated[Path | None, _RUN]
 PretrainedOption = Annotated[

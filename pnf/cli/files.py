@@ -4,16 +4,14 @@ import io
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
 from pnf.data import resize
+from pnf.data.decode import decode
 from pnf.flows.pretrained import replace_file
 from pnf.training import RunError
-
-MAX_PIXELS = 64_000_000
 
 
 def read_image(
@@ -28,19 +26,16 @@ def read_image(
         sizes: ``(h, w)`` that the flow can start from.
 
     Raises:
-        RunError: no readable image, or a size that the flow cannot start from.
+        RunError: there is no such file, or its size is none that the flow can start from.
+        DataError: it is no image that can be read.
     """
     channels, height, width = shape
     try:
-        with Image.open(path) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise RunError(f"{path} has {image.width} x {image.height} pixels, more than {MAX_PIXELS:,}")
-            array = np.array(image.convert("L" if channels == 1 else "RGB"))
+        pixels = torch.from_numpy(decode(path, grey=channels == 1)).unsqueeze(0)
     except FileNotFoundError:
         raise RunError(f"{path}: there is no such file") from None
-    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
-        raise RunError(f"{path} is no image that can be read: {error}") from None
-    pixels = torch.from_numpy(array).reshape(1, *array.shape[:2], channels).permute(0, 3, 1, 2).contiguous()
+    except PermissionError:
+        raise RunError(f"{path} may not be read; change its permissions") from None
     h, w = pixels.shape[2:]
     if exact and (h, w) in [tuple(size) for size in sizes[:-1]]:
         return _centres(pixels)

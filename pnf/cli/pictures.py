@@ -55,7 +55,7 @@ def sample_command(
 ) -> None:
     """A grid of images drawn from a trained flow.
 
-    Example: [bold]pnf sample runs/demo/progressive-bounded -n 64 --temperature 0.8[/bold]
+    Example: [bold]pnf sample runs/demo/pnf -n 64 --temperature 0.8[/bold]
     Example: [bold]pnf sample --pretrained fashion-mnist[/bold]
     """
     run, here = pick_run(run, pretrained)
@@ -109,7 +109,7 @@ def upscale_command(
     Without files, held-out images of the run's data set go down and up again (Figure 4); with --sampled, images of the
     base flow go up (Figures 2 and 3). Files are also written upscaled, one PNG for each draw.
 
-    Example: [bold]pnf upscale runs/demo/progressive-bounded photo.png --temperature 0.7 --draws 3[/bold]
+    Example: [bold]pnf upscale runs/demo/pnf photo.png --temperature 0.7 --draws 3[/bold]
     """
     if pretrained is not None:
         # Then the first of the arguments is no run, but a file.
@@ -157,7 +157,7 @@ def project_command(
 ) -> None:
     """Images, their low-resolution codes, and their projections onto the manifold of the decoder.
 
-    Example: [bold]pnf project runs/demo/progressive-bounded -n 8[/bold]
+    Example: [bold]pnf project runs/demo/pnf -n 8[/bold]
     """
     config, flow = load_progressive(run, device)
     target = _png(out, run / "projection.png")

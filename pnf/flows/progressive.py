@@ -138,7 +138,7 @@ class ProgressiveFlow(Pretrained):
         self.num_couplings = stages[0].flow.num_couplings
 
     def config(self) -> dict[str, object]:
-        """The constructor's arguments, all but the op table."""
+        """The constructor's arguments, all but ``memory``."""
         keys = ("shape", "levels", "axes", "coupling", "detail", "hidden", "blocks", "num_couplings", "norm")
         return {key: getattr(self, key) for key in (*keys, "injector", "scales", "alpha")}
 

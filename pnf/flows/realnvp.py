@@ -126,7 +126,7 @@ class RealNVP(Pretrained):
         self.scales = self.flow.scales
 
     def config(self) -> dict[str, object]:
-        """The constructor's arguments, all but the op table."""
+        """The constructor's arguments, all but ``memory``."""
         keys = (
             "shape",
             "condition_shape",

@@ -23,6 +23,11 @@ def test_a_sound_model_holds(demo: Path, pnf: Pnf, name: str) -> None:
     assert ("projecting again" in result.out) == (name != "realnvp")
 
 
+def test_the_only_run_in_a_folder(progressive: Path, pnf: Pnf) -> None:
+    result = pnf("check", progressive.parent, "-n", 2)
+    assert result.code == 0, result.out + result.err
+
+
 @pytest.mark.parametrize("data", [[], ["--data", "fashion-mini"]])
 def test_a_flow_without_a_run(demo: Path, pnf: Pnf, data: list[str]) -> None:
     result = pnf("check", demo / "progressive-bounded/model", "-n", 4, *data)

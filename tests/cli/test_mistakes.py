@@ -164,18 +164,22 @@ def test_an_image_of_a_size_between_the_stages(
     assert_told(result, message)
 
 
-@pytest.mark.parametrize("content", [b"", b"no image", b"\x89PNG\r\n\x1a\n half"])
+# Pillow would hand PostScript to Ghostscript, which runs it.
+POSTSCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 32 32\n%%EndComments\nshowpage\n"
+
+
+@pytest.mark.parametrize("content", [b"", b"no image", b"\x89PNG\r\n\x1a\n half", POSTSCRIPT])
 @pytest.mark.parametrize("command", ["upscale", "project"])
 def test_a_file_that_is_no_image(pnf: Pnf, progressive: Path, tmp_path: Path, command: str, content: bytes) -> None:
     path = tmp_path / "notes.png"
     path.write_bytes(content)
-    assert_told(pnf(command, progressive, path), "notes.png is no image that can be read: ")
+    assert_told(pnf(command, progressive, path), "notes.png: wanted an image, got a file that Pillow refuses (")
 
 
 def test_an_image_that_is_cut_short(pnf: Pnf, progressive: Path, picture: Picture) -> None:
     path = picture("photo.png", 64, 64)
     path.write_bytes(path.read_bytes()[:2000])
-    assert_told(pnf("upscale", progressive, path), "photo.png is no image that can be read: ")
+    assert_told(pnf("upscale", progressive, path), "photo.png: wanted an image, got a file that Pillow refuses (")
 
 
 def test_a_run_that_is_not_finished(pnf: Pnf, tiny: Tiny, tmp_path: Path) -> None:
