@@ -115,8 +115,8 @@ def test_can_be_copied_pickled_and_saved(randomise: Callable[..., nn.Module], tm
 
 def test_is_one_graph(randomise: Callable[..., nn.Module]) -> None:
     torch._dynamo.reset()
-    _, flow = pair(randomise, (1, 8, 8), "conv", "bounded", "batch")
-    x = torch.rand(3, 1, 8, 8)
+    _, flow = pair(randomise, (3, 8, 8), "conv", "bounded", "batch")
+    x = torch.rand(2, 3, 8, 8)
     compiled = torch.compile(flow.eval().log_prob, fullgraph=True, backend="aot_eager")
     assert_close(compiled(x), flow.log_prob(x))
     torch.compile(flow.train().stage_loss, fullgraph=True, backend="aot_eager")(x, 1).backward()
@@ -140,8 +140,8 @@ def test_reads_no_value_of_a_tensor(coupling: str, norm: str, memory: str, monke
         return
     # The range of the pixels is looked at on a CPU only, and not where a compiler traces.
     monkeypatch.setattr("torch.compiler.is_compiling", lambda: True)
-    flow = fast.ProgressiveFlow((1, 8, 8), 1, coupling=coupling, norm=norm, hidden=8, blocks=1, memory=memory)
-    x = torch.rand(4, 1, 8, 8)
+    flow = fast.ProgressiveFlow((3, 8, 8), 1, coupling=coupling, norm=norm, hidden=8, blocks=1, memory=memory)
+    x = torch.rand(4, 3, 8, 8)
     flow.train()(x)
     optimizer = torch.optim.Adam(flow.parameters(), fused=True)
     with NoSynchronisation():
