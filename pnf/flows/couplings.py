@@ -301,12 +301,11 @@ def mix_channels(
 
     Source: Ahmed, Natarajan and Rao, "Discrete cosine transform" (1974).
     """
-    channels, dtype = x.shape[1], torch.promote_types(x.dtype, torch.float32)
-    # Autocast would run a part of the flow itself in low precision.
-    with torch.autocast(x.device.type, enabled=False):
-        k = torch.arange(channels, dtype=dtype, device=x.device).unsqueeze(1)
-        matrix = (math.pi / channels * k * (k.mT + 0.5)).cos() * ((1 + k.clamp(max=1)) / channels).sqrt()
-        return linear(x.movedim(1, -1).to(dtype), matrix.mT if inverse else matrix).movedim(-1, 1).to(x.dtype)
+    channels = x.shape[1]
+    # In float64, which neither autocast nor TF32 touches: this is a part of the flow itself.
+    k = torch.arange(channels, dtype=torch.float64, device=x.device).unsqueeze(1)
+    matrix = (math.pi / channels * k * (k.mT + 0.5)).cos() * ((1 + k.clamp(max=1)) / channels).sqrt()
+    return linear(x.movedim(1, -1).double(), matrix.mT if inverse else matrix).movedim(-1, 1).to(x.dtype)
 
 
 class Injector(Coupling):
