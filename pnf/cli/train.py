@@ -56,8 +56,7 @@ def train_command(
         bool | None,
         typer.Option(
             "--injector/--no-injector",
-            help="Convolutional stages begin with a rotation of the channels and an affine map that the coarser image "
-            "makes.",
+            help="Convolutional stages begin with an affine map made of the coarser image.",
             rich_help_panel="Model",
         ),
     ] = None,

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear
 
 from pnf.flows.networks import MOMENTUM, NETWORK_EPS, DenseNetwork, ResidualNetwork, WeightNormConv2d
 from pnf.flows.op_table import OpTable
@@ -289,23 +288,6 @@ class DenseCoupling(Coupling):
         with self.precision(kept):
             raw: Tensor = self.network(kept if condition is None else torch.cat((kept, condition), 1))
             return raw
-
-
-def mix_channels(
-    x: Tensor,  # [B, C, *spatial]
-    inverse: bool = False,
-) -> Tensor:  # as x
-    """The orthonormal cosine transform of the channels, or its inverse: what colours share, and how they differ.
-
-    ``y_k = sqrt((1 + [k > 0]) / C) sum_c x_c cos(pi k (c + 1/2) / C)``, which preserves volumes.
-
-    Source: Ahmed, Natarajan and Rao, "Discrete cosine transform" (1974).
-    """
-    channels = x.shape[1]
-    # In float64, which neither autocast nor TF32 touches: this is a part of the flow itself.
-    k = torch.arange(channels, dtype=torch.float64, device=x.device).unsqueeze(1)
-    matrix = (math.pi / channels * k * (k.mT + 0.5)).cos() * ((1 + k.clamp(max=1)) / channels).sqrt()
-    return linear(x.movedim(1, -1).double(), matrix.mT if inverse else matrix).movedim(-1, 1).to(x.dtype)
 
 
 class Injector(Coupling):

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from pnf.flows import invertible
-from pnf.flows.couplings import ActNorm, ConvCoupling, Coupling, DenseCoupling, Injector, mix_channels
+from pnf.flows.couplings import ActNorm, ConvCoupling, Coupling, DenseCoupling, Injector
 from pnf.flows.memory import in_batches
 from pnf.flows.networks import ConvNetwork, DenseNetwork, ResidualNetwork
 from pnf.flows.op_table import OpTable
@@ -57,9 +57,8 @@ class RealNVP(Pretrained):
             normalisation, in the networks too, as published; ActNorm in front of an injector) or ``"none"``. Batch
             normalisation trains convolutional flows faster, but in training mode the likelihood of an example then
             depends on its batch.
-        injector: a convolutional flow with a condition begins with a fixed rotation of the channels, which tells
-            brightness from colour, and an affine map of all of x, by a network that sees the condition alone. Other
-            flows take no notice of it.
+        injector: a convolutional flow with a condition begins with an affine map of all of x, by a network that sees
+            the condition alone. Other flows take no notice of it.
         alpha: if given, x is an image in [0, 1] and the flow models ``logit(alpha + (1 - 2 alpha) x)``.
         memory: ``"plain"``, or ``"invertible"`` for a backward of the convolutional couplings that computes their
             inputs from their outputs: what it holds grows with the couplings of a scale by their parameters only, for
@@ -359,7 +358,6 @@ class _ConvFlow(nn.Module):
         if owner.injector and condition:
             network = owner.conv_network(condition, 2 * channels, hidden=4 * owner.hidden, layers=2, kernel=kernel)
             self.injector = Injector(channels, network, owner.ops)
-        self.mixes = self.injector is not None and channels > 1
         in_front = owner.norm == "act" or (owner.norm == "batch" and self.injector is not None)
         self.norm = ActNorm(channels, owner.ops) if in_front else None
         self.channels = channels
@@ -373,8 +371,6 @@ class _ConvFlow(nn.Module):
         if self.signal:
             x, condition = x.unsqueeze(2), None if condition is None else condition.unsqueeze(2)
         x, condition = self._laid_out(x), self._laid_out(condition)
-        if self.mixes:
-            x = mix_channels(x)
         if self.norm is not None:
             x, log_det = self.norm(x, log_det)
         if self.injector is not None and condition is not None:
@@ -412,8 +408,6 @@ class _ConvFlow(nn.Module):
             x, log_det = self.injector.inverse(x, log_det, conditions[0])
         if self.norm is not None:
             x, log_det = self.norm.inverse(x, log_det)
-        if self.mixes:
-            x = mix_channels(x, inverse=True)
         return x.squeeze(2) if self.signal else x, log_det
 
     def _couple(

@@ -16,7 +16,6 @@ from pnf.flows.couplings import (
     DenseCoupling,
     Injector,
     make_norm,
-    mix_channels,
 )
 from pnf.flows.networks import NETWORK_EPS, ConvNetwork
 from pnf.reference import OPS
@@ -95,26 +94,6 @@ def test_injector(kernel: tuple[int, int], randomise: Randomise, log_abs_det: Lo
     # The map is affine, and nothing but the condition makes it.
     middle, _ = layer((x + 3) / 2, log_det, seen)
     close(middle, (y + layer(torch.full_like(x, 3), log_det, seen)[0]) / 2)
-
-
-@pytest.mark.parametrize("shape", [(2, 1), (2, 3, 4), (2, 3, 2, 4), (1, 8, 3, 3)])
-def test_mix_channels(shape: tuple[int, ...]) -> None:
-    x = normal(*shape)
-    y = mix_channels(x)
-    close(y.square().sum(1), x.square().sum(1))
-    close(mix_channels(y, inverse=True), x)
-    # The first channel is what all have in common.
-    close(y[:, 0], x.sum(1) / shape[1] ** 0.5)
-    close(mix_channels(torch.ones_like(x))[:, 1:], torch.zeros_like(x[:, 1:]))
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_mix_channels_keeps_its_precision_under_autocast(dtype: torch.dtype) -> None:
-    x = normal(2, 3, 4, 4).to(dtype)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        y = mix_channels(x)
-    assert y.dtype == dtype
-    torch.testing.assert_close(y, mix_channels(x.double()).to(dtype), rtol=torch.finfo(dtype).eps, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["act", "batch"])

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.autograd import gradcheck, gradgradcheck
 
+from pnf.flows.progressive import mix_channels
 from pnf.reference import OPS, ProgressiveFlow, haar_pyramid, haar_split
 
 SMALL: dict[str, Any] = {"hidden": 4, "blocks": 1, "num_couplings": 2}
@@ -190,6 +191,26 @@ def test_function_transforms(coupling: str, detail: str, make: Make) -> None:
 
 
 # The constants of ⊕
+
+
+@pytest.mark.parametrize("shape", [(2, 1), (2, 3, 4), (2, 3, 2, 4), (1, 8, 3, 3)])
+def test_mix_channels(shape: tuple[int, ...]) -> None:
+    x = torch.randn(*shape, dtype=torch.float64)
+    y = mix_channels(x)
+    close(y.square().sum(1), x.square().sum(1))
+    close(mix_channels(y, inverse=True), x)
+    # The first channel is what all have in common.
+    close(y[:, 0], x.sum(1) / shape[1] ** 0.5)
+    close(mix_channels(torch.ones_like(x))[:, 1:], torch.zeros_like(x[:, 1:]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_mix_channels_keeps_its_precision_under_autocast(dtype: torch.dtype) -> None:
+    x = torch.randn(2, 3, 4, 4).to(dtype)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y = mix_channels(x)
+    assert y.dtype == dtype
+    torch.testing.assert_close(y, mix_channels(x.double()).to(dtype), rtol=torch.finfo(dtype).eps, atol=1e-6)
 
 
 @pytest.mark.parametrize(
