@@ -9,14 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pnf.flows.couplings import (
-    ActNorm,
-    BatchNormFlow,
-    ConvCoupling,
-    DenseCoupling,
-    Injector,
-    make_norm,
-)
+from pnf.flows.couplings import ActNorm, BatchNormFlow, ConvCoupling, DenseCoupling, Injector, make_norm
 from pnf.flows.networks import NETWORK_EPS, ConvNetwork
 from pnf.reference import OPS
 
