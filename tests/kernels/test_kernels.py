@@ -12,6 +12,9 @@ from pnf.ops._library import KERNELS
 
 TABLE = Path(__file__).parents[2] / "docs" / "kernels.md"
 
+# To compile and to trace them takes ten minutes of one core, all of it before the first test.
+pytestmark = pytest.mark.timeout(3600)
+
 
 @pytest.fixture(scope="module")
 def compiled() -> list[dict[str, Any]]:
