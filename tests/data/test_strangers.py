@@ -31,8 +31,7 @@ def mutate(content: bytes, chance: random.Random) -> bytes:
 def test_files_broken_at_random_are_read_or_refused(name: str, tmp_path: Path) -> None:
     reader, chance = READERS[name], random.Random(0)
     for seed in reader.seeds:
-        sound = reader.try_on(seed, tmp_path)
-        assert sound == (name != "partition"), "a seed is no sound file"
+        assert reader.try_on(seed, tmp_path), "a seed is no sound file"
         for _ in range(100):
             reader.try_on(mutate(seed, chance), tmp_path)
 
