@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -17,6 +18,9 @@ import torch
 from PIL import Image
 
 from pnf.cli import main
+
+# GNU readline, which pytest loads, leaves a width to the processes that it starts; consoles keep what they find first.
+os.environ.pop("COLUMNS", None)
 
 _TINY = {
     "size": 16,
