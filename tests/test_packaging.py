@@ -23,8 +23,9 @@ def run(code: str) -> str:
 
 
 def test_everything_is_installed_under_one_name() -> None:
-    files = [str(path) for path in metadata.files("pnf") or []]
-    names = {name for name in files if not name.startswith("..") and not name.endswith(".pyc")}
+    files = {str(path) for path in metadata.files("pnf") or [] if path.suffix != ".pyc"}
+    names = {name for name in files if not name.startswith("..")}
+    assert [Path(name).name for name in files - names] == ["pnf"], "more than the command lies elsewhere"
     assert len([name for name in names if re.fullmatch(r"pnf/_C[^/]*\.(so|pyd)", name)]) == 1
     assert {"pnf/__init__.py", "pnf/py.typed", "pnf/kernels/__init__.py", "pnf/ops/masking.py"} <= names
     assert "pnf/pretrained/fashion-mnist/model/model.safetensors" in names
