@@ -6,9 +6,11 @@ SOURCES := $(shell find pnf kernels csrc -type f -not -name '*.pyc') CMakeLists.
 
 .PHONY: test lint demo benchmark sanitize clean
 
+# Processes of one thread, as many as cores within reason. What the tests of a file share is made once.
+test: export OMP_NUM_THREADS := 1
 test: lint
-	$(BIN)/pytest
-	$(BIN)/pytest benchmarks --benchmark-disable
+	$(BIN)/pytest -n logical --maxprocesses 4 --dist loadfile --benchmark-disable
+	$(BIN)/pytest -n logical --maxprocesses 4 --dist loadfile --benchmark-disable benchmarks
 
 lint: $(STAMP)
 	$(BIN)/ruff check

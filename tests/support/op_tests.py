@@ -250,7 +250,11 @@ class OpTests:
     @pytest.mark.parametrize("device", DEVICES)
     def test_opcheck(self, case: Case, memory: str, device: str) -> None:
         args = convert(case.arguments(), lambda x: LAYOUTS[memory](x.float()).to(device).detach().requires_grad_())
-        torch.library.opcheck(getattr(torch.ops.pnf, case.op).default, args)
+        checks = ["test_schema", "test_autograd_registration", "test_faketensor"]
+        # The slow one does what test_compiles_to_one_graph does, to contiguous tensors.
+        if memory == "channels_last":
+            checks.append("test_aot_dispatch_dynamic")
+        torch.library.opcheck(getattr(torch.ops.pnf, case.op).default, args, test_utils=checks)
 
     @pytest.mark.parametrize("memory", ["contiguous", "channels_last"])
     @pytest.mark.parametrize("device", DEVICES)
@@ -280,16 +284,16 @@ class OpTests:
         for a, b in zip(got, gradients(loss(*leaves), leaves), strict=True):
             torch.testing.assert_close(a, b, rtol=0, atol=0, equal_nan=True)
 
-    @pytest.mark.parametrize("dynamic", [False, True])
     @pytest.mark.parametrize("device", DEVICES)
-    def test_compiles_to_one_graph(self, case: Case, dynamic: bool, device: str) -> None:
+    def test_compiles_to_one_graph(self, case: Case, device: str) -> None:
         torch.compiler.reset()
         op = getattr(torch.ops.pnf, case.op).default
 
         def loss(*args: Any) -> Tensor:
             return sum(out.float().sin().sum() for out in as_list(op(*args)))
 
-        compiled = torch.compile(loss, fullgraph=True, dynamic=dynamic, backend="aot_eager")
+        # Sizes are symbols here; tests/flows compiles for fixed ones.
+        compiled = torch.compile(loss, fullgraph=True, dynamic=True, backend="aot_eager")
         args = convert(case.arguments(), lambda x: x.float().to(device).requires_grad_())
         want, got = loss(*args), compiled(*args)
         torch.testing.assert_close(got, want)
