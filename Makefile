@@ -8,9 +8,10 @@ SOURCES := $(shell find pnf kernels csrc -type f -not -name '*.pyc') CMakeLists.
 
 # Processes of one thread, as many as cores within reason. What the tests of a file share is made once.
 test: export OMP_NUM_THREADS := 1
+test: PYTEST = $(BIN)/pytest -n logical --maxprocesses 4 --dist loadfile --benchmark-disable
 test: lint
-	$(BIN)/pytest -n logical --maxprocesses 4 --dist loadfile --benchmark-disable
-	$(BIN)/pytest -n logical --maxprocesses 4 --dist loadfile --benchmark-disable benchmarks
+	$(PYTEST)
+	$(PYTEST) benchmarks
 
 lint: $(STAMP)
 	$(BIN)/ruff check
