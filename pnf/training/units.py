@@ -159,12 +159,19 @@ class Unit:
         the next would have made ``a (a r + b) + b'`` of it.
         """
         size, decay = self.fabric.world_size, (1 - MOMENTUM) ** count
+        running = []
         for start, buffer in zip(before, self.stage.buffers(), strict=True):
             if buffer.is_floating_point():
-                own = decay ** (size - 1 - self.fabric.global_rank) * (buffer - decay * start)
-                buffer.copy_(decay**size * start + processes.reduce(self.fabric, own, "sum"))
+                running.append((start, buffer))
             elif buffer.dtype != torch.bool:
                 buffer.copy_(start + size * (buffer - start))
+        if not running:
+            return
+        # In one message: there are hundreds of them, and each would cost more time than the numbers it carries.
+        own = torch.cat([(buffer - decay * start).flatten() for start, buffer in running])
+        joined = processes.reduce(self.fabric, decay ** (size - 1 - self.fabric.global_rank) * own, "sum")
+        for (start, buffer), total in zip(running, joined.split([b.numel() for _, b in running]), strict=True):
+            buffer.copy_(decay**size * start + total.view_as(buffer))
 
     @torch.no_grad()
     def _move_average(self) -> None:
