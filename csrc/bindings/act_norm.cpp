@@ -6,7 +6,7 @@ namespace pnf {
 namespace {
 
 template <bool inverse>
-void bind(py::module_& m, const char* name, const char* backward_name) {
+void def_act_norm(py::module_& m, const char* name, const char* backward_name) {
   // Two bits for each of the dtypes of x and log_det.
   def(m, name,
       [](Address y, Address out, Address x, Address shift, Address log_scale, Address log_det, int64_t batch,
@@ -28,8 +28,8 @@ void bind(py::module_& m, const char* name, const char* backward_name) {
 }  // namespace
 
 void bind_act_norm(py::module_& cpu) {
-  bind<false>(cpu, "act_norm", "act_norm_backward");
-  bind<true>(cpu, "act_norm_inverse", "act_norm_inverse_backward");
+  def_act_norm<false>(cpu, "act_norm", "act_norm_backward");
+  def_act_norm<true>(cpu, "act_norm_inverse", "act_norm_inverse_backward");
 }
 
 }  // namespace pnf

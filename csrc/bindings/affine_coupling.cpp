@@ -11,7 +11,7 @@ cpu::CouplingDTypes unpack(int dtypes) {
 }
 
 template <bool inverse>
-void bind(py::module_& m, const char* name, const char* backward_name) {
+void def_affine_coupling(py::module_& m, const char* name, const char* backward_name) {
   def(m, name,
       [](Address y, Address out, Address x, Address raw, Address scale, Address log_det, int64_t batch,
          int64_t channels, int64_t height, int64_t width, int mask, int parity, bool last, int dtypes, int threads) {
@@ -32,8 +32,8 @@ void bind(py::module_& m, const char* name, const char* backward_name) {
 }  // namespace
 
 void bind_affine_coupling(py::module_& cpu) {
-  bind<false>(cpu, "affine_coupling", "affine_coupling_backward");
-  bind<true>(cpu, "affine_coupling_inverse", "affine_coupling_inverse_backward");
+  def_affine_coupling<false>(cpu, "affine_coupling", "affine_coupling_backward");
+  def_affine_coupling<true>(cpu, "affine_coupling_inverse", "affine_coupling_inverse_backward");
 }
 
 }  // namespace pnf

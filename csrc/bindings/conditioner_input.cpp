@@ -9,8 +9,8 @@ void bind_conditioner_input(py::module_& cpu) {
          int64_t channels, int64_t start, int64_t kept, int64_t beside, int64_t height, int64_t width, bool board,
          int parity, bool last, int norm, double gain, double eps, DType dtype, int threads) {
         const cpu::ConditionerInput shape{batch, channels, start, kept, beside, height, width, board, parity, last};
-        cpu::conditioner_input(at(h), at(mean), at(var), at(x), at(condition), at(offset), shape, static_cast<cpu::Norm>(norm), gain,
-                               eps, dtype, threads);
+        cpu::conditioner_input(at(h), at(mean), at(var), at(x), at(condition), at(offset), shape,
+                               static_cast<cpu::Norm>(norm), gain, eps, dtype, threads);
       });
   def(cpu, "conditioner_input_backward",
       [](Address grad_x, Address grad_offset, Address grad_h, Address x, Address offset, Address mean, Address var,

@@ -9,7 +9,7 @@ namespace {
 
 // The functions of both devices differ in their last argument only: a number of threads, or a stream.
 template <typename Where, auto& apply, auto& pack, auto& unpack, auto& input, auto& input_backward>
-void bind(py::module_& m) {
+void def_masking(py::module_& m) {
   def(m, "mask_apply",
       [](Address out, Address x, int64_t outer, int64_t height, int64_t width, int64_t inner, int size, int parity,
          Where where) { apply(at(out), at(x), Board{outer, height, width, inner}, size, parity, where); });
@@ -41,10 +41,10 @@ void bind(py::module_& m) {
 }  // namespace
 
 void bind_masking(py::module_& cpu, [[maybe_unused]] py::module_& cuda) {
-  bind<int, cpu::mask_apply, cpu::mask_pack, cpu::mask_unpack, cpu::mask_input, cpu::mask_input_backward>(cpu);
+  def_masking<int, cpu::mask_apply, cpu::mask_pack, cpu::mask_unpack, cpu::mask_input, cpu::mask_input_backward>(cpu);
 #ifdef PNF_WITH_CUDA
-  bind<Address, cuda::mask_apply, cuda::mask_pack, cuda::mask_unpack, cuda::mask_input, cuda::mask_input_backward>(
-      cuda);
+  def_masking<Address, cuda::mask_apply, cuda::mask_pack, cuda::mask_unpack, cuda::mask_input,
+              cuda::mask_input_backward>(cuda);
 #endif
 }
 

@@ -43,7 +43,7 @@ struct Arguments {
 };
 
 template <typename Where, auto& forward, auto& backward>
-void bind(py::module_& m) {
+void def_weight_norm(py::module_& m) {
   m.def("weight_norm", [](const py::args& args) {
     const Arguments<Layer, Where> given(args);
     const py::gil_scoped_release release;
@@ -59,9 +59,9 @@ void bind(py::module_& m) {
 }  // namespace
 
 void bind_weight_norm(py::module_& cpu, [[maybe_unused]] py::module_& cuda) {
-  bind<int, cpu::weight_norm, cpu::weight_norm_backward>(cpu);
+  def_weight_norm<int, cpu::weight_norm, cpu::weight_norm_backward>(cpu);
 #ifdef PNF_WITH_CUDA
-  bind<Address, cuda::weight_norm, cuda::weight_norm_backward>(cuda);
+  def_weight_norm<Address, cuda::weight_norm, cuda::weight_norm_backward>(cuda);
 #endif
 }
 

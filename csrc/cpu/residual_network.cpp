@@ -36,9 +36,9 @@ void residual_network(float* y, float* scratch, const float* h, const ResidualNe
   // (x - 0) / sqrt(1 + 0) * 1 + 0, where there are no norms.
   const std::vector<float> zeros(static_cast<size_t>(hidden)), ones(static_cast<size_t>(hidden), 1.0f);
   const bool normed = !network.norms.empty();
-  const Norm nothing{ones.data(), zeros.data(), zeros.data(), ones.data()};
+  const BatchNorm nothing{ones.data(), zeros.data(), zeros.data(), ones.data()};
   const double eps = normed ? network.eps : 0;
-  const auto norm = [&](size_t i) -> const Norm& { return normed ? network.norms[i] : nothing; };
+  const auto norm = [&](size_t i) -> const BatchNorm& { return normed ? network.norms[i] : nothing; };
 
   Scratch memory{scratch};
   std::vector<Folded> folded;
@@ -46,7 +46,7 @@ void residual_network(float* y, float* scratch, const float* h, const ResidualNe
   for (size_t i = 0; i <= last; ++i) {
     const Filter& filter = filters[i];
     const bool skip = i < last && i % 3 == 0, first = i < last && i % 3 == 1;
-    const Norm& follows = skip ? norm(2 * blocks) : first ? norm(i / 3 * 2 + 1) : nothing;
+    const BatchNorm& follows = skip ? norm(2 * blocks) : first ? norm(i / 3 * 2 + 1) : nothing;
     const int64_t length = filter.inputs * filter.size * filter.size;
     Folded to{std::vector<float>(static_cast<size_t>(filter.outputs)),
               std::vector<float>(static_cast<size_t>(filter.outputs)), memory.take(filter.outputs * length)};
@@ -80,7 +80,7 @@ void residual_network(float* y, float* scratch, const float* h, const ResidualNe
   convolve(out, nullptr, h, 0, blocks == 0);
   for (size_t i = 0; i < blocks; ++i) {
     const float* const before = i == 0 ? h : state;
-    const Norm& n = norm(2 * i);
+    const BatchNorm& n = norm(2 * i);
     batch_norm_relu(normal, const_cast<float*>(n.mean), const_cast<float*>(n.var), before, n.weight, n.bias, channels,
                     false, eps, DType::kFloat32, threads);
     convolve(inner, nullptr, normal, 3 * i + 1, true);

@@ -15,7 +15,7 @@ struct Filter {
 };
 
 // A batch normalisation by statistics that are given.
-struct Norm {
+struct BatchNorm {
   const float *weight, *bias, *mean, *var;
 };
 
@@ -23,7 +23,7 @@ struct Norm {
 // none at all.
 struct ResidualNetwork {
   std::vector<Filter> filters;
-  std::vector<Norm> norms;
+  std::vector<BatchNorm> norms;
   int64_t batch, height, width;
   double eps;
 };
