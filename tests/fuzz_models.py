@@ -89,8 +89,8 @@ def cases(draw: Any) -> Case:
     )
 
 
-def build(case: Case, implementation: str) -> Any:
-    module = fast if implementation == "fast" else reference
+def build(case: Case) -> Any:
+    module = fast if case.implementation == "fast" else reference
     options = dict(case.options)
     if case.progressive:
         return module.ProgressiveFlow(case.shape, options.pop("levels"), **options)
@@ -207,26 +207,24 @@ def faults(found: dict[str, Tensor], case: Case) -> list[str]:
     return wrong
 
 
+def restore(case: Case, state: dict[str, Tensor]) -> Any:
+    """The flow of a case with the parameters that it has been given."""
+    flow = build(case)
+    flow.load_state_dict(state)
+    flow.train(case.training)
+    flow.set_network_dtype(torch.bfloat16 if case.network == "bfloat16" else None)
+    return flow
+
+
 def largest_number(case: Case, state: dict[str, Tensor], x: Tensor) -> float:
     """On the way through the same flow in float64."""
-    exact = build(case, "reference").double()
-    exact.load_state_dict(state)
-    exact.train(case.training)
+    exact = restore(case._replace(implementation="reference", network="float32"), state).double()
     peak = Peak()
     with peak.of(exact):
         expected = results(exact, case, x.double())
     for name, value in expected.items():
         peak.add(value.detach(), SQUARABLE if name == "z" else RANGE)
     return peak.value
-
-
-def restore(case: Case, state: dict[str, Tensor]) -> Any:
-    """The flow of a case with the parameters that it has been given."""
-    flow = build(case, case.implementation)
-    flow.load_state_dict(state)
-    flow.train(case.training)
-    flow.set_network_dtype(torch.bfloat16 if case.network == "bfloat16" else None)
-    return flow
 
 
 @torch.no_grad()
@@ -242,7 +240,7 @@ def check(case: Case, counts: Counts) -> None:
     """One case: finite where it can be."""
     chance = torch.Generator().manual_seed(case.seed)
     torch.manual_seed(case.seed)
-    flow = build(case, case.implementation)
+    flow = build(case)
     x = picture(case.image, 2, case.shape, chance)
     flow(torch.rand(4, *case.shape, generator=chance))  # ActNorm takes its start from data
     disturb(flow, case, chance)
