@@ -161,6 +161,7 @@ def npy_header(text: str) -> bytes:
             "wanted at least one",
         ),
     ],
+    ids=["empty", "version", "code", "nested", "too short", "too long", "huge shape", "negative shape"],
 )
 def test_bad_npy(tmp_path: Path, content: bytes, message: str) -> None:
     (tmp_path / "set.npy").write_bytes(content)

@@ -99,6 +99,7 @@ def test_missing_file(idx_folder: Maker) -> None:
         (header(2, 3, 4) + bytes(25), "wanted 24 bytes .* got 25;"),
         (header(2**32 - 1, 2**32 - 1, 2**32 - 1) + bytes(9), "got 9;"),
     ],
+    ids=["empty", "html", "float32", "no entries", "too short", "too long", "huge shape"],
 )
 def test_bad_plain_file(tmp_path: Path, content: bytes, message: str) -> None:
     path = write(tmp_path, content)
@@ -115,6 +116,7 @@ def test_bad_plain_file(tmp_path: Path, content: bytes, message: str) -> None:
         (gzip.compress(header(2, 3, 4) + bytes(25)), "wanted the end after 24 bytes of data, got more"),
         (gzip.compress(header(2**31, 2**10, 2**10) + bytes(9)), "wanted 2251799813685248 bytes .* got at most"),
     ],
+    ids=["not gzip", "cut stream", "too short", "too long", "huge shape"],
 )
 def test_bad_gzip_file(tmp_path: Path, content: bytes, message: str) -> None:
     path = write(tmp_path, content, ".gz")

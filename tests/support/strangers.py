@@ -118,7 +118,7 @@ _WEIGHTS = save(_flow().state_dict())
 READERS = {
     "cifar": Reader([_batch(2), _batch(4)], "test_batch", lambda folder: load(folder, "test")),
     "idx": Reader([_IDX], "train-images-idx3-ubyte", load),
-    "idx.gz": Reader([gzip.compress(_IDX)], "train-images-idx3-ubyte.gz", load),
+    "idx.gz": Reader([gzip.compress(_IDX, mtime=0)], "train-images-idx3-ubyte.gz", load),
     "npz": Reader([_saved(False), _saved(True)], "images.npz", lambda folder: load(folder / "images.npz")),
     "npy": Reader([_array()], "images.npy", lambda folder: load(folder / "images.npy")),
     "partition": Reader([b"a.jpg 0\nb.jpg 1\n", b"a.jpg 0\nb.jpg 0\n"], "list_eval_partition.txt", _partition),
