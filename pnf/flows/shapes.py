@@ -29,11 +29,15 @@ def check_choice(owner: str, name: str, value: str, choices: Sequence[str]) -> N
 
 def check_integer(owner: str, name: str, value: int, least: int) -> int:
     """The value as an int, if it is an integer and at least ``least``."""
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
+    try:
+        number = None if isinstance(value, bool) else index(value)
+    except TypeError:
+        number = None
+    if number is None:
         raise TypeError(f"{owner}: {name} must be an integer, got {value!r}")
-    if value < least:
+    if number < least:
         raise ValueError(f"{owner}: {name} must be at least {least}, got {value}")
-    return index(value)
+    return number
 
 
 def check_batch(flow: nn.Module, name: str, x: Tensor, shape: Sequence[int], *, unit: bool = False) -> None:

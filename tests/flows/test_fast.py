@@ -123,6 +123,19 @@ def test_is_one_graph(randomise: Callable[..., nn.Module]) -> None:
     assert all(p.grad is not None for p in flow.stages[1].parameters())
 
 
+@pytest.mark.parametrize("coupling", ["dense", "conv"])
+def test_one_compiled_loss_takes_any_batch_and_stage(randomise: Callable[..., nn.Module], coupling: str) -> None:
+    torch._dynamo.reset()
+    _, flow = pair(randomise, (1, 4, 4), coupling, "bounded", "act")
+    compiled = torch.compile(flow.stage_loss, fullgraph=True, dynamic=True, backend="aot_eager")
+    for stage, count in ((0, 2), (2, 3), (2, 5)):
+        x, parameters = torch.rand(count, 1, 4, 4), list(flow.stages[stage].parameters())
+        got, want = compiled(x, stage), flow.stage_loss(x, stage)
+        assert_close(got, want)
+        for a, b in zip(*(torch.autograd.grad(loss, parameters) for loss in (got, want)), strict=True):
+            assert_close(a, b)
+
+
 class NoSynchronisation(TorchDispatchMode):
     """Raises where a value of a tensor is read: a host would wait for its GPU, and no CUDA graph could be made."""
 

@@ -250,10 +250,8 @@ class OpTests:
     @pytest.mark.parametrize("device", DEVICES)
     def test_opcheck(self, case: Case, memory: str, device: str) -> None:
         args = convert(case.arguments(), lambda x: LAYOUTS[memory](x.float()).to(device).detach().requires_grad_())
+        # The fourth of its checks, which is slow, does what test_compiles_to_one_graph does, too.
         checks = ["test_schema", "test_autograd_registration", "test_faketensor"]
-        # The slow one does what test_compiles_to_one_graph does, to contiguous tensors.
-        if memory == "channels_last":
-            checks.append("test_aot_dispatch_dynamic")
         torch.library.opcheck(getattr(torch.ops.pnf, case.op).default, args, test_utils=checks)
 
     @pytest.mark.parametrize("memory", ["contiguous", "channels_last"])
@@ -292,9 +290,9 @@ class OpTests:
         def loss(*args: Any) -> Tensor:
             return sum(out.float().sin().sum() for out in as_list(op(*args)))
 
-        # Sizes are symbols here; tests/flows compiles for fixed ones.
+        # Sizes are symbols and channels come last; tests/flows compiles for fixed sizes and contiguous tensors, too.
         compiled = torch.compile(loss, fullgraph=True, dynamic=True, backend="aot_eager")
-        args = convert(case.arguments(), lambda x: x.float().to(device).requires_grad_())
+        args = convert(case.arguments(), lambda x: channels_last(x.float()).to(device).detach().requires_grad_())
         want, got = loss(*args), compiled(*args)
         torch.testing.assert_close(got, want)
         for a, b in zip(gradients(got, flatten(args)), gradients(want, flatten(args)), strict=True):
