@@ -1,6 +1,7 @@
 """Tensors of more than 2^31 entries, where there is memory for them: their last entries are what they should be."""
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,8 @@ import torch
 from torch import Tensor
 
 from pnf import ops
+
+Zeros = Callable[..., Tensor]
 
 N = 2**31 + 64
 
@@ -21,84 +24,86 @@ AVAILABLE = (
 pytestmark = pytest.mark.skipif(AVAILABLE < 18, reason=f"needs 18 GiB of free memory, and there are {AVAILABLE:.0f}")
 
 
-def zeros(*shape: int) -> Tensor:
-    """In bfloat16, but for the last four entries in memory, 1 to 4."""
-    assert math.prod(shape) <= N
-    x = torch.zeros(shape, dtype=torch.bfloat16)
-    x.view(-1)[-4:] = torch.arange(1, 5)
-    return x
+@pytest.fixture(scope="module")
+def zeros() -> Zeros:
+    """Tensors in bfloat16, of zeros but for the last four entries in memory, 1 to 4 eighths. They share that memory."""
+    x = torch.zeros(N, dtype=torch.bfloat16)
+    x[-4:] = torch.arange(1, 5) / 8
+    return lambda *shape: x[-math.prod(shape) :].view(shape)
 
 
 def last(x: Tensor, count: int = 4) -> list[float]:
-    return x.reshape(-1)[-count:].tolist()
+    """The last entries, in eighths."""
+    return (8 * x.reshape(-1)[-count:]).tolist()
 
 
-def test_squeeze() -> None:
+def test_squeeze(zeros: Zeros) -> None:
     y = ops.squeeze(zeros(1, 1, 2, N // 2))
     # The last two columns of the lower row, one after the other.
     assert [last(y[:, k], 2) for k in range(4)] == [[0, 0], [0, 0], [1, 3], [2, 4]]
     assert last(ops.squeeze_inverse(y)) == [1, 2, 3, 4]
 
 
-def test_haar() -> None:
+def test_haar(zeros: Zeros) -> None:
     s, d = ops.haar_split(zeros(1, N), -1)
     assert (last(s, 2), last(d, 2)) == ([1.5, 3.5], [-0.5, -0.5])
     assert last(ops.haar_merge(s, d, -1)) == [1, 2, 3, 4]
 
 
-def test_haar_pyramid() -> None:
+def test_haar_pyramid(zeros: Zeros) -> None:
     base, details = ops.haar_pyramid(zeros(1, N), 2, "x")
     assert (last(base, 1), last(details[1], 2)) == ([2.5], [-0.5, -0.5])
     assert last(ops.haar_pyramid_inverse(base, details, "x")) == [1, 2, 3, 4]
 
 
-def test_haar_bounded() -> None:
-    x = zeros(1, 1, N).mul_(0.125)
+def test_haar_bounded(zeros: Zeros) -> None:
+    x = zeros(1, 1, N)
     s, u, _ = ops.haar_bounded_split(x, torch.full((1,), 0.5), -1)
     small = ops.haar_bounded_split(x[..., -4:], torch.full((1,), 0.5), -1)
     assert (last(s, 2), last(u, 2)) == (last(small[0]), last(small[1]))
 
 
-def test_standard_normal() -> None:
-    z = zeros(1, N)
+def test_standard_normal(zeros: Zeros) -> None:
+    z = zeros(1, N).clone()
     z[0, -4:] = 2.0**13
     want = -0.5 * math.log(2 * math.pi) * N - 0.5 * 4 * 2.0**26
     assert ops.standard_normal(z).item() == pytest.approx(want, rel=1e-6)
 
 
-def test_logit() -> None:
-    x = zeros(1, N).mul_(0.125)
+def test_logit(zeros: Zeros) -> None:
+    x = zeros(1, N)
     assert last(ops.logit(x, 0.05)[0]) == last(ops.logit(x[:, -4:], 0.05)[0])
 
 
-def test_act_norm() -> None:
-    y, log_det = ops.act_norm(zeros(1, 2, N // 2), torch.full((2,), -1.0), torch.full((2,), 4.0).log(), torch.zeros(1))
+def test_act_norm(zeros: Zeros) -> None:
+    shift, log_scale = torch.full((2,), -0.125), torch.full((2,), math.log(4.0))
+    y, log_det = ops.act_norm(zeros(1, 2, N // 2), shift, log_scale, torch.zeros(1))
     assert last(y) == [0, 4, 8, 12]
     assert log_det.item() == pytest.approx(N * math.log(4.0), rel=1e-6)
 
 
-def test_affine_coupling() -> None:
-    x, raw = zeros(1, 2, N // 2), zeros(1, 2, N // 2)
-    y, _ = ops.affine_coupling(x, raw, torch.ones(1), torch.zeros(1), "channel", 0)
-    tail = ops.affine_coupling(x[..., -4:], raw[..., -4:], torch.ones(1), torch.zeros(1), "channel", 0)[0]
+def test_affine_coupling(zeros: Zeros) -> None:
+    x = zeros(1, 2, N // 2)
+    y, _ = ops.affine_coupling(x, x, torch.ones(1), torch.zeros(1), "channel", 0)
+    tail, _ = ops.affine_coupling(x[..., -4:], x[..., -4:], torch.ones(1), torch.zeros(1), "channel", 0)
     assert last(y) == last(tail)
 
 
-def test_batch_norm_relu() -> None:
-    statistics = torch.full((2,), 1.5), torch.full((2,), 4.0)
+def test_batch_norm_relu(zeros: Zeros) -> None:
+    statistics = torch.full((2,), 1.5 / 8), torch.full((2,), 4.0)
     y, *_ = ops.batch_norm_relu(zeros(1, 2, N // 2), torch.ones(2), torch.zeros(2), *statistics, 0.0)
     assert last(y) == [0, 0.25, 0.75, 1.25]
 
 
-def test_conditioner_input() -> None:
+def test_conditioner_input(zeros: Zeros) -> None:
     x = zeros(1, 1, 1, N // 3 + 1)
     h, *_ = ops.conditioner_input(x, None, None, mask="checkerboard", parity=x.shape[3] % 2)
     assert h.numel() > 2**31
-    assert [last(h[:, k]) for k in range(3)] == [[1, 0, 3, 0], [0, 0, 0, 0], [1, 0, 1, 0]]
+    assert [last(h[:, k]) for k in range(3)] == [[1, 0, 3, 0], [0, 0, 0, 0], [8, 0, 8, 0]]
 
 
-def test_weight_norm() -> None:
-    (weight,) = ops.weight_norm([zeros(2, N // 2)], [torch.full((2, 1), 30**0.5, dtype=torch.bfloat16)])
+def test_weight_norm(zeros: Zeros) -> None:
+    (weight,) = ops.weight_norm([zeros(2, N // 2)], [torch.full((2, 1), 30**0.5 / 8, dtype=torch.bfloat16)])
     assert last(weight) == [1, 2, 3, 4]
 
 
