@@ -250,7 +250,7 @@ class OpTests:
     @pytest.mark.parametrize("device", DEVICES)
     def test_opcheck(self, case: Case, memory: str, device: str) -> None:
         args = convert(case.arguments(), lambda x: LAYOUTS[memory](x.float()).to(device).detach().requires_grad_())
-        # The fourth of its checks, which is slow, does what test_compiles_to_one_graph does, too.
+        # Not test_aot_dispatch_dynamic, which is slow: test_compiles_to_one_graph traces the same.
         checks = ["test_schema", "test_autograd_registration", "test_faketensor"]
         torch.library.opcheck(getattr(torch.ops.pnf, case.op).default, args, test_utils=checks)
 
