@@ -9,9 +9,9 @@ outside are clipped. They are drawn with nearest interpolation at whole multiple
 shows at 100 % is the data and no resampling of it.
 """
 
+import io
 import math
 import os
-import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -28,6 +28,8 @@ from matplotlib.patches import Rectangle
 from matplotlib.textpath import TextPath
 from numpy.typing import NDArray
 from torch import Tensor
+
+from pnf.files import replace_file
 
 __all__ = [
     "Upscaler",
@@ -85,21 +87,18 @@ def save(figure: Figure, path: str | os.PathLike[str]) -> None:
     path = Path(path)
     if path.suffix.lower() != ".png":
         raise ValueError(f"save: path must end in .png, got {path.name!r}")
+    content = io.BytesIO()
+    figure.savefig(
+        content,
+        format="png",
+        dpi="figure",
+        bbox_inches=None,
+        facecolor="white",
+        metadata={"Software": None},  # the same picture is the same bytes whatever the version of matplotlib
+        pil_kwargs={"optimize": True},
+    )
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
-    try:
-        figure.savefig(
-            part,
-            format="png",
-            dpi="figure",
-            bbox_inches=None,
-            facecolor="white",
-            metadata={"Software": None},  # the same picture is the same bytes whatever the version of matplotlib
-            pil_kwargs={"optimize": True},
-        )
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    replace_file(path, content.getvalue())
 
 
 def image_grid(

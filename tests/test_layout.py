@@ -45,7 +45,11 @@ def foreign(path: Path, *allowed: str) -> set[str]:
 
 @pytest.mark.parametrize("path", sorted((PNF / "flows").rglob("*.py")), ids=lambda path: path.stem)
 def test_flows_import_no_op(path: Path) -> None:
-    assert not foreign(path, "torch", "safetensors", "pnf.flows")
+    assert not foreign(path, "torch", "safetensors", "pnf.flows", "pnf.files")
+
+
+def test_files_import_nothing() -> None:
+    assert not foreign(PNF / "files.py")
 
 
 @pytest.mark.parametrize("path", modules(PNF / "reference"), ids=lambda path: path.stem)

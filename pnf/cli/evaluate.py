@@ -13,7 +13,7 @@ from rich.table import Table
 import pnf
 from pnf import figures
 from pnf.cli.common import DataOption, DeviceOption, SeedOption, console, load_images, notes, pick_device, progress
-from pnf.flows.pretrained import replace_json
+from pnf.files import replace_json
 from pnf.training import Evaluation, RunConfig, RunError, evaluate, find_runs, load_run, processes
 from pnf.training.logs import read_logs
 from pnf.training.models import build_flow

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pnf.data import resize
 from pnf.data.decode import decode
-from pnf.flows.pretrained import replace_file
+from pnf.files import replace_file
 from pnf.training import RunError
 
 

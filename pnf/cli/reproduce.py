@@ -12,7 +12,7 @@ from pnf.cli.common import DeviceOption, SeedOption, console, notes, pick_device
 from pnf.cli.evaluate import curves_command
 from pnf.cli.scales import anomaly, quality
 from pnf.cli.tables import ablation, scales, table1
-from pnf.flows.pretrained import replace_file, replace_json
+from pnf.files import replace_file, replace_json
 from pnf.training import RunError
 from pnf.training.ablation import ablate_row, ablations, variants
 from pnf.training.reproduction import MODELS, QUICK, ROWS, TITLES, Budget, Row, locked, results, train_row

@@ -22,8 +22,8 @@ from pnf.cli.common import (
     progress,
 )
 from pnf.data import Images
+from pnf.files import replace_json
 from pnf.flows import ProgressiveFlow
-from pnf.flows.pretrained import replace_json
 from pnf.flows.shapes import bits_per_dim
 from pnf.training import Flow, RunError, seeded
 from pnf.training.evaluation import check_images, stage_log_probs

@@ -1,9 +1,7 @@
 """Saving and loading of flows: weights as safetensors, the constructor's arguments as JSON, no pickle."""
 
-import json
 import math
 import os
-import tempfile
 import zlib
 from abc import abstractmethod
 from pathlib import Path
@@ -14,14 +12,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from pnf.files import json_bytes, read_json, replace_files
+
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"
 
 CHECKSUM = "crc32"
 """In the metadata of the weights; files without it are not checked."""
-
-LARGEST_JSON = 2**20
-"""Bytes; a hundred times what any configuration takes."""
 
 
 class Pretrained(nn.Module):
@@ -34,17 +31,19 @@ class Pretrained(nn.Module):
     def save_pretrained(self, path: str | os.PathLike[str]) -> None:
         """Write the configuration and the weights into the folder ``path``, which is made if it is missing.
 
-        Each file is replaced as a whole: whoever reads it meanwhile sees the old or the new one.
+        Each file is replaced as a whole: whoever reads it meanwhile sees the old or the new one. If one of them cannot
+        be written, the old ones stay.
 
         Raises:
             OSError: the folder cannot be written.
         """
         folder = Path(path)
-        folder.mkdir(parents=True, exist_ok=True)
         config = {"model": type(self).__name__, **self.config()}
         state = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
-        replace_json(folder / CONFIG_NAME, config)
-        replace_file(folder / WEIGHTS_NAME, save(state, {CHECKSUM: _checksum(state)}))
+        # Both are made before either is written: a configuration must not be left with the weights of another.
+        weights = save(state, {CHECKSUM: _checksum(state)})
+        folder.mkdir(parents=True, exist_ok=True)
+        replace_files({folder / CONFIG_NAME: json_bytes(config), folder / WEIGHTS_NAME: weights})
 
     @classmethod
     def from_pretrained(cls, path: str | os.PathLike[str], *, device: str | torch.device = "cpu") -> Self:
@@ -69,7 +68,7 @@ class Pretrained(nn.Module):
                 f"{WEIGHTS_NAME} has {len(state)}"
             )
         try:
-            # No weights are made: a stranger's sizes cost nothing until the file proves to have them.
+            # No weights are made: untrusted sizes cost nothing until the file proves to have them.
             with torch.device("meta"):
                 flow = cls(**config)
         except (OverflowError, RuntimeError, TypeError) as error:
@@ -105,37 +104,6 @@ def _checksum(state: dict[str, Tensor]) -> str:
     return f"{crc:08x}"
 
 
-def replace_file(path: Path, content: bytes) -> None:
-    """Write a file as a whole or not at all: to a temporary file beside it, to the disk, then in its place."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-
-
-def replace_json(path: Path, document: object) -> None:
-    """:func:`replace_file` by a JSON file."""
-    replace_file(path, (json.dumps(document, indent=2) + "\n").encode())
-
-
-def remove_unfinished(path: Path) -> None:
-    """Remove what a kill in :func:`replace_file` left beside a file."""
-    for unfinished in path.parent.glob(f".{path.name}.*"):
-        unfinished.unlink(missing_ok=True)
-
-
 def read_config(folder: Path) -> dict[str, Any]:
     """The constructor's arguments and the name of the model, as :meth:`Pretrained.save_pretrained` wrote them.
 
@@ -157,20 +125,3 @@ def read_config(folder: Path) -> dict[str, Any]:
 def _require(folder: Path, name: str) -> None:
     if not (folder / name).is_file():
         raise FileNotFoundError(f"from_pretrained: {folder} has no {name}: is it a folder of save_pretrained?")
-
-
-def read_json(path: Path) -> object:
-    """What is in a small JSON file.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is damaged, too large or too deep.
-    """
-    with path.open("rb") as file:
-        content = file.read(LARGEST_JSON + 1)
-    if len(content) > LARGEST_JSON:
-        raise ValueError(f"it has more than {LARGEST_JSON} bytes")
-    try:
-        return json.loads(content)
-    except RecursionError:
-        raise ValueError("it is nested too deep") from None

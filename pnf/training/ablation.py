@@ -15,7 +15,7 @@ from rich.console import Console
 
 from pnf.data import load
 from pnf.data.images import Progress
-from pnf.flows.pretrained import replace_json
+from pnf.files import replace_json
 from pnf.training.config import RunConfig
 from pnf.training.logs import training_seconds
 from pnf.training.models import build_flow

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 
-from pnf.flows.pretrained import replace_file
+from pnf.files import replace_file
 from pnf.training.config import RunError
 
 

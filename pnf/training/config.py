@@ -5,7 +5,7 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from pnf.flows.pretrained import read_json, replace_file
+from pnf.files import read_json, replace_file
 
 CONFIG_NAME = "run.json"
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from pnf.flows.pretrained import read_json, replace_file, replace_json
+from pnf.files import read_json, replace_file, replace_json
 from pnf.training.checkpoints import AtomicCheckpointIO
 from pnf.training.config import CONFIG_NAME, RunConfig, RunError
 from pnf.training.trainer import DATA_NAME, checkpoint_path, export

@@ -26,7 +26,8 @@ from torch import Tensor
 import pnf
 from pnf.data import Images, load
 from pnf.data.images import Progress
-from pnf.flows.pretrained import WEIGHTS_NAME, replace_file, replace_json
+from pnf.files import replace_file, replace_json
+from pnf.flows.pretrained import WEIGHTS_NAME
 from pnf.training.config import RunConfig, RunError
 from pnf.training.evaluation import load_run, stage_log_probs, summarise
 from pnf.training.logs import training_seconds

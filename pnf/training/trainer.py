@@ -28,8 +28,9 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from pnf.data import Images, dequantize
+from pnf.files import read_json, remove_unfinished, replace_json
 from pnf.flows.pretrained import CONFIG_NAME as CONFIG_FILE
-from pnf.flows.pretrained import WEIGHTS_NAME, read_json, remove_unfinished, replace_json
+from pnf.flows.pretrained import WEIGHTS_NAME
 from pnf.training import processes
 from pnf.training.batches import VALIDATION_NOISE, Batches, hold_out, seeded
 from pnf.training.checkpoints import AtomicCheckpointIO
