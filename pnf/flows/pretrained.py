@@ -38,12 +38,12 @@ class Pretrained(nn.Module):
             OSError: the folder cannot be written.
         """
         folder = Path(path)
-        config = {"model": type(self).__name__, **self.config()}
+        config = json_bytes({"model": type(self).__name__, **self.config()})
         state = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
         # Both are made before either is written: a configuration must not be left with the weights of another.
         weights = save(state, {CHECKSUM: _checksum(state)})
         folder.mkdir(parents=True, exist_ok=True)
-        replace_files({folder / CONFIG_NAME: json_bytes(config), folder / WEIGHTS_NAME: weights})
+        replace_files({folder / CONFIG_NAME: config, folder / WEIGHTS_NAME: weights})
 
     @classmethod
     def from_pretrained(cls, path: str | os.PathLike[str], *, device: str | torch.device = "cpu") -> Self:

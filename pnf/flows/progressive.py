@@ -23,6 +23,7 @@ from pnf.flows.shapes import (
     check_batch,
     check_choice,
     check_integer,
+    check_number,
     check_shape,
     draw_noise,
     zero_log_det,
@@ -104,7 +105,8 @@ class ProgressiveFlow(Pretrained):
             raise ValueError(f"ProgressiveFlow: levels must be at most 62, got {levels}")
         self.levels, self.axes, self.detail = levels, axes, detail
         self.scales = None if scales is None else check_integer("ProgressiveFlow", "scales", scales, 1)
-        self.alpha = alpha if alpha is not None else (1e-6 if detail == "bounded" else 0.05)
+        default = 1e-6 if detail == "bounded" else 0.05
+        self.alpha = default if alpha is None else check_number("ProgressiveFlow", "alpha", alpha)
         self._dims = [-1 if axis == "x" else -2 for axis in axes] if len(self.shape) == 3 else [-1]
         for dim in self._dims:
             if self.shape[dim] % 2**levels:
@@ -135,7 +137,7 @@ class ProgressiveFlow(Pretrained):
                 flow = self.flow_class(shape_in, condition_shape=shape_in, **own)
                 stages.append(DetailStage(flow, self._dims[(k - 1) % len(self._dims)], detail))
         self.stages = nn.ModuleList(stages)
-        self.coupling, self.norm, self.injector = coupling, norm, injector
+        self.coupling, self.norm, self.injector = coupling, norm, stages[0].flow.injector
         self.hidden, self.blocks = stages[0].flow.hidden, stages[0].flow.blocks
         self.num_couplings = stages[0].flow.num_couplings
 

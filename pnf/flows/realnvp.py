@@ -23,7 +23,9 @@ from pnf.flows.shapes import (
     bits_per_dim,
     check_batch,
     check_choice,
+    check_flag,
     check_integer,
+    check_number,
     check_shape,
     draw_noise,
     zero_log_det,
@@ -101,6 +103,7 @@ class RealNVP(Pretrained):
         )
         check_choice(name, "coupling", coupling, COUPLINGS)
         check_choice(name, "norm", norm, NORMS)
+        alpha = None if alpha is None else check_number(name, "alpha", alpha)
         if alpha is not None and not 0 <= alpha < 0.5:
             raise ValueError(f"{name}: alpha must be in [0, 0.5) or None, got {alpha}")
         if condition_shape is not None and as_channels(self.condition_shape)[1:] != as_channels(self.shape)[1:]:
@@ -110,7 +113,7 @@ class RealNVP(Pretrained):
         if scales is not None and coupling == "dense":
             raise ValueError(f'{name}: scales must be None with coupling="dense", got {scales}')
         self.coupling, self.norm, self.alpha, self.memory = coupling, norm, alpha, memory
-        self.injector = injector
+        self.injector = check_flag(name, "injector", injector)
         self.hidden = hidden if hidden is not None else (32 if coupling == "conv" else 256)
         self.blocks = blocks if blocks is not None else (4 if coupling == "conv" else 2)
         self.num_couplings = num_couplings if num_couplings is not None else (3 if coupling == "conv" else 6)

@@ -2,7 +2,9 @@
 
 import math
 from collections.abc import Sequence
+from numbers import Real
 from operator import index
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -29,8 +31,9 @@ def check_choice(owner: str, name: str, value: str, choices: Sequence[str]) -> N
 
 def check_integer(owner: str, name: str, value: int, least: int) -> int:
     """The value as an int, if it is an integer and at least ``least``."""
+    plain = _plain(value)
     try:
-        number = None if isinstance(value, bool) else index(value)
+        number = None if isinstance(plain, bool) else index(plain)
     except TypeError:
         number = None
     if number is None:
@@ -38,6 +41,27 @@ def check_integer(owner: str, name: str, value: int, least: int) -> int:
     if number < least:
         raise ValueError(f"{owner}: {name} must be at least {least}, got {value}")
     return number
+
+
+def check_number(owner: str, name: str, value: float) -> float:
+    """The value as a float, if it is a real number; those of NumPy and PyTorch are, and JSON takes only floats."""
+    plain = _plain(value)
+    if isinstance(plain, bool) or not isinstance(plain, Real):
+        raise TypeError(f"{owner}: {name} must be a number, got {value!r}")
+    return float(plain)
+
+
+def check_flag(owner: str, name: str, value: bool) -> bool:
+    """The value as a bool, if it is True or False."""
+    plain = _plain(value)
+    if not isinstance(plain, int) or plain not in (0, 1):
+        raise TypeError(f"{owner}: {name} must be True or False, got {value!r}")
+    return bool(plain)
+
+
+def _plain(value: Any) -> Any:
+    """A scalar of NumPy or PyTorch as Python's own; what is no scalar as it is."""
+    return value.item() if getattr(value, "ndim", None) == 0 else value
 
 
 def check_batch(flow: nn.Module, name: str, x: Tensor, shape: Sequence[int], *, unit: bool = False) -> None:

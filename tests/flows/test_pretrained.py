@@ -1,9 +1,12 @@
 """Saving and loading without pickle."""
 
+import errno
 import json
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -87,6 +90,113 @@ def test_float64_stays_float64(flow: ProgressiveFlow, tmp_path: Path) -> None:
     flow.double().save_pretrained(tmp_path)
     x = torch.rand(2, 1, 4, 4, dtype=torch.float64)
     assert torch.equal(ProgressiveFlow.from_pretrained(tmp_path).log_prob(x), flow.log_prob(x))
+
+
+@pytest.fixture
+def default_dtype() -> Iterator[Callable[[torch.dtype], None]]:
+    before = torch.get_default_dtype()
+    yield torch.set_default_dtype
+    torch.set_default_dtype(before)
+
+
+@pytest.mark.parametrize("saved", [torch.float32, torch.float64])
+@pytest.mark.parametrize("default", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("norm", ["act", "batch"])
+def test_the_default_dtype_has_no_say(
+    saved: torch.dtype,
+    default: torch.dtype,
+    norm: str,
+    randomise: Callable[..., nn.Module],
+    default_dtype: Callable[[torch.dtype], None],
+    tmp_path: Path,
+) -> None:
+    flow = randomise(ProgressiveFlow((3, 4, 4), 1, norm=norm, **SMALL)).to(saved).eval()
+    flow.save_pretrained(tmp_path)
+    x = torch.rand(2, 3, 4, 4, dtype=saved)
+    expected, drawn = flow.log_prob(x), flow.sample(2, generator=torch.Generator().manual_seed(0))
+    default_dtype(default)
+    other = ProgressiveFlow.from_pretrained(tmp_path)
+    assert all(value.dtype == flow.state_dict()[name].dtype for name, value in other.state_dict().items())
+    assert torch.equal(other.log_prob(x), expected)
+    assert torch.equal(other.sample(2, generator=torch.Generator().manual_seed(0)), drawn)
+
+
+@pytest.mark.parametrize("kind", [np.float16, np.float32, np.float64, np.array, torch.tensor], ids=lambda k: k.__name__)
+def test_numbers_of_numpy_and_torch(kind: Callable[[float], object], tmp_path: Path) -> None:
+    integer = torch.tensor if kind is torch.tensor else np.int64
+    flag = torch.tensor if kind is torch.tensor else np.bool_
+    sizes = {name: integer(n) for name, n in SMALL.items()}
+    flow = ProgressiveFlow(
+        [integer(n) for n in (1, 4, 4)],
+        integer(1),
+        alpha=kind(0.05),
+        injector=flag(True),
+        scales=integer(1),
+        axes=np.str_("xy"),
+        **sizes,
+    ).eval()
+    assert flow.alpha == float(kind(0.05))
+    assert {type(value) for value in flow.config().values()} <= {tuple, int, float, bool, str, np.str_}
+    flow.save_pretrained(tmp_path)
+    other = ProgressiveFlow.from_pretrained(tmp_path)
+    assert other.config() == flow.config()
+    x = torch.rand(2, 1, 4, 4)
+    assert torch.equal(other.log_prob(x), flow.log_prob(x))
+    RealNVP((integer(4),), coupling="dense", alpha=kind(0.05), injector=flag(False), **sizes).save_pretrained(tmp_path)
+    assert RealNVP.from_pretrained(tmp_path).injector is False
+
+
+@pytest.mark.parametrize("make", [lambda **kw: ProgressiveFlow((4,), 1, **kw), lambda **kw: RealNVP((4,), **kw)])
+@pytest.mark.parametrize(
+    ("settings", "kind", "message"),
+    [
+        ({"alpha": "0.05"}, TypeError, "alpha must be a number, got '0.05'"),
+        ({"alpha": True}, TypeError, "alpha must be a number, got True"),
+        ({"alpha": np.bool_(True)}, TypeError, "alpha must be a number, got "),
+        ({"alpha": 0.05j}, TypeError, "alpha must be a number, got 0.05j"),
+        ({"alpha": np.array([0.1, 0.2])}, TypeError, r"alpha must be a number, got array\(\[0\.1, 0\.2\]\)"),
+        ({"alpha": torch.tensor([0.1])}, TypeError, "alpha must be a number, got tensor"),
+        ({"alpha": [0.1]}, TypeError, r"alpha must be a number, got \[0\.1\]"),
+        ({"alpha": float("nan")}, ValueError, r"alpha must be in \[0, 0\.5\) or None, got nan"),
+        ({"alpha": np.float32("inf")}, ValueError, r"alpha must be in \[0, 0\.5\) or None, got inf"),
+        ({"injector": "no"}, TypeError, "injector must be True or False, got 'no'"),
+        ({"injector": None}, TypeError, "injector must be True or False, got None"),
+        ({"injector": 2}, TypeError, "injector must be True or False, got 2"),
+        ({"hidden": torch.tensor(True)}, TypeError, r"hidden must be an integer, got tensor\(True\)"),
+        ({"hidden": np.float32(4)}, TypeError, "hidden must be an integer, got "),
+    ],
+    ids=str,
+)
+def test_what_is_no_number(
+    make: Callable[..., nn.Module], settings: dict[str, object], kind: type[Exception], message: str
+) -> None:
+    with pytest.raises(kind, match=message):
+        make(**settings)
+
+
+@pytest.mark.parametrize("failing", [1, 2])
+def test_a_full_disk_leaves_the_old_flow(folder: Path, monkeypatch: pytest.MonkeyPatch, failing: int) -> None:
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    calls: list[int] = []
+
+    def fail(handle: int) -> None:
+        calls.append(handle)
+        if len(calls) == failing:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match="No space left on device"):
+        ProgressiveFlow((1, 4, 4), 1, coupling="dense").save_pretrained(folder)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_what_json_cannot_hold_leaves_the_old_flow(flow: ProgressiveFlow, folder: Path) -> None:
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    flow.axes = object()
+    for target in (folder, folder / "new"):
+        with pytest.raises(TypeError):
+            flow.save_pretrained(target)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
 def test_the_configuration_is_json_and_the_weights_are_safetensors(flow: ProgressiveFlow, folder: Path) -> None:
