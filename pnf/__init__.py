@@ -1,8 +1,22 @@
 """Progressive Normalizing Flows: exact-likelihood image models with compiled kernels."""
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from pnf.backends import Backend, backends
-from pnf.reference import RealNVP
+
+if TYPE_CHECKING:
+    from pnf.fast import ProgressiveFlow, RealNVP
 
 __version__ = "0.1.0"
 
-__all__ = ["Backend", "RealNVP", "__version__", "backends"]
+__all__ = ["Backend", "ProgressiveFlow", "RealNVP", "__version__", "backends"]
+
+
+def __getattr__(name: str) -> Any:
+    # Found when they are asked for: what only wants the version, or to stop, need not wait for PyTorch.
+    if name in ("ProgressiveFlow", "RealNVP"):
+        return getattr(importlib.import_module("pnf.fast"), name)
+    if name in ("fast", "flows", "ops", "reference"):
+        return importlib.import_module(f"pnf.{name}")
+    raise AttributeError(f"module 'pnf' has no attribute {name!r}")

@@ -3,8 +3,6 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 
 @dataclass(frozen=True)
 class Backend:
@@ -57,6 +55,8 @@ def build() -> dict[str, str | bool]:
 
 
 def _reason(device: str, kind: str, runs: bool) -> str:
+    import torch
+
     from pnf.ops._library import extension
 
     if device == "cuda" and not torch.cuda.is_available():

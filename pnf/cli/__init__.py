@@ -1,15 +1,61 @@
 """The command line ``pnf``."""
 
+import atexit
+import os
+import signal
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from types import FrameType
 
 
 def main() -> None:
     """Run a command; a user's mistake ends in one line on standard error and a non-zero exit."""
+    _fill_standard_streams()
     try:
-        from pnf.cli.app import run
+        with stopping_at_once():
+            from pnf.cli.app import run
+        code = run()
     except ModuleNotFoundError as error:
         name = (error.name or "pnf").partition(".")[0]
         if name == "pnf":
             raise
         sys.exit(f"pnf: the command line needs {name}; install it with: pip install 'pnf[train]'")
-    sys.exit(run())
+    # All is done and said: Ctrl-C while Python takes itself down changes nothing, and need not be told.
+    atexit.register(signal.signal, signal.SIGINT, lambda *_: os._exit(code))
+    sys.exit(code)
+
+
+@contextmanager
+def stopping_at_once() -> Iterator[None]:
+    """Let signals end the process while modules are imported, in one line and with the exit status of a signal.
+
+    There is nothing to save, and not every import can bear the KeyboardInterrupt that Python would raise in it.
+    """
+    previous = {}
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            # nohup ignores SIGHUP, and so does pnf then.
+            if signal.getsignal(number) not in (signal.SIG_IGN, None):
+                previous[number] = signal.signal(number, _stop)
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _stop(number: int, _: FrameType | None) -> None:
+    with suppress(OSError):
+        os.write(2, b"pnf: stopped\n")
+    os._exit(128 + number)
+
+
+def _fill_standard_streams() -> None:
+    """Open what the caller has closed (``>&-``), else a file of ours would get its number, and what is printed."""
+    for number in (0, 1, 2):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)

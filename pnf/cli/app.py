@@ -1,18 +1,55 @@
 """The application: its commands, and how their errors reach the user."""
 
 import errno
+import importlib
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
-import torch
 import typer
+from typer.core import TyperGroup
 
 import pnf
-from pnf.cli import check, doctor, evaluate, join, pictures, reproduce, scales, train
-from pnf.data import DataError
-from pnf.training import Interrupted, RunError
+from pnf.cli import stopping_at_once
+from pnf.cli.output import forgiving, printable
+
+_COMMANDS = {
+    "train": ("train:train_command", "Train a flow, all stages together or some of them apart."),
+    "join": ("join:join_command", "Put stages that were trained apart together into one run."),
+    "evaluate": ("evaluate:evaluate_command", "Likelihood of held-out images, in all and by stage."),
+    "sample": ("pictures:sample_command", "A grid of images drawn from a trained flow."),
+    "upscale": ("pictures:upscale_command", "Low-resolution images on their way up, each stage a column."),
+    "project": ("pictures:project_command", "Images, their low-resolution codes, and their projections."),
+    "curves": ("evaluate:curves_command", "Training curves of one or more runs."),
+    "check": ("check:check_command", "Whether a trained flow is finite, invertible, normalised and a projection."),
+    "anomaly": ("scales:anomaly_command", "How well a flow tells its own images from others, at each scale."),
+    "quality": ("scales:quality_command", "How close held-out images come that were downscaled."),
+    "reproduce": ("reproduce:app", "The paper's results: its models at equal budgets, from data to table and figures."),
+    "doctor": ("doctor:doctor_command", "Versions, devices, and what runs here and why not something faster."),
+}
+"""Where each command is, and what it is for: a list of them need not import PyTorch."""
+
+
+class _Commands(TyperGroup):
+    """Commands that are imported when they are called."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
+        name, command, rest = super().resolve_command(ctx, args)
+        return name, command if name is None else _load(name), rest
+
+
+def _load(name: str) -> Any:
+    module, _, attribute = _COMMANDS[name][0].partition(":")
+    with stopping_at_once():
+        command = getattr(importlib.import_module(f"pnf.cli.{module}"), attribute)
+    if not isinstance(command, typer.Typer):
+        alone = typer.Typer(add_completion=False, rich_markup_mode="rich")
+        alone.command(name)(command)
+        command = alone
+    return typer.main.get_command(command)
+
 
 app = typer.Typer(
+    cls=_Commands,
     name="pnf",
     help="Progressive Normalizing Flows: train, evaluate, sample and upscale.",
     no_args_is_help=True,
@@ -20,6 +57,9 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+for _name, (_, _help) in _COMMANDS.items():
+    app.command(_name, help=_help)(lambda: None)
 
 
 def _version(wanted: bool) -> None:
@@ -37,36 +77,27 @@ def options(
     """Progressive Normalizing Flows: train, evaluate, sample and upscale."""
 
 
-app.command("train")(train.train_command)
-app.command("join")(join.join_command)
-app.command("evaluate")(evaluate.evaluate_command)
-app.command("sample")(pictures.sample_command)
-app.command("upscale")(pictures.upscale_command)
-app.command("project")(pictures.project_command)
-app.command("curves")(evaluate.curves_command)
-app.command("check")(check.check_command)
-app.command("anomaly")(scales.anomaly_command)
-app.command("quality")(scales.quality_command)
-app.add_typer(reproduce.app, name="reproduce")
-app.command("doctor")(doctor.doctor_command)
-
-
 def run() -> int:
     """Run the command in ``sys.argv``; the exit status."""
+    with forgiving() as (out, _):
+        code = _run()
+        out.flush()
+        if code or out.lost is None:
+            return code
+        if out.lost.errno == errno.EPIPE:
+            return 141  # as of what SIGPIPE ends: the reader has gone before all was said
+        if out.lost.errno in (errno.EIO, errno.EBADF):
+            return 0  # a terminal that is gone, or a stream that was closed: nobody wanted to read it
+        print(f"pnf: standard output: {out.lost.strerror}", file=sys.stderr)
+        return 1
+
+
+def _run() -> int:
     try:
+        if empty := _empty_value(sys.argv[1:]):
+            print(f"pnf: {empty} is empty: wanted a value (is a variable of the shell not set?)", file=sys.stderr)
+            return 1
         app()
-    except Interrupted as error:
-        print(f"pnf: {error}", file=sys.stderr)
-        return 128 + error.signal_number
-    except (RunError, DataError) as error:
-        print(f"pnf: {error}", file=sys.stderr)
-        return 1
-    except torch.OutOfMemoryError as error:
-        print(f"pnf: {str(error).splitlines()[0]} Use a smaller --batch-size (and --accumulate)", file=sys.stderr)
-        return 1
-    except OSError as error:
-        print(f"pnf: {_os_error(error)}", file=sys.stderr)
-        return 1
     except KeyboardInterrupt:
         print("pnf: stopped", file=sys.stderr)
         return 130
@@ -75,7 +106,47 @@ def run() -> int:
             # Typer makes it of Ctrl-C.
             print("pnf: stopped", file=sys.stderr)
         return stop.code if isinstance(stop.code, int) else 1
+    except Exception as error:
+        message, code = _describe(error)
+        if message is None:
+            raise
+        print(f"pnf: {printable(message)}", file=sys.stderr)
+        return code
     return 0
+
+
+def _empty_value(args: list[str]) -> str | None:
+    """The first option or argument whose value is empty, as that of a shell's variable that is not set.
+
+    No command takes one, and as a path it would be the folder that the user happens to be in.
+    """
+    for before, arg in zip(["", *args], args, strict=False):
+        option, equals, value = arg.partition("=") if arg.startswith("--") else (before, "=", arg)
+        # Which stages there are, the command knows.
+        if equals and not value.strip() and option != "--stages":
+            return option if option.startswith("-") else "an argument"
+    return None
+
+
+def _describe(error: Exception) -> tuple[str | None, int]:
+    """What to tell the user of an error, and the exit status; nothing of a mistake of ours."""
+    if isinstance(error, OSError):
+        return _os_error(error), 1
+    if isinstance(error, ModuleNotFoundError):
+        return None, 1
+    # They are there already, if it is one of them.
+    import torch
+
+    from pnf.data import DataError
+    from pnf.training import Interrupted, RunError
+
+    if isinstance(error, Interrupted):
+        return str(error), 128 + error.signal_number
+    if isinstance(error, RunError | DataError):
+        return str(error), 1
+    if isinstance(error, torch.OutOfMemoryError):
+        return f"{str(error).splitlines()[0]} Use a smaller --batch-size (and --accumulate)", 1
+    return None, 1
 
 
 def _os_error(error: OSError) -> str:

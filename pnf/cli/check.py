@@ -47,7 +47,7 @@ def check_command(
         raise RunError(f"{model} fails: {', '.join(failed)}")
     left_out = sum(each.bound is None for each in checks)
     note = f", {left_out} left out: Jacobians of so many dims are not computed" if left_out else ""
-    console.print(f"{model}: every check holds{note}", soft_wrap=True)
+    console.say(f"{model}: every check holds{note}")
 
 
 def _images(flow: Flow, config: RunConfig | None, data: str | None, n: int, seed: int) -> torch.Tensor:

@@ -6,17 +6,18 @@ from typing import Annotated, Any
 
 import torch
 import typer
-from rich.console import Console
+from rich.markup import escape
 from rich.progress import track
 
 from pnf import pretrained
+from pnf.cli.output import LineConsole, printable
 from pnf.data import Images, load
 from pnf.flows import ProgressiveFlow
 from pnf.training import Flow, RunConfig, RunError, exact_arithmetic, find_runs, load_run, processes
 
-# Without markup: the brackets in the name of a folder are no style. Of several processes one talks.
-console = Console(markup=False, quiet=processes.rank() > 0)
-notes = Console(markup=False, stderr=True, quiet=processes.rank() > 0)
+# Of several processes one talks.
+console = LineConsole(quiet=processes.rank() > 0)
+notes = LineConsole(stderr=True, quiet=processes.rank() > 0)
 
 _RUN = typer.Argument(help="Folder of a run, e.g. runs/demo/pnf.")
 RunArgument = Annotated[Path, _RUN]
@@ -66,7 +67,7 @@ def progress(description: str) -> Any:
     """Wraps an iterable into a progress bar on standard error."""
 
     def wrap(items: Iterable[Any]) -> Iterable[Any]:
-        return track(items, description=description, console=notes, transient=True)
+        return track(items, description=escape(printable(description)), console=notes, transient=True)
 
     return wrap
 

@@ -13,6 +13,7 @@ from rich.table import Table
 import pnf
 from pnf import figures
 from pnf.cli.common import DataOption, DeviceOption, SeedOption, console, load_images, notes, pick_device, progress
+from pnf.cli.files import check_targets, png
 from pnf.files import replace_json
 from pnf.training import Evaluation, RunConfig, RunError, evaluate, find_runs, load_run, processes
 from pnf.training.logs import read_logs
@@ -42,6 +43,9 @@ def evaluate_command(
     Example: [bold]pnf evaluate runs/demo[/bold]
     """
     folders = [run for folder in runs for run in find_runs(folder)]
+    target = out if out is not None else _common(runs, folders)
+    written = [target / "metrics.json", target / "bits.png"]
+    check_targets(written)
     found: dict[str, tuple[RunConfig, Evaluation]] = {}
     for folder in folders:
         try:
@@ -49,7 +53,7 @@ def evaluate_command(
         except RunError as error:
             if len(folders) == 1:
                 raise
-            notes.print(f"Left out: {error}", soft_wrap=True)
+            notes.say(f"Left out: {error}")
             continue
         images = load_images(config, "test", data=data, limit=limit)
         name = _name(folder, folders)
@@ -60,9 +64,6 @@ def evaluate_command(
         raise RunError("none of the runs can be evaluated")
     if processes.rank():
         return
-    _print_tables(found)
-    target = out if out is not None else _common(runs, folders)
-    target.mkdir(parents=True, exist_ok=True)
     document = {
         "pnf": pnf.__version__,
         "torch": torch.__version__,
@@ -75,13 +76,18 @@ def evaluate_command(
             for name, (config, result) in found.items()
         },
     }
-    replace_json(target / "metrics.json", document)
     figure = figures.bits_per_stage(
         {name: result.stage_bits_per_dim for name, (_, result) in found.items()},
         standard_errors={name: result.bits_per_dim_error for name, (_, result) in found.items()},
     )
-    figures.save(figure, target / "bits.png")
-    console.print(f"Written: {target / 'metrics.json'}, {target / 'bits.png'}", soft_wrap=True)
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        replace_json(written[0], document)
+        figures.save(figure, written[1])
+    finally:
+        # Where the disk is full, they are all that there is of a long evaluation.
+        _print_tables(found)
+    console.say(f"Written: {', '.join(map(str, written))}")
 
 
 def curves_command(
@@ -93,6 +99,7 @@ def curves_command(
     Example: [bold]pnf curves runs/demo[/bold]
     """
     folders = [run for folder in runs for run in find_runs(folder)]
+    target = png(out, _common(runs, folders) / "curves.png")
     training, validation = {}, {}
     for folder in folders:
         name = _name(folder, folders)
@@ -102,11 +109,8 @@ def curves_command(
         training[name] = _bits(logged["train"])
         if logged["validation"]:
             validation[name] = _bits(logged["validation"])
-    target = out if out is not None else _common(runs, folders) / "curves.png"
-    if target.suffix.lower() != ".png":
-        raise RunError(f"--out must end in .png, got {target}")
     figures.save(figures.training_curves(training, validation=validation or None), target)
-    console.print(f"Written: {target}", soft_wrap=True)
+    console.say(f"Written: {target}")
 
 
 def _name(folder: Path, folders: list[Path]) -> str:

@@ -1,6 +1,7 @@
 """Single images: read from and written to files."""
 
 import io
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -46,6 +47,41 @@ def read_image(
     if height == width:
         pixels = pixels[:, :, (h - side) // 2 :, (w - side) // 2 :][:, :, :side, :side]
     return _centres(resize(pixels, (height, width)))
+
+
+def check_targets(targets: Sequence[Path], inputs: Sequence[Path] = ()) -> None:
+    """Make sure, before anything is computed, that files can be written under their names.
+
+    Args:
+        targets: the files that a command is going to write.
+        inputs: the files that it is going to read.
+
+    Raises:
+        RunError: two of the targets are one file, a target is an input, or no file can have its name.
+    """
+    for i, target in enumerate(targets):
+        if target in targets[:i]:
+            raise RunError(f"two of the pictures would be {target}: make them one by one, or give each value once")
+        folder = next(parent for parent in target.parents if parent.exists())
+        if not folder.is_dir():
+            raise RunError(f"{folder}: File exists, and is no folder; choose another --out")
+        longest = os.pathconf(folder, "PC_NAME_MAX")
+        if any(len(os.fsencode(part)) > longest for part in target.relative_to(folder).parts):
+            raise RunError(f"{target}: File name too long, at most {longest} bytes fit; choose another --out")
+        if target.is_dir():
+            raise RunError(f"{target} is a folder, and no picture can replace it; choose another --out")
+        for file in inputs:
+            if file.exists() and target.exists() and file.samefile(target):
+                raise RunError(f"{target} is one of the files to read, and would be replaced; choose another --out")
+
+
+def png(path: Path | None, default: Path, inputs: Sequence[Path] = ()) -> Path:
+    """The picture that a command is going to write; errors as of :func:`check_targets`."""
+    target = default if path is None else path
+    if target.suffix.lower() != ".png":
+        raise RunError(f"--out must end in .png, got {target}")
+    check_targets([target], inputs)
+    return target
 
 
 def write_image(image: Tensor, path: Path) -> None:

@@ -19,6 +19,6 @@ def join_command(
     """
     missing = join(runs, out)
     if missing:
-        console.print(f"Joined. Stages still to train: {' '.join(missing)} (pnf train --resume {out})", soft_wrap=True)
+        console.say(f"Joined. Stages still to train: {' '.join(missing)} (pnf train --resume {out})")
     else:
-        console.print(f"Joined: {out}. Next: pnf evaluate {out}", soft_wrap=True)
+        console.say(f"Joined: {out}. Next: pnf evaluate {out}")

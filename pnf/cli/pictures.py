@@ -22,7 +22,7 @@ from pnf.cli.common import (
     pick_device,
     pick_run,
 )
-from pnf.cli.files import read_image, write_image
+from pnf.cli.files import check_targets, png, read_image, write_image
 from pnf.data import dequantize
 from pnf.flows import ProgressiveFlow
 from pnf.flows.memory import peak_memory
@@ -60,7 +60,7 @@ def sample_command(
     """
     run, here = pick_run(run, pretrained)
     config, flow = load_any(run, device)
-    target = _png(out, here / "samples.png")
+    target = png(out, here / "samples.png")
     generator = torch.Generator().manual_seed(seed)
     counts = [min(BATCH, n - start) for start in range(0, n, BATCH)]
     limit = free_memory(pick_device(device)) if counts[0] * flow.dims > LARGE else None
@@ -79,7 +79,7 @@ def sample_command(
     name = "PNF" if config.model == "progressive" else "RealNVP"
     title = f"{n} samples of {name}, temperature {temperature:g}"
     figures.save(figures.image_grid(x, title=title), target)
-    console.print(f"Written: {target}", soft_wrap=True)
+    console.say(f"Written: {target}")
 
 
 @torch.no_grad()
@@ -129,20 +129,29 @@ def upscale_command(
     by_stage = len(temperatures) == 1 and draws == 1
     _check_memory(flow, 1 if files else n, device)
     if files:
-        for file in files:
-            low, real = _low_resolution(flow, file, device)
+        drawn = _draws(temperatures, draws)
+        names = [*(name for name, _ in drawn), "upscaled"]
+        targets = [[folder / f"{file.stem}-{name}.png" for name in names] for file in files]
+        check_targets([target for of_file in targets for target in of_file], files)
+        images = [_low_resolution(flow, file, device) for file in files]
+        for (low, real), (*single, together) in zip(images, targets, strict=True):
             # The same seed and order, so that the files hold what the picture shows.
-            _write_upscaled(flow, file.stem, low, temperatures, draws, folder, generator.manual_seed(seed))
-            target = folder / f"{file.stem}-upscaled.png"
+            generator.manual_seed(seed)
+            for (_, scale), target in zip(drawn, single, strict=True):
+                noise = None if scale else 0
+                write_image(flow.upsample(low, noise=noise, temperature=scale, generator=generator)[0], target)
             zero_noise = by_stage and temperatures[0] == 0
-            _picture(flow, low, real, temperatures, draws, zero_noise, generator.manual_seed(seed), target)
+            _picture(flow, low, real, temperatures, draws, zero_noise, generator.manual_seed(seed), together)
+        console.say(*(f"Written: {target}" for of_file in targets for target in of_file))
         return
+    target = png(None, folder / f"upscaled-{'samples' if sampled else 'real'}.png")
     if sampled:
-        base = flow.downsample(flow.sample(n, generator=generator), len(flow.stages) - 1)
-        _picture(flow, base, None, temperatures, draws, by_stage, generator, folder / "upscaled-samples.png")
-        return
-    real = _held_out(flow, config, data, n, seed).to(pick_device(device))
-    _picture(flow, flow.encode(real), real, temperatures, draws, by_stage, generator, folder / "upscaled-real.png")
+        base, real = flow.downsample(flow.sample(n, generator=generator), len(flow.stages) - 1), None
+    else:
+        real = _held_out(flow, config, data, n, seed).to(pick_device(device))
+        base = flow.encode(real)
+    _picture(flow, base, real, temperatures, draws, by_stage, generator, target)
+    console.say(f"Written: {target}")
 
 
 @torch.no_grad()
@@ -160,7 +169,7 @@ def project_command(
     Example: [bold]pnf project runs/demo/pnf -n 8[/bold]
     """
     config, flow = load_progressive(run, device)
-    target = _png(out, run / "projection.png")
+    target = png(out, run / "projection.png", files or ())
     if files:
         x = torch.cat([read_image(file, flow.shape, exact=False) for file in files]).to(pick_device(device))
     else:
@@ -171,11 +180,8 @@ def project_command(
     again = (flow.project(projected) - projected).abs().max().item()
     figures.save(figures.projection(x.cpu(), code.cpu(), projected.cpu()), target)
     error = (projected - x).square().mean().sqrt().item()
-    console.print(
-        f"Root mean square error of the projection: {error:.4f}; projecting again moves it by {again:.1e}",
-        soft_wrap=True,
-    )
-    console.print(f"Written: {target}", soft_wrap=True)
+    console.say(f"Root mean square error of the projection: {error:.4f}; projecting again moves it by {again:.1e}")
+    console.say(f"Written: {target}")
 
 
 def _check_memory(flow: ProgressiveFlow, n: int, device: str) -> None:
@@ -189,13 +195,6 @@ def _check_memory(flow: ProgressiveFlow, n: int, device: str) -> None:
             f"upscaling {n} images to {list(flow.shape)} takes about {needed / GIB:.1f} GiB, and {free / GIB:.1f} GiB "
             "are free: give fewer"
         )
-
-
-def _png(path: Path | None, default: Path) -> Path:
-    target = default if path is None else path
-    if target.suffix.lower() != ".png":
-        raise RunError(f"--out must end in .png, got {target}")
-    return target
 
 
 def _held_out(flow: ProgressiveFlow, config: RunConfig, data: str | None, n: int, seed: int) -> Tensor:
@@ -232,22 +231,9 @@ def _picture(
             flow, low, temperatures=temperatures, draws=draws, reference=real, generator=generator
         )
     figures.save(figure, target)
-    console.print(f"Written: {target}", soft_wrap=True)
 
 
-def _write_upscaled(
-    flow: ProgressiveFlow,
-    stem: str,
-    low: Tensor,
-    temperatures: list[float],
-    draws: int,
-    folder: Path,
-    generator: torch.Generator,
-) -> None:
-    for temperature in temperatures:
-        for draw in range(1 if temperature == 0 else draws):
-            noise = 0 if temperature == 0 else None
-            image = flow.upsample(low, noise=noise, temperature=temperature, generator=generator)[0]
-            path = folder / f"{stem}-t{temperature:g}-{draw + 1}.png"
-            write_image(image, path)
-            console.print(f"Written: {path}", soft_wrap=True)
+def _draws(temperatures: list[float], draws: int) -> list[tuple[str, float]]:
+    """The name of each draw, which tells any two temperatures apart, and its temperature."""
+    named = [(f"{t:g}" if float(f"{t:g}") == t else repr(t), t) for t in temperatures]
+    return [(f"t{name}-{draw + 1}", t) for name, t in named for draw in range(draws if t else 1)]

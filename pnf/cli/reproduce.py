@@ -110,7 +110,7 @@ def figures_command(
             title=f"Where the bits are: {known.title}",
         )
         figures.save(bits, folder / "bits.png")
-        console.print(f"Written: {folder / 'bits.png'}", soft_wrap=True)
+        console.say(f"Written: {folder / 'bits.png'}")
 
 
 @app.command("scales")
@@ -138,8 +138,8 @@ def scales_command(
                 quality(run, n=200, draws=16, data=str(source), out=run, seed=seed, device=device)
     text = scales(out)
     replace_file(out / "scales.md", text.encode())
-    console.print(text, soft_wrap=True)
-    console.print(f"Written: {out / 'scales.md'}", soft_wrap=True)
+    console.say(*text.splitlines())
+    console.say(f"Written: {out / 'scales.md'}")
 
 
 def _find(names: list[str] | None, data: Path) -> list[tuple[Row, Path]]:
@@ -153,7 +153,7 @@ def _find(names: list[str] | None, data: Path) -> list[tuple[Row, Path]]:
             continue
         path = row.find(data)
         if path is None:
-            notes.print(f"Left out {row.title}: {data} holds no {' or '.join(row.sources)}", soft_wrap=True)
+            notes.say(f"Left out {row.title}: {data} holds no {' or '.join(row.sources)}")
         else:
             found.append((row, path))
     if not found:
@@ -194,8 +194,8 @@ def _train(
             finished=lambda: _write(out, name),
         )
     _write(out, name)
-    console.print((out / f"{name}.md").read_text(encoding="utf-8"), soft_wrap=True)
-    console.print(f"Written: {out / f'{name}.md'}, {out / f'{name}.json'}", soft_wrap=True)
+    console.say(*(out / f"{name}.md").read_text(encoding="utf-8").splitlines())
+    console.say(f"Written: {out / f'{name}.md'}, {out / f'{name}.json'}")
     if failures:
         raise RunError(f"not all models could be trained: {'; '.join(failures)}")
 

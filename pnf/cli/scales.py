@@ -21,6 +21,7 @@ from pnf.cli.common import (
     load_progressive,
     progress,
 )
+from pnf.cli.files import check_targets
 from pnf.data import Images
 from pnf.files import replace_json
 from pnf.flows import ProgressiveFlow
@@ -95,6 +96,7 @@ def anomaly(
     run: Path, foreign: list[str], *, data: str | None, limit: int | None, out: Path, seed: int, device: str
 ) -> dict[str, Any]:
     """Write ``anomaly.json`` and ``anomaly.png`` of a run; what is in the former."""
+    targets = _targets(out, ANOMALY, "anomaly.png")
     config, flow = load_any(run, device)
     own = load_images(config, "test", data=data, limit=limit)
     sets = [own, *(load_images(config, "test", data=source, limit=limit) for source in foreign)]
@@ -135,15 +137,15 @@ def anomaly(
         | ({"image": bits_per_dim(values.sum(1), flow.dims)} if len(names) > 1 else {})
         for label, values in judged.items()
     }
-    _write(out / ANOMALY, document)
     title = f"Bits/dim by stage, under a flow trained on {own.name}"
-    _save(figures.likelihoods(panels, title=title), out / "anomaly.png")
+    _write(targets, document, figures.likelihoods(panels, title=title))
     return document
 
 
 @torch.no_grad()
 def quality(run: Path, *, n: int, draws: int, data: str | None, out: Path, seed: int, device: str) -> dict[str, Any]:
     """Write ``quality.json``, ``quality.png`` and ``quality-images.png`` of a run; what is in the first."""
+    targets = _targets(out, QUALITY, "quality.png", "quality-images.png")
     config, flow = load_progressive(run, device)
     images = load_images(config, "test", data=data)
     check_images(flow, images)
@@ -173,9 +175,7 @@ def quality(run: Path, *, n: int, draws: int, data: str | None, out: Path, seed:
     shown = x[:6]
     low = flow.encode(shown)
     columns = {"downscaled": low, **upscaled(flow, low, draws, seeded(seed)), "real": shown}
-    _write(out / QUALITY, document)
-    _save(figures.by_resolution(panels, title=title), out / "quality.png")
-    _save(figures.comparison(columns, title=title), out / "quality-images.png")
+    _write(targets, document, figures.by_resolution(panels, title=title), figures.comparison(columns, title=title))
     return document
 
 
@@ -195,12 +195,15 @@ def _print_table(title: str, first: str, rows: dict[str, dict[str, float]], digi
     console.print(table)
 
 
-def _write(path: Path, document: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    replace_json(path, document)
-    console.print(f"Written: {path}", soft_wrap=True)
+def _targets(out: Path, *names: str) -> list[Path]:
+    targets = [out / name for name in names]
+    check_targets(targets)
+    return targets
 
 
-def _save(figure: Figure, path: Path) -> None:
-    figures.save(figure, path)
-    console.print(f"Written: {path}", soft_wrap=True)
+def _write(targets: list[Path], document: dict[str, Any], *pictures: Figure) -> None:
+    targets[0].parent.mkdir(parents=True, exist_ok=True)
+    replace_json(targets[0], document)
+    for path, picture in zip(targets[1:], pictures, strict=True):
+        figures.save(picture, path)
+    console.say(*(f"Written: {path}" for path in targets))

@@ -140,17 +140,12 @@ def train_command(
         folder = out if out is not None else Path("runs") / preset / name
     accelerator = pick_device(device).type
     images = load_images(config, "train", data=data, limit=config.limit)
-    notes.print(
-        f"Training {config.model} on {len(images):,} images of {images.name} {list(images.shape)} in {folder}",
-        soft_wrap=True,
-    )
+    notes.say(f"Training {config.model} on {len(images):,} images of {images.name} {list(images.shape)} in {folder}")
     chosen = None if stages is None else [name.strip() for name in stages.split(",")]
     missing = train(
         config, images, folder, stages=chosen, resume=resume is not None, accelerator=accelerator, console=notes
     )
     if missing:
-        console.print(
-            f"Trained. Stages still to train: {' '.join(missing)} (pnf train --resume {folder})", soft_wrap=True
-        )
+        console.say(f"Trained. Stages still to train: {' '.join(missing)} (pnf train --resume {folder})")
     else:
-        console.print(f"Trained: {folder}. Next: pnf evaluate {folder}", soft_wrap=True)
+        console.say(f"Trained: {folder}. Next: pnf evaluate {folder}")

@@ -1,6 +1,8 @@
 """The progress bar of a run: how good, how fast, how long still."""
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Self
 
@@ -10,6 +12,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 class StepBar:
     """A bar over the steps of a run with nats/dim, bits/dim, images/s and the time left.
+
+    Where it cannot be drawn any more, because its reader is gone or its terminal is dead, the run goes on without it.
 
     Args:
         title: what is trained.
@@ -31,27 +35,42 @@ class StepBar:
         self._task = self._progress.add_task(title, total=steps, metrics="")
 
     def __enter__(self) -> Self:
-        self._progress.start()
+        with self._drawing():
+            self._progress.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._progress.stop()
+        with self._drawing():
+            self._progress.stop()
 
     def move(self, step: int) -> None:
         """The run stands after ``step`` steps."""
-        self._progress.update(self._task, completed=step)
+        with self._drawing():
+            self._progress.update(self._task, completed=step)
 
     def report(self, step: int, nats_per_dim: float) -> None:
         """Show the log-likelihood of held-out images; a line of its own where no bar can be drawn."""
         console = self._progress.console
         if not self._progress.disable and not console.is_terminal:
             bits = 8 - nats_per_dim / math.log(2)
-            console.print(f"step {step:,}: held-out {nats_per_dim:.3f} nats/dim, {bits:.3f} bits/dim", soft_wrap=True)
+            with self._drawing():
+                console.print(
+                    f"step {step:,}: held-out {nats_per_dim:.3f} nats/dim, {bits:.3f} bits/dim", soft_wrap=True
+                )
 
     def show(self, nats_per_dim: float, images_per_second: float) -> None:
         """Show the log-likelihood, in nats for each dimension, and the speed."""
         bits = 8 - nats_per_dim / math.log(2)
         text = f"{nats_per_dim:.3f} nats/dim {bits:.3f} bits/dim {images_per_second:,.0f} images/s"
-        self._progress.update(self._task, metrics=text)
+        with self._drawing():
+            self._progress.update(self._task, metrics=text)
+
+    @contextmanager
+    def _drawing(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, ValueError, SystemExit):
+            # Encodings fail with ValueError; SystemExit is what rich makes of a reader that is gone.
+            self._progress.disable = True

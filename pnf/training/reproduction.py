@@ -162,7 +162,7 @@ def train_row(
 
     Raises:
         RunError: the row was begun as a quick trial and is no more, or the other way round, or another process has it.
-        Interrupted: SIGINT or SIGTERM came; everything is saved.
+        Interrupted: SIGINT, SIGTERM or SIGHUP came; everything is saved.
     """
     if all((folder / name / RESULT).exists() for name in MODELS):
         return []
@@ -205,7 +205,7 @@ def finish_runs(
         What went wrong with runs that could not be trained, a line each.
 
     Raises:
-        Interrupted: SIGINT or SIGTERM came; everything is saved.
+        Interrupted: SIGINT, SIGTERM or SIGHUP came; everything is saved.
     """
     failures = []
     for name, config in configs.items():

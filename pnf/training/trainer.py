@@ -83,7 +83,7 @@ def train(
     Raises:
         RunError: settings, folder, checkpoints or data that do not fit each other, or the memory; a loss that is not
             finite.
-        Interrupted: SIGINT or SIGTERM came; everything is saved.
+        Interrupted: SIGINT, SIGTERM or SIGHUP came; everything is saved.
     """
     flow = build_flow(config, images.shape[0])
     names = stage_names(flow)
@@ -196,9 +196,9 @@ class _Loop:
         title = " ".join(unit.name for unit in self.units)
         first = min(unit.step for unit in self.units)
         with (
+            _one_report(),
             StepBar(title, self.config.steps, self.console) as bar,
             _stop_signals(self.size == 1) as received,
-            _one_report(),
         ):
             bar.move(first)
             for step in range(first, self.config.steps):
@@ -453,9 +453,10 @@ def held_out_log_probs(config: RunConfig, images: Images, folder: Path, name: st
 
 @contextmanager
 def _one_report() -> Iterator[None]:
-    """TensorBoard's thread raises what it cannot write in the next call; Python need not print it as well."""
+    """Python need not print what threads cannot write: TensorBoard's raises it in the next call, the bar is a bar."""
     previous = threading.excepthook
-    threading.excepthook = lambda args: None if issubclass(args.exc_type, OSError) else previous(args)
+    told = OSError, UnicodeError
+    threading.excepthook = lambda args: None if issubclass(args.exc_type, told) else previous(args)
     try:
         yield
     finally:
@@ -464,21 +465,25 @@ def _one_report() -> Iterator[None]:
 
 @contextmanager
 def _stop_signals(alone: bool) -> Iterator[list[int]]:
-    """SIGINT and SIGTERM end the run after the step in progress; a second one ends it at once.
+    """SIGINT, SIGTERM and SIGHUP end the run after the step in progress; another SIGINT or SIGTERM ends it at once.
 
+    Not so another SIGHUP, for a terminal that is closed sends several; what ``nohup`` has told to ignore it does.
     Not so under torchrun, which hands on what the terminal has sent to every process already.
     """
     received: list[int] = []
 
     def handle(number: int, _: FrameType | None) -> None:
-        if received and alone:
+        if received and alone and number != signal.SIGHUP:
             raise KeyboardInterrupt
         received.append(number)
 
     if threading.current_thread() is not threading.main_thread():
         yield received  # only the main thread may handle signals
         return
-    previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+        numbers.append(signal.SIGHUP)
+    previous = {number: signal.signal(number, handle) for number in numbers}
     try:
         yield received
     finally:

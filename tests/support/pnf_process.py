@@ -31,7 +31,7 @@ _SETTINGS = {
 # Imports everything once and forks, and leaves out how Python takes itself down: what is killed is the run.
 _SERVER = """
 import atexit, json, os, sys
-import pnf.cli.app, torch.utils.tensorboard
+import pnf.cli.train, torch.utils.tensorboard
 from pnf.cli import main
 for line in sys.stdin:
     request = json.loads(line)
