@@ -23,7 +23,7 @@ def main() -> None:
             raise
         sys.exit(f"pnf: the command line needs {name}; install it with: pip install 'pnf[train]'")
     # All is done and said: Ctrl-C while Python takes itself down changes nothing, and need not be told.
-    atexit.register(signal.signal, signal.SIGINT, lambda *_: os._exit(code))
+    atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)
     sys.exit(code)
 
 

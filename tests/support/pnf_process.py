@@ -46,7 +46,8 @@ for line in sys.stdin:
             main()
         except SystemExit as stop:
             atexit._run_exitfuncs()
-            sys.stdout.flush()
+            if sys.stdout is not None:
+                sys.stdout.flush()
             os._exit(stop.code)
     print(child, flush=True)
     print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
