@@ -26,6 +26,7 @@ from fuzzing import fuzz
 from op_tests import DTYPES, Implementation, as_list, assert_accurate, convert, flatten, implementations, largest_errors
 
 from pnf.ops._library import KERNELS
+from pnf.ops.weight_norm import given
 
 Draw = Callable[[st.SearchStrategy[Any]], Any]
 
@@ -331,7 +332,7 @@ def residual_network(make: Maker) -> Call:
         norms += [make.normal(hidden) for _ in range(3)]
         norms.append(make.entries(torch.rand(hidden, generator=make.generator, dtype=torch.float64) + 0.5))
     h = make.normal(batch, hidden, *[make.draw(st.integers(1, 6)) for _ in range(2)])
-    filters = [make.normal(*shape) for shape in shapes], magnitudes, [make.normal(o) for o, *_ in shapes]
+    filters = [make.normal(*shape) for shape in shapes], *given(magnitudes), [make.normal(o) for o, *_ in shapes]
     # Each convolution may err twice as much as others.
     return Call("residual_network", [h, *filters, norms, 1e-4], rounds=2 + 2 * blocks)
 
@@ -347,8 +348,9 @@ def weight_norm(make: Maker) -> Call:
         make.normal(shape[0], *[1] * (len(shape) - 1)) if make.draw(st.booleans()) else None for shape in shapes
     ]
     if make.draw(st.booleans()):
-        return Call("weight_norm", [directions, magnitudes])
-    return Call("weight_norm_backward", [[make.normal(*shape) for shape in shapes], directions, magnitudes])
+        return Call("weight_norm", [directions, *given(magnitudes)])
+    grads = [make.normal(*shape) for shape in shapes]
+    return Call("weight_norm_backward", [grads, directions, *given(magnitudes)])
 
 
 class Filled(NamedTuple):

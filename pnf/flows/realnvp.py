@@ -30,6 +30,7 @@ from pnf.flows.shapes import (
     draw_noise,
     zero_log_det,
 )
+from pnf.flows.transforms import transformed
 
 OptionalTensor = TypeVar("OptionalTensor", Tensor, Tensor | None)
 
@@ -417,14 +418,15 @@ class _ConvFlow(nn.Module):
     def _couple(
         self, couplings: Sequence[ConvCoupling], x: Tensor, log_det: Tensor, condition: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        if self.memory == "invertible" and torch.is_grad_enabled():
+        if self.memory == "invertible" and torch.is_grad_enabled() and not transformed():
             return invertible.couple(couplings, x, log_det, condition)
         for coupling in couplings:
             x, log_det = coupling(x, log_det, condition)
         return x, log_det
 
     def _laid_out(self, x: OptionalTensor) -> OptionalTensor:
-        return None if x is None else x.to(memory_format=self.memory_format)
+        # Under torch.vmap a tensor has another number of dims than it shows.
+        return x if x is None or transformed() else x.to(memory_format=self.memory_format)
 
     def _squeezed(self, condition: Tensor | None) -> Tensor | None:
         return None if condition is None else self.ops.squeeze(condition)

@@ -34,13 +34,6 @@ def dense_as(x: Tensor, last: bool) -> Tensor:
     return x if has_channels_last(x) else x.movedim(1, -1).contiguous().movedim(-1, 1)
 
 
-def lay_out(x: Tensor, last: bool) -> Tensor:
-    """X with the very strides that :func:`empty` gives, where dims of one entry have many."""
-    x = x.movedim(1, -1) if last else x
-    x = x.reshape(-1).view(x.shape)
-    return x.movedim(-1, 1) if last else x
-
-
 def empty(x: Tensor, shape: Sequence[int], last: bool = False) -> Tensor:
     """A tensor like x, of that shape and layout."""
     if not last:

@@ -2,11 +2,6 @@
 
 The dispatcher is the whole choice of an implementation: the reference is registered for every device, and a compiled
 kernel for a device replaces it there. So there is no ``if x.is_cuda`` anywhere, and an op works without its kernels.
-
-Automatic differentiation is registered for each device as well, with an autograd function (of a single level, as the
-dispatcher has gone through those of torch.func by then) that calls that device's kernel itself.
-``torch.library.register_autograd`` would ask the dispatcher once more for it, which took 10 of 37 microseconds of a
-small op, forward and backward.
 """
 
 import functools
@@ -18,9 +13,9 @@ from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
-from torch._functorch.utils import enable_single_level_autograd_function
-from torch.autograd.function import _SingleLevelFunction
 from torch.utils._pytree import tree_flatten, tree_unflatten
+
+from pnf.ops._autograd import Derivative, register_derivative
 
 LIBRARY = torch.library.Library("pnf", "DEF")
 
@@ -125,43 +120,57 @@ def register(
     *,
     reference: Callable[..., Any],
     fake: Callable[..., Any],
-    backward: Callable[..., Any],
-    setup_context: Callable[..., None],
+    backward: Callable[..., Any] | None = None,
+    setup_context: Callable[..., None] | None = None,
     kernels: Sequence[Kernel] = (),
+    fallback: Callable[..., Any] | None = None,
 ) -> Callable[..., Any]:
     """Define an op and everything PyTorch needs to run, differentiate, trace and compile it.
 
     Args:
         family: the stem of the op's files.
         schema: ``"name(Tensor x, ...) -> Tensor"``, without default values.
-        reference: runs on every device that has no kernel; returns what ``fake`` describes, strides included.
+        reference: the op in plain PyTorch, in any layout and differentiable to any order. It stands for the op under
+            the transforms of ``torch.func`` and in forward mode.
         fake: the result's shapes, strides and dtypes, without its values.
-        backward: ``backward(ctx, *grads)``, a gradient or None for each argument; it calls differentiable ops. Lists
-            of tensors in the schema are flattened, in the gradients too.
+        backward: ``backward(ctx, *grads)``, a gradient or None for each argument; it calls differentiable ops. By
+            default the reference is differentiated.
         setup_context: ``setup_context(ctx, inputs, output)``, saves what the backward needs.
         kernels: the compiled implementations.
+        fallback: runs on every device that has no kernel; by default the reference.
 
     Returns:
         The op, to be called with positional arguments.
     """
     name = schema.partition("(")[0]
+    if backward is None or setup_context is None:
+        backward, setup_context = _differentiated(reference)
     # The strides of a result follow those of the arguments, so that a compiler must not change the latter.
     LIBRARY.define(schema, tags=(torch.Tag.needs_exact_strides, torch.Tag.pt2_compliant_tag))
-    LIBRARY.impl(name, reference, "CompositeExplicitAutograd")
-    op: Callable[..., Any] = getattr(torch.ops.pnf, name).default
-    LIBRARY.impl(name, _autograd(op, None, backward, setup_context), "Autograd", with_keyset=True)
-    KERNELS[name] = {"reference": reference}
+    KERNELS[name] = {"reference": _laid_out(reference if fallback is None else fallback, fake)}
+    LIBRARY.impl(name, KERNELS[name]["reference"], "CompositeExplicitAutograd")
+    runs: dict[str, Callable[..., Any]] = {}
     for kernel in kernels:
         device = DEVICES[kernel.kind]
         IMPLEMENTATIONS.setdefault(family, {})[device] = kernel.kind, kernel.run is not None
-        if kernel.run is None:
-            continue
-        KERNELS[name][kernel.kind] = kernel.run
-        LIBRARY.impl(name, kernel.run, device.upper())
-        differentiable = _autograd(op, kernel.run, backward, setup_context)
-        LIBRARY.impl(name, differentiable, f"Autograd{device.upper()}", with_keyset=True)
+        if kernel.run is not None:
+            KERNELS[name][kernel.kind] = runs[device.upper()] = kernel.run
+            LIBRARY.impl(name, kernel.run, device.upper())
     torch.library.register_fake(f"pnf::{name}", fake, lib=LIBRARY)
-    return op
+    op = getattr(torch.ops.pnf, name).default
+    return register_derivative(LIBRARY, op, runs, Derivative(reference, backward, setup_context))
+
+
+def _laid_out(function: Callable[..., Any], fake: Callable[..., Any]) -> Callable[..., Any]:
+    """The function with results in memory of their own, with the very strides that ``fake`` gives."""
+
+    def run(*args: Any) -> Any:
+        found, wanted = function(*args), fake(*args)
+        if isinstance(found, Tensor):
+            return wanted.copy_(found)
+        return type(wanted)(to.copy_(result) for to, result in zip(wanted, found, strict=True))
+
+    return run
 
 
 def documented_by(reference: Callable[..., Any]) -> Callable[[Function], Function]:
@@ -174,105 +183,31 @@ def documented_by(reference: Callable[..., Any]) -> Callable[[Function], Functio
     return document
 
 
-def vjp(reference: Callable[..., Any]) -> tuple[Callable[..., Any], Callable[..., None]]:
+def _differentiated(reference: Callable[..., Any]) -> tuple[Callable[..., Any], Callable[..., None]]:
     """``backward, setup_context`` of an op by differentiating its reference: second derivatives need no kernel."""
 
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:  # noqa: ARG001
-        flat, ctx.tree = tree_flatten(inputs)
+        flat, ctx.tree = tree_flatten(inputs, is_leaf=_is_constant_list)
         ctx.save_for_backward(*(x for x in flat if isinstance(x, Tensor)))
         ctx.others = [None if isinstance(x, Tensor) else x for x in flat]
         ctx.places = [i for i, x in enumerate(flat) if isinstance(x, Tensor)]
 
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
-        def function(*tensors: Tensor) -> tuple[Tensor, ...]:
+    def backward(ctx: Any, *grads: Any) -> Any:
+        def function(*tensors: Tensor) -> Any:
             inputs = list(ctx.others)
             for i, x in zip(ctx.places, tensors, strict=True):
                 inputs[i] = x
-            output = reference(*tree_unflatten(inputs, ctx.tree))
-            return (output,) if isinstance(output, Tensor) else tuple(output)
+            return reference(*tree_unflatten(inputs, ctx.tree))
 
         pull: Callable[..., Any] = torch.func.vjp(function, *ctx.saved_tensors)[1]
         found: list[Any] = [None] * len(ctx.others)
-        for i, grad in zip(ctx.places, pull(grads), strict=True):
+        for i, grad in zip(ctx.places, pull(grads[0] if len(grads) == 1 else grads), strict=True):
             found[i] = grad
-        return tuple(found)
+        return tree_unflatten(found, ctx.tree)
 
     return backward, setup_context
 
 
-def _autograd(
-    op: Any,
-    run: Callable[..., Any] | None,
-    backward: Callable[..., Any],
-    setup_context: Callable[..., None],
-) -> Callable[..., Any]:
-    """The op at the dispatcher's autograd keys: ``run``, or what the dispatcher finds, and the backward."""
-    after, below_autograd = torch._C._after_autograd_keyset, torch._C._AutoDispatchBelowAutograd
-    # Tracing, functionalisation and the levels of torch.func are still to come where these keys are set.
-    keys, keysets = torch._C.DispatchKey, torch._C.DispatchKeySet
-    level = keys.FuncTorchDynamicLayerBackMode
-    to_come = (keysets(keys.Python) | keysets(keys.Functionalize) | keysets(level)).raw_repr()
-
-    def below(keyset: Any, args: Sequence[Any]) -> Any:
-        if run is None or keyset.raw_repr() & to_come:
-            with below_autograd():
-                return op.redispatch(keyset & after, *args)
-        return run(*args)
-
-    class Differentiable(_SingleLevelFunction):
-        @staticmethod
-        def forward(ctx: Any, keyset: Any, *args: Any) -> Any:
-            output = below(keyset, args)
-            setup_context(ctx, args, output)
-            return output
-
-        @staticmethod
-        def backward(ctx: Any, *grads: Tensor) -> Any:
-            found = backward(ctx, *grads)
-            return (None, *found) if isinstance(found, tuple) else (None, found)
-
-    def apply(function: Any, keyset: Any, *args: Any) -> Any:
-        if not keyset.has(level):
-            return function.apply(keyset, *args)
-        with enable_single_level_autograd_function():
-            return function.apply(keyset, *args)
-
-    requires_grad, grad_enabled = torch._C._any_requires_grad, torch.is_grad_enabled
-
-    def differentiable(keyset: Any, *args: Any) -> Any:
-        if grad_enabled() and requires_grad(*args):
-            return apply(Differentiable, keyset, *args)
-        return below(keyset, args)
-
-    kinds = [str(argument.type) for argument in op._schema.arguments]
-    lists = [i for i, kind in enumerate(kinds) if kind in ("List[Tensor]", "List[Optional[Tensor]]")]
-    returns_list = any("List[Tensor]" in str(result.type) for result in op._schema.returns)
-    if not lists and not returns_list:
-        return differentiable
-
-    # An autograd.Function takes and gives tensors one by one.
-    class FlatDifferentiable(_SingleLevelFunction):
-        @staticmethod
-        def forward(ctx: Any, keyset: Any, lengths: list[int], *flat: Any) -> Any:
-            args = list(flat)
-            for i, length in zip(lists, lengths, strict=True):
-                args[i : i + length] = [args[i : i + length]]
-            output = below(keyset, args)
-            setup_context(ctx, tuple(args), output)
-            return tuple(output) if returns_list else output
-
-        @staticmethod
-        def backward(ctx: Any, *grads: Tensor) -> Any:
-            found = backward(ctx, *grads)
-            return (None, None, *found) if isinstance(found, tuple) else (None, None, found)
-
-    def flat_differentiable(keyset: Any, *args: Any) -> Any:
-        if not (grad_enabled() and requires_grad(*args)):
-            return below(keyset, args)
-        flat: list[Any] = []
-        for i, arg in enumerate(args):
-            flat += arg if i in lists else [arg]
-        output = apply(FlatDifferentiable, keyset, [len(args[i]) for i in lists], *flat)
-        return list(output) if returns_list else output
-
-    return flat_differentiable
+def _is_constant_list(argument: Any) -> bool:
+    """Whether it is a list of numbers, which has no gradients."""
+    return isinstance(argument, list) and not all(isinstance(x, Tensor) for x in argument)

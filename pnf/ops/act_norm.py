@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pnf.ops._layout import cast, dense, dense_as, empty_like, lay_out, wide
-from pnf.ops._library import DTYPES, Kernel, Launch, cpp, documented_by, kernels, register, triton, vjp
+from pnf.ops._layout import cast, dense, dense_as, empty_like, wide
+from pnf.ops._library import DTYPES, Kernel, Launch, cpp, documented_by, kernels, register, triton
 from pnf.reference import act_norm as reference
 from pnf.reference import act_norm_inverse as reference_inverse
 from pnf.reference.act_norm import check_act_norm
@@ -77,14 +77,6 @@ def _compiled_backward(launch: Launch) -> Callable[..., tuple[Tensor, Tensor, Te
     return run
 
 
-def _laid_out(function: Callable[..., tuple[Tensor, Tensor]]) -> Callable[..., tuple[Tensor, Tensor]]:
-    def run(x: Tensor, *others: Tensor) -> tuple[Tensor, Tensor]:
-        y, log_det = function(x, *others)
-        return lay_out(y, dense(x)[1]), log_det.contiguous()
-
-    return run
-
-
 def _reference_backward(inverse: bool) -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
     def backward(
         grad_y: Tensor, grad_log_det: Tensor, x: Tensor, shift: Tensor, log_scale: Tensor
@@ -97,11 +89,7 @@ def _reference_backward(inverse: bool) -> Callable[..., tuple[Tensor, Tensor, Te
         grad_shift = -grad.sum(dims) if inverse else grad_x.sum(dims)
         gain = math.prod(x.shape[2:]) * grad_log_det.to(dtype).sum()
         grad_log_scale = sign * ((grad_x * factor).sum(dims) + gain)
-        return (
-            lay_out(grad_x.to(x.dtype), dense(x)[1]),
-            grad_shift.to(shift.dtype),
-            grad_log_scale.to(log_scale.dtype),
-        )
+        return grad_x.to(x.dtype), grad_shift.to(shift.dtype), grad_log_scale.to(log_scale.dtype)
 
     return backward
 
@@ -146,21 +134,18 @@ def _kernels(name: str, implement: Callable[[Launch], Callable[..., Any]]) -> li
 def _register(name: str, reference: Callable[..., Any], inverse: bool) -> Callable[..., Any]:
     backward_name = f"{name}_backward"
     reference_backward = _reference_backward(inverse)
-    second, save_second = vjp(reference_backward)
     backward = register(
         "act_norm",
         f"{backward_name}(Tensor grad_y, Tensor grad_log_det, Tensor x, Tensor shift, Tensor log_scale)"
         " -> (Tensor, Tensor, Tensor)",
         reference=reference_backward,
         fake=_fake_backward,
-        backward=second,
-        setup_context=save_second,
         kernels=_kernels(backward_name, _compiled_backward),
     )
     return register(
         "act_norm",
         f"{name}(Tensor x, Tensor shift, Tensor log_scale, Tensor log_det) -> (Tensor, Tensor)",
-        reference=_laid_out(reference),
+        reference=reference,
         fake=_fake,
         backward=_differentiate(backward),
         setup_context=_save,

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pnf.ops._layout import cast, dense, dense_as, empty_like, lay_out, wide
-from pnf.ops._library import DTYPES, Kernel, Launch, cpp, documented_by, kernels, register, triton, vjp
+from pnf.ops._layout import cast, dense, dense_as, empty_like, wide
+from pnf.ops._library import DTYPES, Kernel, Launch, cpp, documented_by, kernels, register, triton
 from pnf.reference import affine_coupling as reference
 from pnf.reference import affine_coupling_inverse as reference_inverse
 from pnf.reference.affine_coupling import check_affine_coupling
@@ -109,14 +109,6 @@ def _compiled_backward(launch: Launch) -> Callable[..., tuple[Tensor, Tensor, Te
     return run
 
 
-def _laid_out(function: Callable[..., tuple[Tensor, Tensor]]) -> Callable[..., tuple[Tensor, Tensor]]:
-    def run(x: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
-        y, log_det = function(x, *others)
-        return lay_out(y, dense(x)[1]), log_det.contiguous()
-
-    return run
-
-
 def _halves(x: Tensor, mask: str | None, parity: int) -> tuple[Tensor, Tensor]:
     """The channels that are transformed, and those that are not or that a checkerboard shares."""
     if mask != "channel":
@@ -129,7 +121,7 @@ def _reference_backward(inverse: bool) -> Callable[..., tuple[Tensor, Tensor, Te
     def backward(
         grad_y: Tensor, grad_log_det: Tensor, x: Tensor, raw: Tensor, scale: Tensor, mask: str | None, parity: int
     ) -> tuple[Tensor, Tensor, Tensor]:
-        dtype, last = wide(x.dtype), dense(x)[1]
+        dtype = wide(x.dtype)
         ones = (1,) * (x.dim() - 2)
         shift, u = raw.to(dtype).chunk(2, 1)
         bound, tanh = scale.to(dtype).view(-1, *ones), u.tanh()
@@ -148,11 +140,7 @@ def _reference_backward(inverse: bool) -> Callable[..., tuple[Tensor, Tensor, Te
             grad_moved = torch.cat((grad_moved, kept) if parity else (kept, grad_moved), 1)
         grad_raw = torch.cat((grad_shift, grad_u), 1)
         grad_scale = grad_bound.movedim(1, 0).flatten(1).sum(1)
-        return (
-            lay_out(grad_moved.to(x.dtype), last),
-            lay_out(grad_raw.to(raw.dtype), last),
-            grad_scale.to(scale.dtype),
-        )
+        return grad_moved.to(x.dtype), grad_raw.to(raw.dtype), grad_scale.to(scale.dtype)
 
     return backward
 
@@ -203,21 +191,18 @@ def _kernels(name: str, implement: Callable[[Launch], Callable[..., Any]]) -> li
 def _register(name: str, reference: Callable[..., Any], inverse: bool) -> Callable[..., Any]:
     backward_name = f"{name}_backward"
     reference_backward = _reference_backward(inverse)
-    second, save_second = vjp(reference_backward)
     backward = register(
         "affine_coupling",
         f"{backward_name}(Tensor grad_y, Tensor grad_log_det, Tensor x, Tensor raw, Tensor scale, "
         "str? mask, int parity) -> (Tensor, Tensor, Tensor)",
         reference=reference_backward,
         fake=_fake_backward,
-        backward=second,
-        setup_context=save_second,
         kernels=_kernels(backward_name, _compiled_backward),
     )
     return register(
         "affine_coupling",
         f"{name}(Tensor x, Tensor raw, Tensor scale, Tensor log_det, str? mask, int parity) -> (Tensor, Tensor)",
-        reference=_laid_out(reference),
+        reference=reference,
         fake=_fake,
         backward=_differentiate(backward),
         setup_context=_save,

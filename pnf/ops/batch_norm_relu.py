@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pnf.ops._layout import cast, dense, dense_as, empty_like, lay_out, wide
-from pnf.ops._library import DTYPES, Launch, cpp, documented_by, kernels, register, triton, vjp
+from pnf.ops._layout import cast, dense, dense_as, empty_like, wide
+from pnf.ops._library import DTYPES, Launch, cpp, documented_by, kernels, register, triton
 from pnf.reference.batch_norm_relu import batch_norm_relu as reference
 from pnf.reference.batch_norm_relu import check_batch_norm_relu, other_dims, own, per_channel, statistics
 
@@ -65,14 +65,7 @@ def _compiled_backward(launch: Launch) -> Callable[..., tuple[Tensor, Tensor, Te
     return run
 
 
-def _reference(
-    x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor | None, var: Tensor | None, eps: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    y, mean, var = reference(x, weight, bias, mean, var, eps)
-    return lay_out(y, dense(x)[1]), mean, var
-
-
-def _reference_backward(
+def _fallback_backward(
     grad_y: Tensor, x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, var: Tensor, eps: float, batch: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     dtype, dims = wide(x.dtype), other_dims(x)
@@ -84,17 +77,16 @@ def _reference_backward(
     if batch:
         entries = x.numel() // max(x.shape[1], 1)
         grad = grad - per_channel(grad_bias / entries, x) - centred * per_channel(product * rstd.square() / entries, x)
-    grad_x = lay_out((scale * grad).to(x.dtype), dense(x)[1])
-    return grad_x, (product * rstd).to(weight.dtype), grad_bias.to(bias.dtype)
+    return (scale * grad).to(x.dtype), (product * rstd).to(weight.dtype), grad_bias.to(bias.dtype)
 
 
-def _backward_of_x(
+def _reference_backward(
     grad_y: Tensor, x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, var: Tensor, eps: float, batch: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The backward as it depends on x, through the statistics of a batch too, which come without a graph."""
     if batch:
         mean, var = statistics(x.to(wide(x.dtype)), None, None)
-    return _reference_backward(grad_y, x, weight, bias, mean, var, eps, batch)
+    return _fallback_backward(grad_y, x, weight, bias, mean, var, eps, batch)
 
 
 def _fake(
@@ -140,22 +132,20 @@ _batch_norm_relu = register(
     "batch_norm_relu",
     "batch_norm_relu(Tensor x, Tensor weight, Tensor bias, Tensor? mean, Tensor? var, float eps)"
     " -> (Tensor, Tensor, Tensor)",
-    reference=_reference,
+    reference=reference,
     fake=_fake,
     backward=_differentiate,
     setup_context=_save,
     kernels=kernels(_compiled, cpp=cpp("batch_norm_relu"), triton=triton("batch_norm_relu", "batch_norm_relu")),
 )
 
-_second, _save_second = vjp(_backward_of_x)
 _backward = register(
     "batch_norm_relu",
     "batch_norm_relu_backward(Tensor grad_y, Tensor x, Tensor weight, Tensor bias, Tensor mean, Tensor var, float eps,"
     " bool batch) -> (Tensor, Tensor, Tensor)",
     reference=_reference_backward,
     fake=_fake_backward,
-    backward=_second,
-    setup_context=_save_second,
+    fallback=_fallback_backward,
     kernels=kernels(
         _compiled_backward,
         cpp=cpp("batch_norm_relu_backward"),

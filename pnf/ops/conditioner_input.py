@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pnf.ops._layout import cast, dense, dense_as, empty, empty_like, lay_out, wide
-from pnf.ops._library import DTYPES, Launch, cpp, documented_by, kernels, register, triton, vjp
+from pnf.ops._layout import cast, dense, dense_as, empty, empty_like, wide
+from pnf.ops._library import DTYPES, Launch, cpp, documented_by, kernels, register, triton
 from pnf.reference.batch_norm_relu import other_dims, own, per_channel, statistics
 from pnf.reference.conditioner_input import check_conditioner_input
 from pnf.reference.conditioner_input import conditioner_input as reference
@@ -124,10 +124,10 @@ def _reference(
 ) -> tuple[Tensor, Tensor, Tensor]:
     h, mean, var = reference(x, condition, offset, mean, var, mask=mask, parity=parity, gain=gain, eps=eps)
     none = x.new_empty(0, dtype=wide(x.dtype))
-    return lay_out(h, dense(x)[1]), none if mean is None else mean, none.clone() if var is None else var
+    return h, none if mean is None else mean, none if var is None else var
 
 
-def _reference_backward(
+def _fallback_backward(
     grad_h: Tensor,
     x: Tensor,
     offset: Tensor | None,
@@ -139,11 +139,11 @@ def _reference_backward(
     eps: float,
     batch: bool,
 ) -> tuple[Tensor, Tensor]:
-    dtype, dims, last = wide(x.dtype), other_dims(x), dense(x)[1]
+    dtype, dims = wide(x.dtype), other_dims(x)
     kept = _kept(x.to(dtype), mask, parity)
     positive, negative = grad_h[:, : kept.shape[1]].to(dtype), grad_h[:, kept.shape[1] : 2 * kept.shape[1]].to(dtype)
     if offset is None:
-        v, grad_offset = kept * gain, own(mean, dtype)
+        v, grad_offset = kept * gain, mean.to(dtype)
     else:
         rstd = (var.to(dtype) + eps).rsqrt()
         scale, centred = per_channel(rstd, x), kept - per_channel(mean.to(dtype), x)
@@ -161,14 +161,14 @@ def _reference_backward(
         grad = torch.cat((zero, grad) if parity else (grad, zero), 1)
     else:
         grad = mask_apply(grad, mask, parity)
-    return lay_out(grad.to(x.dtype), last), grad_offset
+    return grad.to(x.dtype), grad_offset
 
 
 def _kept(x: Tensor, mask: str, parity: int) -> Tensor:
     return x.chunk(2, 1)[parity] if mask == "channel" else mask_apply(x, mask, parity)
 
 
-def _backward_of_x(
+def _reference_backward(
     grad_h: Tensor,
     x: Tensor,
     offset: Tensor | None,
@@ -183,7 +183,7 @@ def _backward_of_x(
     """The backward as it depends on x, through the statistics of a batch too, which come without a graph."""
     if batch:
         mean, var = statistics(_kept(x.to(wide(x.dtype)), mask, parity), None, None)
-    return _reference_backward(grad_h, x, offset, mean, var, mask, parity, gain, eps, batch)
+    return _fallback_backward(grad_h, x, offset, mean, var, mask, parity, gain, eps, batch)
 
 
 def _fake(
@@ -249,15 +249,13 @@ _conditioner_input = register(
     kernels=kernels(_compiled, cpp=cpp("conditioner_input"), triton=triton("conditioner_input", "conditioner_input")),
 )
 
-_second, _save_second = vjp(_backward_of_x)
 _backward = register(
     "conditioner_input",
     "conditioner_input_backward(Tensor grad_h, Tensor x, Tensor? offset, Tensor mean, Tensor var, str mask, int parity,"
     " float gain, float eps, bool batch) -> (Tensor, Tensor)",
     reference=_reference_backward,
     fake=_fake_backward,
-    backward=_second,
-    setup_context=_save_second,
+    fallback=_fallback_backward,
     kernels=kernels(
         _compiled_backward,
         cpp=cpp("conditioner_input_backward"),

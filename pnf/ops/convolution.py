@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import conv2d, unfold
 
-from pnf.ops._layout import dense, empty, empty_like, lay_out
-from pnf.ops._library import Launch, cpp, documented_by, kernels, register, vjp
+from pnf.ops._layout import dense, empty, empty_like
+from pnf.ops._library import KERNELS, Launch, cpp, documented_by, kernels, register
 from pnf.reference.convolution import check_convolution
 from pnf.reference.convolution import convolution as reference
 
@@ -67,7 +67,7 @@ def _sizes(x: Tensor, weight: Tensor, last: bool) -> tuple[int, ...]:
 def _compiled(launch: Launch) -> Callable[..., Tensor]:
     def run(x: Tensor, weight: Tensor, bias: Tensor, add: Tensor | None, relu: bool) -> Tensor:
         if not _has_kernel(x, weight):
-            return _reference(x, weight, bias, add, relu)
+            return KERNELS["convolution"]["reference"](x, weight, bias, add, relu)
         x = x.contiguous(memory_format=torch.channels_last)
         weight, last = dense(weight)
         y = empty(x, (x.shape[0], weight.shape[0], *x.shape[2:]), True)
@@ -81,7 +81,7 @@ def _compiled(launch: Launch) -> Callable[..., Tensor]:
 def _compiled_backward(launch: Launch) -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
     def run(grad_y: Tensor, x: Tensor, weight: Tensor, of_input: bool) -> tuple[Tensor, Tensor, Tensor]:
         if not _has_kernel(x, weight):
-            return _reference_backward(grad_y, x, weight, of_input)
+            return KERNELS["convolution_backward"]["reference"](grad_y, x, weight, of_input)
         x, grad_y = (t.contiguous(memory_format=torch.channels_last) for t in (x, grad_y))
         weight, last = dense(weight)
         grad_x = empty_like(x, True) if of_input else x.new_empty(0)
@@ -92,22 +92,17 @@ def _compiled_backward(launch: Launch) -> Callable[..., tuple[Tensor, Tensor, Te
     return run
 
 
-def _reference(x: Tensor, weight: Tensor, bias: Tensor, add: Tensor | None, relu: bool) -> Tensor:
-    return lay_out(reference(x, weight, bias, add, relu), True)
-
-
-def _reference_backward(grad_y: Tensor, x: Tensor, weight: Tensor, of_input: bool) -> tuple[Tensor, Tensor, Tensor]:
+def _fallback_backward(grad_y: Tensor, x: Tensor, weight: Tensor, of_input: bool) -> tuple[Tensor, Tensor, Tensor]:
     padding = [size // 2 for size in weight.shape[2:]]
     mask = [of_input, True, True]
     grad_x, grad_weight, grad_bias = torch.ops.aten.convolution_backward(
         grad_y, x, weight, [weight.shape[0]], [1, 1], padding, [1, 1], False, [0, 0], 1, mask
     )
-    grad_x = lay_out(grad_x, True) if of_input else x.new_empty(0)
-    return grad_x, lay_out(grad_weight, dense(weight)[1]), grad_bias
+    return grad_x if of_input else x.new_empty(0), grad_weight, grad_bias
 
 
-def _as_products(grad_y: Tensor, x: Tensor, weight: Tensor, of_input: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """The backward, for its derivatives: those of PyTorch's own do not take symbolic sizes."""
+def _reference_backward(grad_y: Tensor, x: Tensor, weight: Tensor, of_input: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """As products: the derivatives of PyTorch's own backward do not take symbolic sizes."""
     padding = [size // 2 for size in weight.shape[2:]]
     grad_x = conv2d(grad_y, weight.transpose(0, 1).flip(2, 3), padding=padding) if of_input else x.new_empty(0)
     seen = unfold(x, weight.shape[2:], padding=tuple(padding))
@@ -146,20 +141,18 @@ def _differentiate(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
 _convolution = register(
     "convolution",
     "convolution(Tensor x, Tensor weight, Tensor bias, Tensor? add, bool relu) -> Tensor",
-    reference=_reference,
+    reference=reference,
     fake=_fake,
     backward=_differentiate,
     setup_context=_save,
     kernels=kernels(_compiled, cpp=cpp("convolution")),
 )
 
-_second, _save_second = vjp(_as_products)
 _backward = register(
     "convolution",
     "convolution_backward(Tensor grad_y, Tensor x, Tensor weight, bool of_input) -> (Tensor, Tensor, Tensor)",
     reference=_reference_backward,
     fake=_fake_backward,
-    backward=_second,
-    setup_context=_save_second,
+    fallback=_fallback_backward,
     kernels=kernels(_compiled_backward, cpp=cpp("convolution_backward")),
 )

@@ -168,11 +168,11 @@ def _image(x: Tensor, last: bool, axes: str, levels: int) -> tuple[int, int, int
 
 def _reference_split(x: Tensor, dim: int, factor: float) -> tuple[Tensor, Tensor]:
     s, d = _halves(x.to(wide(x.dtype)), dim, factor)
-    return _result(s, x), _result(d, x)
+    return s.to(x.dtype), d.to(x.dtype)
 
 
 def _reference_merge(s: Tensor, d: Tensor, dim: int, factor: float) -> Tensor:
-    return _result(_whole(s.to(wide(s.dtype)), d.to(wide(s.dtype)), dim, factor), s)
+    return _whole(s.to(wide(s.dtype)), d.to(wide(s.dtype)), dim, factor).to(s.dtype)
 
 
 def _reference_pyramid(x: Tensor, levels: int, axes: str, factor: float) -> list[Tensor]:
@@ -180,30 +180,26 @@ def _reference_pyramid(x: Tensor, levels: int, axes: str, factor: float) -> list
     for axis in axes[::-1] * levels:
         s, d = _halves(s, _dim(axis), factor)
         details.append(d)
-    return [_result(part, x) for part in (s, *details[::-1])]
+    return [part.to(x.dtype) for part in (s, *details[::-1])]
 
 
 def _reference_pyramid_inverse(parts: Sequence[Tensor], axes: str, factor: float) -> Tensor:
     x, *details = (part.to(wide(part.dtype)) for part in parts)
     for i, d in enumerate(details):
         x = _whole(x, d, _dim(axes[i % len(axes)]), factor)
-    return _result(x, parts[0])
-
-
-def _result(out: Tensor, x: Tensor) -> Tensor:
-    """In the dtype and the layout of x."""
-    return empty(x, out.shape, dense(x)[1]).copy_(out)
+    return x.to(parts[0].dtype)
 
 
 def _halves(x: Tensor, dim: int, factor: float) -> tuple[Tensor, Tensor]:
     dim %= x.dim()
-    x0, x1 = x.unflatten(dim, (x.shape[dim] // 2, 2)).unbind(dim + 1)
+    paired = x.reshape(*x.shape[:dim], x.shape[dim] // 2, 2, *x.shape[dim + 1 :])
+    x0, x1 = paired.select(dim + 1, 0), paired.select(dim + 1, 1)
     return factor * (x0 + x1), factor * (x0 - x1)
 
 
 def _whole(s: Tensor, d: Tensor, dim: int, factor: float) -> Tensor:
     dim %= s.dim()
-    return torch.stack((factor * (s + d), factor * (s - d)), dim + 1).flatten(dim, dim + 1)
+    return torch.stack((factor * (s + d), factor * (s - d)), dim + 1).reshape(_resized(s, dim, 2, 1))
 
 
 def _fake_split(x: Tensor, dim: int, factor: float) -> tuple[Tensor, Tensor]:  # noqa: ARG001
@@ -246,13 +242,13 @@ def _merge_backward(ctx: Any, x: Tensor) -> tuple[Tensor, Tensor, None, None]:
     return s, d, None, None
 
 
-def _pyramid_backward(ctx: Any, *parts: Tensor) -> tuple[Tensor, None, None, None]:
+def _pyramid_backward(ctx: Any, parts: list[Tensor]) -> tuple[Tensor, None, None, None]:
     _, axes, factor = ctx.others
-    return _pyramid_inverse(list(parts), axes, factor), None, None, None
+    return _pyramid_inverse(parts, axes, factor), None, None, None
 
 
-def _pyramid_inverse_backward(ctx: Any, x: Tensor) -> tuple[Tensor | None, ...]:
-    return *_pyramid(x, *ctx.others), None, None
+def _pyramid_inverse_backward(ctx: Any, x: Tensor) -> tuple[list[Tensor], None, None]:
+    return _pyramid(x, *ctx.others), None, None
 
 
 _split = register(

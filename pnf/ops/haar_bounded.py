@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pnf.ops._layout import cast, dense, dense_as, empty, empty_like, lay_out, wide
-from pnf.ops._library import DTYPES, Launch, cpp, documented_by, kernels, register, triton, vjp
+from pnf.ops._layout import cast, dense, dense_as, empty, empty_like, wide
+from pnf.ops._library import DTYPES, Launch, cpp, documented_by, kernels, register, triton
 from pnf.reference import haar, haar_bounded
 from pnf.reference.haar_bounded import BOUNDARY, LARGEST_EXPONENT
 
@@ -107,12 +107,6 @@ def _compiled_merge_backward(launch: Launch) -> Callable[..., tuple[Tensor, ...]
     return run
 
 
-def _reference_split(x: Tensor, gamma: Tensor, dim: int) -> tuple[Tensor, ...]:
-    s, u, log_det = haar_bounded.haar_bounded_split(x, gamma, dim)
-    last = dense(x)[1]
-    return lay_out(s, last), lay_out(u, last), log_det
-
-
 def _reference_split_backward(
     grad_s: Tensor, grad_u: Tensor, grad_log_det: Tensor, x: Tensor, gamma: Tensor, dim: int
 ) -> tuple[Tensor, ...]:
@@ -130,12 +124,7 @@ def _reference_split_backward(
     of_m = torch.where(m >= BOUNDARY, (of_exponent * g + grad * (1 + g)) / inner_m, 0)
     mean = (haar.wide(grad_s) + torch.where(low, of_m, -of_m)) / 2
     grad_x = haar.interleave(mean + torch.where(low, of_a, -of_b), mean + torch.where(low, of_b, -of_a), dim)
-    return lay_out(grad_x.to(x.dtype), dense(x)[1]), _per_gamma((of_exponent + grad) * log_m, gamma)
-
-
-def _reference_merge(s: Tensor, u: Tensor, gamma: Tensor, dim: int) -> tuple[Tensor, ...]:
-    x, log_det = haar_bounded.haar_bounded_merge(s, u, gamma, dim)
-    return lay_out(x, dense(s)[1]), log_det
+    return grad_x.to(x.dtype), _per_gamma((of_exponent + grad) * log_m, gamma)
 
 
 def _reference_merge_backward(
@@ -159,9 +148,9 @@ def _reference_merge_backward(
     of_exponent = torch.where(-g * log_m <= LARGEST_EXPONENT, of_u * wide_u, 0)
     of_log_m = grad * (1 - g) - of_exponent * g
     of_m = 2 * (of_a * up + of_b * down) + torch.where(m >= BOUNDARY, of_log_m / inner_m, 0)
-    grad_s, last = torch.where(low, of_m, -of_m).to(s.dtype), dense(s)[1]
+    grad_s = torch.where(low, of_m, -of_m).to(s.dtype)
     grad_gamma = _per_gamma(-(of_exponent + grad) * log_m, gamma)
-    return lay_out(grad_s, last), lay_out(of_u.to(u.dtype), last), grad_gamma
+    return grad_s, of_u.to(u.dtype), grad_gamma
 
 
 def _is_pixel(x: Tensor) -> Tensor:
@@ -216,43 +205,37 @@ def _launches(name: str) -> dict[str, Launch | None]:
 _split = register(
     "haar_bounded",
     "haar_bounded_split(Tensor x, Tensor gamma, int dim) -> (Tensor, Tensor, Tensor)",
-    reference=_reference_split,
+    reference=haar_bounded.haar_bounded_split,
     fake=_fake_split,
     backward=_differentiate_split,
     setup_context=_save,
     kernels=kernels(_compiled_split, **_launches("haar_bounded_split")),
 )
 
-_split_second, _split_save_second = vjp(_reference_split_backward)
 _split_backward = register(
     "haar_bounded",
     "haar_bounded_split_backward("
     "Tensor grad_s, Tensor grad_u, Tensor grad_log_det, Tensor x, Tensor gamma, int dim) -> (Tensor, Tensor)",
     reference=_reference_split_backward,
     fake=_fake_split_backward,
-    backward=_split_second,
-    setup_context=_split_save_second,
     kernels=kernels(_compiled_split_backward, **_launches("haar_bounded_split_backward")),
 )
 
 _merge = register(
     "haar_bounded",
     "haar_bounded_merge(Tensor s, Tensor u, Tensor gamma, int dim) -> (Tensor, Tensor)",
-    reference=_reference_merge,
+    reference=haar_bounded.haar_bounded_merge,
     fake=_fake_merge,
     backward=_differentiate_merge,
     setup_context=_save,
     kernels=kernels(_compiled_merge, **_launches("haar_bounded_merge")),
 )
 
-_merge_second, _merge_save_second = vjp(_reference_merge_backward)
 _merge_backward = register(
     "haar_bounded",
     "haar_bounded_merge_backward("
     "Tensor grad_x, Tensor grad_log_det, Tensor s, Tensor u, Tensor gamma, int dim) -> (Tensor, Tensor, Tensor)",
     reference=_reference_merge_backward,
     fake=_fake_merge_backward,
-    backward=_merge_second,
-    setup_context=_merge_save_second,
     kernels=kernels(_compiled_merge_backward, **_launches("haar_bounded_merge_backward")),
 )

@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pnf.ops._layout import cast, dense, dense_as, empty_like, lay_out, rows, wide
-from pnf.ops._library import DTYPES, Kernel, Launch, cpp, documented_by, kernels, register, triton, vjp
+from pnf.ops._layout import cast, dense, dense_as, empty_like, rows, wide
+from pnf.ops._library import DTYPES, Kernel, Launch, cpp, documented_by, kernels, register, triton
 from pnf.reference.logit import BOUNDARY, check_logit
 from pnf.reference.logit import logit as reference
 from pnf.reference.logit import logit_inverse as reference_inverse
@@ -55,14 +55,6 @@ def _compiled_backward(launch: Launch) -> Callable[..., Tensor]:
     return run
 
 
-def _laid_out(function: Callable[..., tuple[Tensor, Tensor]]) -> Callable[..., tuple[Tensor, Tensor]]:
-    def run(x: Tensor, alpha: float) -> tuple[Tensor, Tensor]:
-        out, log_det = function(x, alpha)
-        return lay_out(out, dense(x)[1]), log_det
-
-    return run
-
-
 def _reference_backward(grad_y: Tensor, grad_log_det: Tensor, x: Tensor, alpha: float) -> Tensor:
     """``(grad_y + grad_log_det tanh(y / 2)) (1 - 2 alpha) (1 / p + 1 / q)``, where what is clamped adds 0."""
     slope, each = 1 - 2 * alpha, x.to(wide(x.dtype))
@@ -70,16 +62,14 @@ def _reference_backward(grad_y: Tensor, grad_log_det: Tensor, x: Tensor, alpha: 
     p, q = free_p.clamp(min=BOUNDARY), free_q.clamp(min=BOUNDARY)
     grad = grad_y + _beside(grad_log_det, x) * ((p.log() - q.log()) / 2).tanh()
     inverse = torch.where(free_p < BOUNDARY, 0, q) + torch.where(free_q < BOUNDARY, 0, p)
-    grad_x = grad * (slope * (inverse / (p * q)))
-    return lay_out(grad_x.to(x.dtype), dense(x)[1])
+    return (grad * (slope * (inverse / (p * q)))).to(x.dtype)
 
 
 def _reference_inverse_backward(grad_x: Tensor, grad_log_det: Tensor, y: Tensor, alpha: float) -> Tensor:
     """``grad_x sigmoid(y) sigmoid(-y) / (1 - 2 alpha) - grad_log_det tanh(y / 2)``."""
     each = y.to(wide(y.dtype))
     slope = each.sigmoid() * (-each).sigmoid() / (1 - 2 * alpha)
-    grad_y = grad_x * slope - _beside(grad_log_det, y) * (each / 2).tanh()
-    return lay_out(grad_y.to(y.dtype), dense(y)[1])
+    return (grad_x * slope - _beside(grad_log_det, y) * (each / 2).tanh()).to(y.dtype)
 
 
 def _beside(log_det: Tensor, x: Tensor) -> Tensor:
@@ -114,7 +104,7 @@ def _kernels(name: str, implement: Callable[[Launch], Callable[..., Any]]) -> li
 _logit = register(
     "logit",
     "logit(Tensor x, float alpha) -> (Tensor, Tensor)",
-    reference=_laid_out(reference),
+    reference=reference,
     fake=_fake,
     backward=_differentiate,
     setup_context=_save,
@@ -123,30 +113,24 @@ _logit = register(
 _inverse = register(
     "logit",
     "logit_inverse(Tensor y, float alpha) -> (Tensor, Tensor)",
-    reference=_laid_out(reference_inverse),
+    reference=reference_inverse,
     fake=_fake,
     backward=_differentiate_inverse,
     setup_context=_save,
     kernels=_kernels("logit_inverse", _compiled),
 )
 
-_second, _save_second = vjp(_reference_backward)
 _backward = register(
     "logit",
     "logit_backward(Tensor grad_y, Tensor grad_log_det, Tensor x, float alpha) -> Tensor",
     reference=_reference_backward,
     fake=_fake_backward,
-    backward=_second,
-    setup_context=_save_second,
     kernels=_kernels("logit_backward", _compiled_backward),
 )
-_second_inverse, _save_second_inverse = vjp(_reference_inverse_backward)
 _inverse_backward = register(
     "logit",
     "logit_inverse_backward(Tensor grad_x, Tensor grad_log_det, Tensor y, float alpha) -> Tensor",
     reference=_reference_inverse_backward,
     fake=_fake_backward,
-    backward=_second_inverse,
-    setup_context=_save_second_inverse,
     kernels=_kernels("logit_inverse_backward", _compiled_backward),
 )

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pnf.ops._layout import dense, dense_as, empty, empty_like, lay_out
+from pnf.ops._layout import dense, dense_as, empty, empty_like
 from pnf.ops._library import Kernel, Launch, cpp, cuda, documented_by, kernels, register
 from pnf.reference import masking as reference
 
@@ -54,7 +54,8 @@ def mask_unpack(
     if mask == "channel" and _torch_is_faster(kept, rest):
         return reference.mask_unpack(kept, rest, mask, parity, size)
     reference.check_halves("mask_unpack", kept, rest, mask, parity, size)
-    return _unpack(kept, rest, mask, parity, size)
+    # torch.jit.trace shows sizes as tensors, which no list of integers takes.
+    return _unpack(kept, rest, mask, parity, [int(n) for n in size] if torch.jit.is_tracing() else size)  # type: ignore[attr-defined]
 
 
 @documented_by(reference.mask_input)
@@ -184,33 +185,12 @@ def _compiled_input_backward(launch: Launch) -> Callable[..., Tensor]:
     return run
 
 
-def _reference_apply(x: Tensor, mask: str, parity: int) -> Tensor:
-    return lay_out(reference.mask_apply(x, mask, parity), dense(x)[1])
-
-
-def _reference_pack(x: Tensor, mask: str, parity: int) -> tuple[Tensor, Tensor]:
-    last = dense(x)[1]
-    kept, rest = reference.mask_pack(x, mask, parity)
-    return lay_out(kept, last), lay_out(rest, last)
-
-
-def _reference_unpack(kept: Tensor, rest: Tensor, mask: str, parity: int, size: Sequence[int]) -> Tensor:
-    return lay_out(reference.mask_unpack(kept, rest, mask, parity, size), dense(kept)[1])
-
-
-def _reference_input(x: Tensor, condition: Tensor, mask: str, parity: int) -> Tensor:
-    return lay_out(reference.mask_input(x, condition, mask, parity), dense(x)[1])
-
-
 def _reference_input_backward(grad: Tensor, channels: int, mask: str, parity: int) -> Tensor:
-    last = dense(grad)[1]
     x = grad[:, : _kept_channels(channels, mask)]
     if mask == "channel":
         zero = torch.zeros_like(x)
-        x = torch.cat((zero, x) if parity else (x, zero), 1)
-    else:
-        x = reference.mask_apply(x, mask, parity)
-    return lay_out(x, last)
+        return torch.cat((zero, x) if parity else (x, zero), 1)
+    return reference.mask_apply(x, mask, parity)
 
 
 def _fake_apply(x: Tensor, mask: str, parity: int) -> Tensor:  # noqa: ARG001
@@ -299,7 +279,7 @@ def _kernels(name: str, implement: Callable[[Launch], Callable[..., Any]]) -> li
 _apply = register(
     "masking",
     "mask_apply(Tensor x, str mask, int parity) -> Tensor",
-    reference=_reference_apply,
+    reference=reference.mask_apply,
     fake=_fake_apply,
     backward=_apply_backward,
     setup_context=_save_apply,
@@ -308,7 +288,7 @@ _apply = register(
 _pack = register(
     "masking",
     "mask_pack(Tensor x, str mask, int parity) -> (Tensor, Tensor)",
-    reference=_reference_pack,
+    reference=reference.mask_pack,
     fake=_fake_pack,
     backward=_pack_backward,
     setup_context=_save_pack,
@@ -317,7 +297,7 @@ _pack = register(
 _unpack = register(
     "masking",
     "mask_unpack(Tensor kept, Tensor rest, str mask, int parity, SymInt[] size) -> Tensor",
-    reference=_reference_unpack,
+    reference=reference.mask_unpack,
     fake=_fake_unpack,
     backward=_unpack_backward,
     setup_context=_save_unpack,
@@ -326,7 +306,7 @@ _unpack = register(
 _input = register(
     "masking",
     "mask_input(Tensor x, Tensor condition, str mask, int parity) -> Tensor",
-    reference=_reference_input,
+    reference=reference.mask_input,
     fake=_fake_input,
     backward=_differentiate_input,
     setup_context=_save_input,

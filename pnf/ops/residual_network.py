@@ -9,10 +9,10 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from pnf.ops._layout import dense, empty, lay_out
-from pnf.ops._library import Launch, cpp, documented_by, kernels, register, vjp
+from pnf.ops._layout import dense, empty
+from pnf.ops._library import KERNELS, Launch, cpp, documented_by, kernels, register
 from pnf.ops.convolution import filter_has_kernel, filter_sizes
-from pnf.ops.weight_norm import given
+from pnf.ops.weight_norm import filled, given, placed
 from pnf.reference.residual_network import check_residual_network
 from pnf.reference.residual_network import residual_network as reference
 from pnf.reference.residual_network import run_blocks as run_blocks
@@ -20,7 +20,6 @@ from pnf.reference.residual_network import run_blocks as run_blocks
 __all__ = ["residual_network"]
 
 Tensors = Sequence[Tensor]
-Magnitudes = Sequence[Tensor | None]
 
 LINE = 16
 """Of which the sizes of what lies in the scratch memory are multiples: a cache line of float32."""
@@ -30,32 +29,38 @@ LINE = 16
 def residual_network(
     h: Tensor,  # [B, hidden, H, W]
     directions: Tensors,  # [O, I, h, w] each
-    magnitudes: Magnitudes,  # [O, 1, 1, 1] each
+    magnitudes: Sequence[Tensor | None],  # [O, 1, 1, 1] each
     biases: Tensors,  # [O] each
     norms: Tensors,  # [hidden] each
     eps: float = 1e-4,
 ) -> Tensor:
     check_residual_network(h, directions, magnitudes, biases, norms)
-    return _residual_network(h, list(directions), list(magnitudes), list(biases), list(norms), eps)
+    return _residual_network(h, list(directions), *given(magnitudes), list(biases), list(norms), eps)
 
 
 def _compiled(launch: Launch) -> Callable[..., Tensor]:
     def run(
-        h: Tensor, directions: Tensors, magnitudes: Magnitudes, biases: Tensors, norms: Tensors, eps: float
+        h: Tensor,
+        directions: Tensors,
+        magnitudes: Tensors,
+        scaled: Sequence[int],
+        biases: Tensors,
+        norms: Tensors,
+        eps: float,
     ) -> Tensor:
         if h.dtype != torch.float32 or not h.numel() or not all(map(filter_has_kernel, directions)):
-            return _reference(h, directions, magnitudes, biases, norms, eps)
+            return KERNELS["residual_network"]["reference"](h, directions, magnitudes, scaled, biases, norms, eps)
         h = h.contiguous(memory_format=torch.channels_last)
         weights, sizes, scratch = [], [], 4 * _rounded(h)
-        for direction, magnitude in zip(directions, magnitudes, strict=True):
+        for direction, has_one in zip(directions, scaled, strict=True):
             weight, last = dense(direction)
             weights.append(weight)
-            sizes += [*filter_sizes(weight, last), magnitude is not None]
+            sizes += [*filter_sizes(weight, last), has_one]
             scratch += _rounded(weight)
         y = empty(h, _shape(h, directions), True)
         others = [x.contiguous() for x in (*biases, *norms)]
         batch, _, height, width = h.shape
-        tensors = (y, h.new_empty(scratch), h, *weights, *given(magnitudes, weights), *others)
+        tensors = (y, h.new_empty(scratch), h, *weights, *filled(magnitudes, scaled, weights), *others)
         launch(tensors, sizes, batch, height, width, eps)
         return y
 
@@ -71,15 +76,22 @@ def _shape(h: Tensor, directions: Tensors) -> Sequence[int]:
 
 
 def _reference(
-    h: Tensor, directions: Tensors, magnitudes: Magnitudes, biases: Tensors, norms: Tensors, eps: float
+    h: Tensor,
+    directions: Tensors,
+    magnitudes: Tensors,
+    scaled: Sequence[int],
+    biases: Tensors,
+    norms: Tensors,
+    eps: float,
 ) -> Tensor:
-    return lay_out(reference(h, directions, magnitudes, biases, norms, eps), True)
+    return reference(h, directions, placed(magnitudes, scaled), biases, norms, eps)
 
 
 def _fake(
     h: Tensor,
     directions: Tensors,
-    magnitudes: Magnitudes,  # noqa: ARG001
+    magnitudes: Tensors,  # noqa: ARG001
+    scaled: Sequence[int],  # noqa: ARG001
     biases: Tensors,  # noqa: ARG001
     norms: Tensors,  # noqa: ARG001
     eps: float,  # noqa: ARG001
@@ -87,15 +99,11 @@ def _fake(
     return empty(h, _shape(h, directions), True)
 
 
-_backward, _save = vjp(reference)
-
 _residual_network = register(
     "residual_network",
-    "residual_network(Tensor h, Tensor[] directions, Tensor?[] magnitudes, Tensor[] biases, Tensor[] norms, float eps)"
-    " -> Tensor",
+    "residual_network(Tensor h, Tensor[] directions, Tensor[] magnitudes, int[] scaled, Tensor[] biases,"
+    " Tensor[] norms, float eps) -> Tensor",
     reference=_reference,
     fake=_fake,
-    backward=_backward,
-    setup_context=_save,
     kernels=kernels(_compiled, cpp=cpp("residual_network")),
 )

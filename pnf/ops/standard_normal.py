@@ -5,8 +5,8 @@ from typing import Any
 
 from torch import Tensor
 
-from pnf.ops._layout import cast, dense, empty_like, lay_out, rows, wide
-from pnf.ops._library import DTYPES, Launch, cpp, documented_by, kernels, register, triton, vjp
+from pnf.ops._layout import cast, dense, empty_like, rows, wide
+from pnf.ops._library import DTYPES, Launch, cpp, documented_by, kernels, register, triton
 from pnf.reference.standard_normal import check_standard_normal
 from pnf.reference.standard_normal import standard_normal as reference
 
@@ -42,8 +42,7 @@ def _compiled_backward(launch: Launch) -> Callable[..., Tensor]:
 
 
 def _reference_backward(grad: Tensor, z: Tensor) -> Tensor:
-    grad_z = (-grad.view(-1, *(1,) * (z.dim() - 1)) * z).to(z.dtype)
-    return lay_out(grad_z, dense(z)[1])
+    return (-grad.view(-1, *(1,) * (z.dim() - 1)) * z).to(z.dtype)
 
 
 def _fake(z: Tensor) -> Tensor:
@@ -58,8 +57,8 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: A
     ctx.save_for_backward(*inputs)
 
 
-def _differentiate(ctx: Any, grad: Tensor) -> Tensor:
-    return _backward(grad, *ctx.saved_tensors)
+def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor]:
+    return (_backward(grad, *ctx.saved_tensors),)
 
 
 _standard_normal = register(
@@ -72,14 +71,11 @@ _standard_normal = register(
     kernels=kernels(_compiled, cpp=cpp("standard_normal"), triton=triton("standard_normal", "standard_normal")),
 )
 
-_second, _save_second = vjp(_reference_backward)
 _backward = register(
     "standard_normal",
     "standard_normal_backward(Tensor grad, Tensor z) -> Tensor",
     reference=_reference_backward,
     fake=_fake_backward,
-    backward=_second,
-    setup_context=_save_second,
     kernels=kernels(
         _compiled_backward,
         cpp=cpp("standard_normal_backward"),

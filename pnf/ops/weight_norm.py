@@ -9,117 +9,130 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pnf.ops._layout import dense, dense_as, empty_like, lay_out, wide
-from pnf.ops._library import DTYPES, Kernel, Launch, cpp, cuda, documented_by, kernels, register, vjp
+from pnf.ops._layout import dense, dense_as, empty_like, wide
+from pnf.ops._library import DTYPES, Kernel, Launch, cpp, cuda, documented_by, kernels, register
 from pnf.reference.weight_norm import LEAST_SQUARE, check_weight_norm
 from pnf.reference.weight_norm import weight_norm as reference
 
 __all__ = ["weight_norm"]
 
-Magnitudes = Sequence[Tensor | None]
-
 
 @documented_by(reference)
 def weight_norm(
     directions: Sequence[Tensor],  # [O, ...] each
-    magnitudes: Magnitudes,  # [O, 1, ...] each
+    magnitudes: Sequence[Tensor | None],  # [O, 1, ...] each
 ) -> list[Tensor]:
     check_weight_norm(directions, magnitudes)
-    return _weight_norm(list(directions), list(magnitudes))
+    return _weight_norm(list(directions), *given(magnitudes))
+
+
+def given(magnitudes: Sequence[Tensor | None]) -> tuple[list[Tensor], list[int]]:
+    """The magnitudes that there are, and 1 or 0 for each layer: ``torch.jit.trace`` takes no list with gaps."""
+    return [m for m in magnitudes if m is not None], [int(m is not None) for m in magnitudes]
+
+
+def placed(magnitudes: Sequence[Tensor], scaled: Sequence[int]) -> list[Tensor | None]:
+    """The magnitude of each layer, of what :func:`given` returned."""
+    left = iter(magnitudes)
+    return [next(left) if has_one else None for has_one in scaled]
+
+
+def filled(magnitudes: Sequence[Tensor], scaled: Sequence[int], others: Sequence[Tensor]) -> list[Tensor]:
+    """The magnitude of each layer, and where there is none a tensor that the kernels do not touch."""
+    found = placed(magnitudes, scaled)
+    return [other if m is None else m.contiguous() for m, other in zip(found, others, strict=True)]
 
 
 def _compiled(launch: Launch) -> Callable[..., list[Tensor]]:
-    def run(directions: Sequence[Tensor], magnitudes: Magnitudes) -> list[Tensor]:
+    def run(directions: Sequence[Tensor], magnitudes: Sequence[Tensor], scaled: Sequence[int]) -> list[Tensor]:
         laid_out = [dense(direction) for direction in directions]
         weights = [empty_like(x, last) for x, last in laid_out]
         directions = [x for x, _ in laid_out]
         if directions:
-            tensors = (*weights, *directions, *given(magnitudes, directions))
-            launch(tensors, _sizes(directions, magnitudes), DTYPES[directions[0].dtype])
+            tensors = (*weights, *directions, *filled(magnitudes, scaled, directions))
+            launch(tensors, _sizes(directions, scaled), DTYPES[directions[0].dtype])
         return weights
 
     return run
 
 
 def _compiled_backward(launch: Launch) -> Callable[..., list[Tensor]]:
-    def run(grads: Sequence[Tensor], directions: Sequence[Tensor], magnitudes: Magnitudes) -> list[Tensor]:
+    def run(
+        grads: Sequence[Tensor], directions: Sequence[Tensor], magnitudes: Sequence[Tensor], scaled: Sequence[int]
+    ) -> list[Tensor]:
         laid_out = [dense(direction) for direction in directions]
         directions = [x for x, _ in laid_out]
         grads = [dense_as(grad, last) for grad, (_, last) in zip(grads, laid_out, strict=True)]
         found = [empty_like(x, last) for x, last in laid_out]
-        found_magnitudes = [None if m is None else empty_like(m) for m in magnitudes]
+        found_magnitudes = [empty_like(m) for m in magnitudes]
         if directions:
-            outputs = (*found, *given(found_magnitudes, found))
-            tensors = (*outputs, *grads, *directions, *given(magnitudes, directions))
-            launch(tensors, _sizes(directions, magnitudes), DTYPES[directions[0].dtype])
-        return [*found, *(m for m in found_magnitudes if m is not None)]
+            outputs = (*found, *filled(found_magnitudes, scaled, found))
+            tensors = (*outputs, *grads, *directions, *filled(magnitudes, scaled, directions))
+            launch(tensors, _sizes(directions, scaled), DTYPES[directions[0].dtype])
+        return found + found_magnitudes
 
     return run
 
 
-def given(magnitudes: Magnitudes, others: Sequence[Tensor]) -> list[Tensor]:
-    """The magnitudes, and where there is none a tensor that the kernels do not touch."""
-    return [other if m is None else m.contiguous() for m, other in zip(magnitudes, others, strict=True)]
-
-
-def _sizes(directions: Sequence[Tensor], magnitudes: Magnitudes) -> list[int]:
+def _sizes(directions: Sequence[Tensor], scaled: Sequence[int]) -> list[int]:
     """Rows, length of a row, and whether there is a magnitude, of every layer."""
     sizes: list[int] = []
-    for x, magnitude in zip(directions, magnitudes, strict=True):
+    for x, has_one in zip(directions, scaled, strict=True):
         rows = x.shape[0]
-        sizes += [rows, x.numel() // max(rows, 1), magnitude is not None]
+        sizes += [rows, x.numel() // max(rows, 1), has_one]
     return sizes
 
 
-def _reference(directions: Sequence[Tensor], magnitudes: Magnitudes) -> list[Tensor]:
-    weights = reference(directions, magnitudes)
-    return [lay_out(weight, dense(x)[1]) for weight, x in zip(weights, directions, strict=True)]
+def _reference(directions: Sequence[Tensor], magnitudes: Sequence[Tensor], scaled: Sequence[int]) -> list[Tensor]:
+    return reference(directions, placed(magnitudes, scaled))
 
 
-def _reference_backward(grads: Sequence[Tensor], directions: Sequence[Tensor], magnitudes: Magnitudes) -> list[Tensor]:
+def _reference_backward(
+    grads: Sequence[Tensor], directions: Sequence[Tensor], magnitudes: Sequence[Tensor], scaled: Sequence[int]
+) -> list[Tensor]:
     found, found_magnitudes = [], []
-    for grad, direction, magnitude in zip(grads, directions, magnitudes, strict=True):
-        dtype, last = wide(direction.dtype), dense(direction)[1]
+    for grad, direction, magnitude in zip(grads, directions, placed(magnitudes, scaled), strict=True):
+        dtype = wide(direction.dtype)
         g, x = grad.to(dtype), direction.to(dtype)
-        shape = (-1, *(1,) * (x.dim() - 1))
-        square = x.square().flatten(1).sum(1).view(shape) if x.dim() > 1 else x.square()
-        along = (g * x).flatten(1).sum(1).view(shape) if x.dim() > 1 else g * x
+        dims = tuple(range(1, x.dim()))
+        square = x.square().sum(dims, keepdim=True) if dims else x.square()
+        along = (g * x).sum(dims, keepdim=True) if dims else g * x
         inverse = square.clamp(min=LEAST_SQUARE).rsqrt()
         scale = inverse if magnitude is None else magnitude.to(dtype) * inverse
         # Below the least norm, the norm is a constant.
         through = torch.where(square >= LEAST_SQUARE, along * inverse * inverse, 0)
-        found.append(lay_out((scale * (g - through * x)).to(direction.dtype), last))
+        found.append((scale * (g - through * x)).to(direction.dtype))
         if magnitude is not None:
             found_magnitudes.append((along * inverse).to(direction.dtype))
     return found + found_magnitudes
 
 
-def _fake(directions: Sequence[Tensor], magnitudes: Magnitudes) -> list[Tensor]:  # noqa: ARG001
+def _fake(
+    directions: Sequence[Tensor],
+    magnitudes: Sequence[Tensor],  # noqa: ARG001
+    scaled: Sequence[int],  # noqa: ARG001
+) -> list[Tensor]:
     return [empty_like(x, dense(x)[1]) for x in directions]
 
 
 def _fake_backward(
     grads: Sequence[Tensor],  # noqa: ARG001
     directions: Sequence[Tensor],
-    magnitudes: Magnitudes,
+    magnitudes: Sequence[Tensor],
+    scaled: Sequence[int],  # noqa: ARG001
 ) -> list[Tensor]:
-    found = [empty_like(x, dense(x)[1]) for x in directions]
-    return [*found, *(empty_like(m) for m in magnitudes if m is not None)]
+    return [empty_like(x, dense(x)[1]) for x in directions] + [empty_like(m) for m in magnitudes]
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:  # noqa: ARG001
-    directions, magnitudes = inputs
-    ctx.given = [m is not None for m in magnitudes]
-    ctx.save_for_backward(*directions, *(m for m in magnitudes if m is not None))
+    directions, magnitudes, ctx.scaled = inputs
+    ctx.save_for_backward(*directions, *magnitudes)
 
 
-def _differentiate(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-    directions = ctx.saved_tensors[: len(grads)]
-    magnitudes = iter(ctx.saved_tensors[len(grads) :])
-    placed = [next(magnitudes) if given else None for given in ctx.given]
-    found = _backward(list(grads), list(directions), placed)
-    left = iter(found[len(grads) :])
-    return *found[: len(grads)], *(next(left) if given else None for given in ctx.given)
+def _differentiate(ctx: Any, grads: list[Tensor]) -> tuple[list[Tensor], list[Tensor], None]:
+    saved, layers = ctx.saved_tensors, len(grads)
+    found = _backward(grads, list(saved[:layers]), list(saved[layers:]), ctx.scaled)
+    return found[:layers], found[layers:], None
 
 
 def _kernels(name: str, implement: Callable[[Launch], Callable[..., Any]]) -> list[Kernel]:
@@ -128,21 +141,17 @@ def _kernels(name: str, implement: Callable[[Launch], Callable[..., Any]]) -> li
 
 _weight_norm = register(
     "weight_norm",
-    "weight_norm(Tensor[] directions, Tensor?[] magnitudes) -> Tensor[]",
+    "weight_norm(Tensor[] directions, Tensor[] magnitudes, int[] scaled) -> Tensor[]",
     reference=_reference,
     fake=_fake,
     backward=_differentiate,
     setup_context=_save,
     kernels=_kernels("weight_norm", _compiled),
 )
-
-_second, _save_second = vjp(_reference_backward)
 _backward = register(
     "weight_norm",
-    "weight_norm_backward(Tensor[] grads, Tensor[] directions, Tensor?[] magnitudes) -> Tensor[]",
+    "weight_norm_backward(Tensor[] grads, Tensor[] directions, Tensor[] magnitudes, int[] scaled) -> Tensor[]",
     reference=_reference_backward,
     fake=_fake_backward,
-    backward=_second,
-    setup_context=_save_second,
     kernels=_kernels("weight_norm_backward", _compiled_backward),
 )

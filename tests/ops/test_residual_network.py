@@ -9,6 +9,7 @@ from op_tests import Case, OpTests
 from torch import Tensor
 
 from pnf import ops, reference
+from pnf.ops.weight_norm import given
 
 # Batch, hidden, outputs, height, width, blocks, size: tiles cut at the edges, one and two vectors of channels, networks
 # without blocks and of 1x1 convolutions, widths that no kernel takes, and nothing.
@@ -40,11 +41,18 @@ def network(
     return [normal(batch, hidden, height, width), directions, magnitudes, biases, norms, 1e-4]
 
 
+def registered(h: Tensor, directions: list[Tensor], magnitudes: list[Tensor | None], *others: Any) -> list[Any]:
+    """The arguments of the op in ``torch.ops``."""
+    return [h, directions, *given(magnitudes), *others]
+
+
 class TestResidualNetwork(OpTests):
     # Means and variances are constants to it.
     cases = {
         f"{sizes}{' normalised' if norm else ''}": Case(
-            "residual_network", lambda s=sizes, n=norm: network(*s, n), differentiable=sizes[0] > 0 and not norm
+            "residual_network",
+            lambda s=sizes, n=norm: registered(*network(*s, n)),
+            differentiable=sizes[0] > 0 and not norm,
         )
         for sizes in NETWORKS
         for norm in (True, False)

@@ -9,6 +9,7 @@ from op_tests import Case, Implementation, OpTests, implementations
 from torch import Tensor
 
 from pnf import ops, reference
+from pnf.ops.weight_norm import given, placed
 
 LAYERS = {
     "network": [((4, 5, 3, 3), True), ((8, 4, 1, 1), False), ((3, 17, 3, 1), True)],
@@ -26,7 +27,7 @@ def normal(*shape: int) -> Tensor:
 def layers(sizes: Sequence[tuple[tuple[int, ...], bool]]) -> list[Any]:
     directions = [normal(*shape) for shape, _ in sizes]
     magnitudes = [normal(shape[0], *(1,) * (len(shape) - 1)) if given else None for shape, given in sizes]
-    return [directions, magnitudes]
+    return [directions, *given(magnitudes)]
 
 
 class TestWeightNorm(OpTests):
@@ -43,31 +44,33 @@ class TestWeightNorm(OpTests):
 
 @pytest.mark.parametrize("implementation", implementations("weight_norm"), ids=str)
 def test_no_layers(implementation: Implementation) -> None:
-    assert implementation.run("weight_norm", [[], []]) == []
-    assert implementation.run("weight_norm_backward", [[], [], []]) == []
+    assert implementation.run("weight_norm", [[], [], []]) == []
+    assert implementation.run("weight_norm_backward", [[], [], [], []]) == []
 
 
 @pytest.mark.parametrize("implementation", implementations("weight_norm"), ids=str)
 def test_directions_of_zeros(implementation: Implementation) -> None:
     zeros = torch.zeros(2, 3, 1, 1, device=implementation.device)
     grad, magnitude = torch.ones_like(zeros), torch.full((2, 1, 1, 1), 2.0, device=implementation.device)
-    (weight,) = implementation.run("weight_norm", [[zeros], [magnitude]])
+    (weight,) = implementation.run("weight_norm", [[zeros], [magnitude], [1]])
     assert torch.equal(weight, zeros)
     # The norm is the constant 1e-6 there.
-    found = implementation.run("weight_norm_backward", [[grad], [zeros], [magnitude]])
+    found = implementation.run("weight_norm_backward", [[grad], [zeros], [magnitude], [1]])
     torch.testing.assert_close(found[0], 2e6 * grad)
     assert torch.equal(found[1], torch.zeros_like(magnitude))
 
 
 @pytest.mark.parametrize("implementation", implementations("weight_norm"), ids=str)
 def test_many_layers_equal_each_alone(implementation: Implementation) -> None:
-    directions, magnitudes = layers([((2, i % 7, 3, 1), i % 2 == 0) for i in range(900)])
-    weights = implementation.run("weight_norm", [directions, magnitudes])
-    found = implementation.run("weight_norm_backward", [directions[::-1], directions[::-1], magnitudes[::-1]])
-    for i, (direction, magnitude) in enumerate(zip(directions, magnitudes, strict=True)):
-        (weight,) = implementation.run("weight_norm", [[direction], [magnitude]])
+    directions, magnitudes, scaled = layers([((2, i % 7, 3, 1), i % 2 == 0) for i in range(900)])
+    weights = implementation.run("weight_norm", [directions, magnitudes, scaled])
+    backwards = [directions[::-1], directions[::-1], magnitudes[::-1], scaled[::-1]]
+    found = implementation.run("weight_norm_backward", backwards)
+    for i, (direction, magnitude) in enumerate(zip(directions, placed(magnitudes, scaled), strict=True)):
+        own = given([magnitude])
+        (weight,) = implementation.run("weight_norm", [[direction], *own])
         assert torch.equal(weights[i], weight)
-        grads = implementation.run("weight_norm_backward", [[direction], [direction], [magnitude]])
+        grads = implementation.run("weight_norm_backward", [[direction], [direction], *own])
         assert torch.equal(found[899 - i], grads[0])
         assert magnitude is None or torch.equal(found[-1 - i // 2], grads[1])
 

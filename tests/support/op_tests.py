@@ -270,7 +270,8 @@ class OpTests:
         assert torch.autograd.gradgradcheck(function, flatten(args), fast_mode=True)
 
     def test_torch_func_differentiates_it(self, case: Case) -> None:
-        args = convert(case.arguments(), torch.Tensor.float)
+        # By way of the reference, whose rounding errors are its own; tests/ops/test_transforms.py goes deeper.
+        args = case.arguments()
         op, tensors = getattr(torch.ops.pnf, case.op).default, flatten(args)
 
         def loss(*tensors: Tensor) -> Tensor:
@@ -280,7 +281,7 @@ class OpTests:
         got = torch.func.grad(loss, tuple(range(len(tensors))))(*tensors)
         leaves = [x.detach().requires_grad_() for x in tensors]
         for a, b in zip(got, gradients(loss(*leaves), leaves), strict=True):
-            torch.testing.assert_close(a, b, rtol=0, atol=0, equal_nan=True)
+            torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9, equal_nan=True)
 
     @pytest.mark.parametrize("device", DEVICES)
     def test_compiles_to_one_graph(self, case: Case, device: str) -> None:
