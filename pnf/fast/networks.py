@@ -1,15 +1,21 @@
-"""The networks of :mod:`pnf.flows.networks`, with the same parameters, scheduled for speed."""
+"""The networks of :mod:`pnf.flows.networks`, with the same parameters, scheduled for speed.
+
+The schedule takes a network that is exactly as it was built. A layer that was exchanged, has hooks, or normalises in
+another way, runs as a layer, in the networks of :mod:`pnf.flows.networks`, and so does everything under a transform.
+"""
 
 from collections.abc import Sequence
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import relu
+from torch.nn.modules.module import _has_any_global_hook
 
 from pnf import ops
 from pnf.flows import networks
-from pnf.flows.networks import NETWORK_EPS, Block, InputNorm, WeightNormConv2d
+from pnf.flows.networks import NETWORK_EPS, Block, Conv2d, InputNorm, Linear, WeightNormConv2d
+from pnf.flows.transforms import transformed
 from pnf.ops.residual_network import run_blocks
 
 
@@ -21,47 +27,50 @@ class ResidualNetwork(networks.ResidualNetwork):
         x: Tensor,  # [B, channels, H, W]
         condition: Tensor | None,  # [B, condition, H, W]
     ) -> Tensor:  # [B, outputs, H, W]
-        layers, norms = self._layers(), _Norms()
+        parts = None if transformed() else self._parts(x)
+        if parts is None:
+            return super().forward(x, condition)
+        (layers, after), norms = parts, _Norms()
         directions, magnitudes = [layer.direction for layer in layers], [layer.magnitude for layer in layers]
         biases = [layer.bias for layer in layers]
-        in_one = self._in_one(x)
+        in_one = self._in_one(x, after)
         count = 1 if in_one else len(layers)
         weights = ops.weight_norm(directions[:count], magnitudes[:count])
         h = ops.convolution(self._input(x, condition, norms), weights[0], biases[0])
         if in_one:
-            return ops.residual_network(h, directions[1:], magnitudes[1:], biases[1:], self._statistics(), NETWORK_EPS)
-        after = self._norms()
+            return ops.residual_network(h, directions[1:], magnitudes[1:], biases[1:], _statistics(after), NETWORK_EPS)
         out = run_blocks(
             h, zip(weights[1:], biases[1:], strict=True), lambda i, y: norms.norm_relu(after[i], y), ops.convolution
         )
         norms.track()
         return out
 
-    def _in_one(self, x: Tensor) -> bool:
+    def _parts(self, x: Tensor) -> "tuple[list[WeightNormConv2d], list[nn.Module]] | None":
+        """The convolutions, and the normalisations behind the first one, in the order in which they are run.
+
+        None if they are not what the constructor puts there, so that layers would compute something else.
+        """
+        blocks = cast("list[Block]", list(self.blocks))
+        normed = type(self.norm) is InputNorm
+        if not _as_built(blocks, Block) or not _as_built([self.norm], InputNorm if normed else nn.Identity):
+            return None
+        layers = [self.conv, self.skip]
+        for block, skip in zip(blocks, self.skips, strict=True):
+            layers += [block.conv1, block.conv2, cast("WeightNormConv2d", skip)]
+        layers.append(self.out)
+        after = [*(norm for block in blocks for norm in (block.norm1, block.norm2)), self.out_norm]
+        built = (
+            _as_built(layers, WeightNormConv2d)
+            and all(map(_is_plain, layers))
+            and _as_built(after, nn.BatchNorm2d if normed else nn.Identity)
+            and (not normed or _normalise_alike(after, self.norm.norm, x))
+        )
+        return (layers, after) if built else None
+
+    def _in_one(self, x: Tensor, after: Sequence[nn.Module]) -> bool:
         """Whether one op does it: on a CPU, in float32, where nothing is learnt and no gradients are asked for."""
-        learnt = self.training or torch.is_grad_enabled()
+        learnt = torch.is_grad_enabled() or self.training or any(norm.training for norm in after)
         return not learnt and x.is_cpu and x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
-
-    def _layers(self) -> list[WeightNormConv2d]:
-        """The convolutions, in the order in which they are run."""
-        found = [self.conv, self.skip]
-        for block, skip in zip(cast("list[Block]", self.blocks), self.skips, strict=True):
-            found += [block.conv1, block.conv2, cast("WeightNormConv2d", skip)]
-        return [*found, self.out]
-
-    def _norms(self) -> list[nn.Module]:
-        """The normalisations behind the first convolution, in the order in which they are run."""
-        blocks = cast("list[Block]", self.blocks)
-        return [*(norm for block in blocks for norm in (block.norm1, block.norm2)), self.out_norm]
-
-    def _statistics(self) -> list[Tensor]:
-        """What these normalise by; nothing without batch normalisation."""
-        layers = [norm for norm in self._norms() if isinstance(norm, nn.BatchNorm2d)]
-        return [
-            cast("Tensor", x)
-            for layer in layers
-            for x in (layer.weight, layer.bias, layer.running_mean, layer.running_var)
-        ]
 
     def _input(self, x: Tensor, condition: Tensor | None, norms: "_Norms") -> Tensor:
         mask, parity, gain = self.mask, self.parity, self.gain
@@ -73,6 +82,43 @@ class ResidualNetwork(networks.ResidualNetwork):
         )
         norms.used(layer, mean, var, x)
         return h
+
+
+def _as_built(modules: Sequence[nn.Module], kind: type[nn.Module]) -> bool:
+    """Whether modules are of that very class, and their calls do nothing but their forward."""
+    for m in modules:
+        if type(m) is not kind or m._forward_hooks or m._forward_pre_hooks or "forward" in m.__dict__:
+            return False
+        if m._backward_hooks or m._backward_pre_hooks:
+            return False
+    return not _has_any_global_hook()
+
+
+def _is_plain(layer: WeightNormConv2d) -> bool:
+    """Whether the ops compute the convolution: it keeps the size and has a bias."""
+    _, _, height, width = layer.direction.shape
+    return layer.padding == (height // 2, width // 2) and layer._parameters.get("bias") is not None
+
+
+def _normalise_alike(after: Sequence[Any], first: Any, x: Tensor) -> bool:
+    """Whether batch normalisations are as they were built, but for one momentum, and the batch has statistics."""
+    momentum = first.momentum
+    for norm in (*after, first):
+        if norm.eps != NETWORK_EPS or norm.momentum != momentum or not norm.track_running_stats:
+            return False
+        if any(buffer is None for buffer in norm._buffers.values()) or not norm._buffers:
+            return False
+        if norm.affine is not (norm is not first) or (norm.training and x.numel() <= x.shape[1]):
+            return False
+    return type(momentum) is float and _as_built([first], nn.BatchNorm2d)
+
+
+def _statistics(norms: Sequence[nn.Module]) -> list[Tensor]:
+    """What batch normalisations use in evaluation; nothing of other layers."""
+    layers = [norm for norm in norms if isinstance(norm, nn.BatchNorm2d)]
+    return [
+        cast("Tensor", x) for layer in layers for x in (layer.weight, layer.bias, layer.running_mean, layer.running_var)
+    ]
 
 
 class _Norms:
@@ -113,6 +159,8 @@ class ConvNetwork(networks.ConvNetwork):
     """Convolutions in Winograd's form, each with its ReLU."""
 
     def forward(self, x: Tensor) -> Tensor:  # [B, inputs, H, W] -> [B, outputs, H, W]
+        if transformed() or not _is_chain(self, Conv2d):
+            return super().forward(x)
         return _convolve(x, list(self)[::2], ())
 
 
@@ -120,7 +168,28 @@ class DenseNetwork(networks.DenseNetwork):
     """Linear layers as 1x1 convolutions, each with its ReLU."""
 
     def forward(self, x: Tensor) -> Tensor:  # [B, inputs] -> [B, outputs]
+        if transformed() or not _is_chain(self, Linear):
+            return super().forward(x)
         return _convolve(x[:, :, None, None], list(self)[::2], (1, 1)).flatten(1)
+
+
+def _is_chain(network: nn.Sequential, kind: type[nn.Module]) -> bool:
+    """Whether the layers are as they were built: of that kind, with ReLU between them."""
+    layers = list(network)
+    return (
+        len(layers) % 2 == 1
+        and _as_built(layers[::2], kind)
+        and _as_built(layers[1::2], nn.ReLU)
+        and all(layer._parameters.get("bias") is not None for layer in layers[::2])
+        and all(_keeps_size(layer) for layer in layers[::2] if isinstance(layer, nn.Conv2d))
+    )
+
+
+def _keeps_size(layer: nn.Conv2d) -> bool:
+    """Whether a convolution is one that the op computes."""
+    height, width = layer.kernel_size
+    plain = (height // 2, width // 2), (1, 1), (1, 1), 1, "zeros"
+    return (layer.padding, layer.stride, layer.dilation, layer.groups, layer.padding_mode) == plain
 
 
 def _convolve(h: Tensor, layers: Sequence[nn.Module], size: tuple[int, ...]) -> Tensor:

@@ -6,10 +6,12 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from pnf.flows.networks import MOMENTUM, NETWORK_EPS, DenseNetwork, ResidualNetwork, WeightNormConv2d
 from pnf.flows.op_table import OpTable
+from pnf.flows.transforms import transformed
 
 INJECTOR_SCALE = 2.0
 """Where the bound of an injector's log-scale starts: details near an edge are ten times those of a plain surface."""
@@ -32,6 +34,12 @@ class FlowNorm(nn.Module):
 class ActNorm(FlowNorm):
     """``y = (x + shift) * exp(log_scale)`` for each channel, set by the first training batch to mean 0 and variance 1.
 
+    A batch of few entries for each channel says little about their deviation, which is taken to be at least
+    ``2**(1 - n)`` for n entries: 1/2 for two, and no bound for the batches that one trains with.
+
+    Inside the forward of ``DistributedDataParallel`` the batches of all processes count as one, so that all start
+    alike.
+
     Source: Kingma and Dhariwal, "Glow" (2018), section 3.1.
 
     Args:
@@ -47,8 +55,9 @@ class ActNorm(FlowNorm):
         self.shift = nn.Parameter(torch.zeros(channels))
         self.log_scale = nn.Parameter(torch.zeros(channels))
         self.register_buffer("initialized", torch.zeros((), dtype=torch.bool))
-        # The flag lives in a buffer, so that it is saved; its copy here spares a device synchronisation a step.
-        self._ready = False
+        # The buffer that is known to be true: to read it in each step would wait for the device. It is the buffer
+        # itself, and no flag, since torch.func.functional_call puts other states in the place of the module's own.
+        self._known: Tensor | None = None
 
     def statistics(self, x: Tensor) -> tuple[Tensor, ...]:  # noqa: ARG002
         return ()
@@ -59,7 +68,7 @@ class ActNorm(FlowNorm):
         log_det: Tensor,
         statistics: tuple[Tensor, ...] | None = None,  # noqa: ARG002
     ) -> tuple[Tensor, Tensor]:
-        if self.training and not self._ready:
+        if self.training and self._known is not self.initialized:
             self._initialize(x.detach())
         return self.ops.act_norm(x, self.shift, self.log_scale, log_det)
 
@@ -73,19 +82,68 @@ class ActNorm(FlowNorm):
 
     @torch.no_grad()
     def _initialize(self, x: Tensor) -> None:
-        if x.numel() == 0:
-            return
-        dims = [d for d in range(x.dim()) if d != 1]
-        var, mean = torch.var_mean(x, dims, correction=0)
-        self.shift.copy_(-mean)
-        # A channel that does not vary says nothing about its scale.
-        self.log_scale.copy_(-0.5 * torch.where(var > 1e-12, var, 1).log())
-        self.initialized.fill_(True)
-        self._ready = True
+        """Set the parameters of a state that has not been set, and leave others as they are."""
+        if getattr(self, "_is_replica", False):
+            raise RuntimeError(
+                "ActNorm: torch.nn.DataParallel would forget what the first batch sets; call the flow once on a batch "
+                "before it is wrapped, or use DistributedDataParallel"
+            )
+        if not self._is_set():
+            n, mean, var = _joined(*_moments(x))
+            if n == 0:
+                return
+            # A channel that does not vary says nothing about its scale.
+            log_scale = -0.5 * torch.where(var > 1e-12, var.clamp(min=4.0 ** (1 - n)), 1).log()
+            # torch.vmap shows no flag of the states that it stacks: some may be set, and others not.
+            self.shift.copy_(torch.where(self.initialized, self.shift, -mean))
+            self.log_scale.copy_(torch.where(self.initialized, self.log_scale, log_scale))
+            self.initialized.fill_(True)
+        if not transformed():
+            self._known = self.initialized
+
+    def _is_set(self) -> bool:
+        """Whether the state in use has been set, as far as its flag can be read."""
+        try:
+            return not torch.compiler.is_compiling() and bool(self.initialized)
+        except RuntimeError:
+            return False
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
-        self._ready = not self.initialized.is_meta and bool(self.initialized)
+        self._known = None
+
+
+def _moments(x: Tensor) -> tuple[int, Tensor, Tensor]:
+    """Entries of each channel, their mean and their biased variance."""
+    if x.numel() == 0:
+        zeros = x.new_zeros(x.shape[1])
+        return 0, zeros, zeros
+    var, mean = torch.var_mean(x, [d for d in range(x.dim()) if d != 1], correction=0)
+    return x.numel() // x.shape[1], mean, var
+
+
+def _joined(n: int, mean: Tensor, var: Tensor) -> tuple[int, Tensor, Tensor]:
+    """Such moments over all processes, inside the forward of ``DistributedDataParallel``; elsewhere they are as given.
+
+    Outside of it nothing says that the other processes are here, too, and to wait for them could take for ever.
+    """
+    wrapper: Any = DistributedDataParallel._get_active_ddp_module()
+    if wrapper is None or distributed.get_world_size(wrapper.process_group) == 1:
+        return n, mean, var
+    dtype = torch.promote_types(mean.dtype, torch.float32)
+    count = torch.full((1,), n, dtype=torch.int64, device=mean.device)
+
+    def total(values: Tensor) -> Tensor:
+        values = values.contiguous()
+        distributed.all_reduce(values, group=wrapper.process_group)
+        return values
+
+    entries = int(total(count))
+    if entries == 0:
+        return 0, mean, var
+    centre = total(mean.to(dtype) * n) / entries
+    spread = total((var.to(dtype) + (mean.to(dtype) - centre).square()) * n) / entries
+    return entries, centre.to(mean.dtype), spread.to(var.dtype)
 
 
 class BatchNormFlow(FlowNorm):

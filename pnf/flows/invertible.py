@@ -8,13 +8,15 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.dropout import _DropoutNd
 
 from pnf.flows.couplings import BatchNormFlow, ConvCoupling
 
 KEPT = 4
-"""Of so many couplings one input is kept."""
+"""The input of every fourth coupling is kept."""
 
 
 def couple(
@@ -25,7 +27,8 @@ def couple(
     The backward computes the input of a coupling from its output: what is kept is there, so that the network runs once
     more, as it did, and the affine map and the normalisation, by the statistics of its batch, are undone. That rounds,
     so that every fourth input is kept, and gradients differ from those of plain backpropagation by rounding errors of
-    three couplings. Running statistics are updated once.
+    three couplings. Running statistics are updated once. Modes that have changed since the forward are put back for the
+    backward, and parameters that have changed are an error.
     """
     parameters = [p for coupling in couplings for p in coupling.parameters()]
     y, log_det = _Couple.apply(couplings, x, log_det, condition, *parameters)
@@ -40,37 +43,46 @@ class _Couple(torch.autograd.Function):
         x: Tensor,
         log_det: Tensor,
         condition: Tensor | None,
-        *parameters: Tensor,  # noqa: ARG004 - for their gradients
+        *parameters: Tensor,
     ) -> tuple[Tensor, Tensor]:
+        ctx.settings = _Settings(couplings, x.device)
         ctx.statistics = []
         kept = []
         for i, coupling in enumerate(couplings):
             if i % KEPT == 0:
                 kept.append(x)
+            ctx.settings.begin()
             x, log_det, statistics = coupling.transform(x, coupling.raw(x, condition), log_det)
             ctx.statistics.append(statistics)
         ctx.couplings = couplings
-        # A network that trains in low precision has a context of its own, which begins and ends with it.
-        device = x.device.type
-        ctx.autocast = {"device_type": device, "enabled": torch.is_autocast_enabled(device)}
-        ctx.autocast["dtype"] = torch.get_autocast_dtype(device)
-        ctx.save_for_backward(x, condition, *kept)
+        # The backward reads parameters and constant buffers again. Saved, they are known to be what they were: autograd
+        # raises if one was changed in place.
+        ctx.inputs = len(kept)
+        ctx.save_for_backward(x, condition, *kept, *parameters, *_constants(couplings))
         return x, log_det
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_y: Tensor, grad_log_det: Tensor) -> tuple[Tensor | None, ...]:
-        y, condition, *inputs = ctx.saved_tensors
+        y, condition, *others = ctx.saved_tensors
+        inputs, read = others[: ctx.inputs], others[ctx.inputs :]
         needs_condition = condition is not None and ctx.needs_input_grad[3]
         grad_condition: Tensor | None = None
         zero = torch.zeros_like(grad_log_det)
         found: list[Tensor | None] = []
-        with torch.autocast(**ctx.autocast):
+        with ctx.settings.restored():
+            now = [*(p for coupling in ctx.couplings for p in coupling.parameters()), *_constants(ctx.couplings)]
+            if len(now) != len(read) or any(a is not b for a, b in zip(now, read, strict=True)):
+                raise RuntimeError(
+                    'memory="invertible": the flow has other parameters now than in the forward, which its backward '
+                    'reads again; call backward before they are exchanged, or use memory="plain"'
+                )
             for i, (coupling, statistics) in reversed(list(enumerate(zip(ctx.couplings, ctx.statistics, strict=True)))):
                 parameters = [p for p in coupling.parameters() if p.requires_grad]
-                with torch.enable_grad(), _untracked(coupling):
+                with torch.enable_grad():
                     kept = y.detach().requires_grad_()
                     beside = condition.detach().requires_grad_() if needs_condition else condition
+                    ctx.settings.begin_again(i)
                     raw = coupling.raw(kept, beside)
                     x = inputs[i // KEPT]
                     if i % KEPT:
@@ -90,19 +102,76 @@ class _Couple(torch.autograd.Function):
         return None, grad_y, grad_log_det, grad_condition, *found
 
 
-@contextmanager
-def _untracked(coupling: ConvCoupling) -> Iterator[None]:
-    """Batch normalisations that leave their running statistics as they are."""
-    layers = [m for m in coupling.modules() if isinstance(m, nn.BatchNorm2d | BatchNormFlow)]
-    momenta = [layer.momentum for layer in layers]
-    counters = [m.get_buffer("num_batches_tracked") for m in layers if isinstance(m, nn.BatchNorm2d) and m.training]
-    for layer in layers:
-        layer.momentum = 0.0
-    try:
-        yield
-    finally:
-        for layer, momentum in zip(layers, momenta, strict=True):
-            layer.momentum = momentum
-        if counters:
-            with torch.no_grad():
-                torch._foreach_sub_(counters, 1)
+def _constants(couplings: Sequence[ConvCoupling]) -> list[Tensor]:
+    """The buffers of modules in evaluation, which computations read: running statistics."""
+    modules = [m for coupling in couplings for m in coupling.modules() if not m.training]
+    return [buffer for module in modules for buffer in module.buffers(recurse=False)]
+
+
+class _Settings:
+    """What the results of couplings depend on beside tensors: modes, precision, and the random numbers of dropout."""
+
+    def __init__(self, couplings: Sequence[ConvCoupling], device: torch.device) -> None:
+        self.couplings, self.device = couplings, device
+        self.modules = [module for coupling in couplings for module in coupling.modules()]
+        self.modes = [module.training for module in self.modules]
+        self.dtypes = [coupling.network_dtype for coupling in couplings]
+        # A network that trains in low precision has a context of its own, which begins and ends with it.
+        self.autocast = torch.is_autocast_enabled(device.type), torch.get_autocast_dtype(device.type)
+        self.draws = any(isinstance(module, _DropoutNd) and module.training for module in self.modules)
+        self.generators: list[list[Tensor]] = []
+
+    def begin(self) -> None:
+        """A coupling begins in the forward."""
+        if self.draws:
+            self.generators.append(_generators(self.device))
+
+    def begin_again(self, i: int) -> None:
+        """Coupling i begins in the backward."""
+        if self.draws:
+            _set_generators(self.device, self.generators[i])
+
+    @contextmanager
+    def restored(self) -> Iterator[None]:
+        """All as it was in the forward, except that running statistics stay as they are."""
+        modes = [module.training for module in self.modules]
+        dtypes = [coupling.network_dtype for coupling in self.couplings]
+        generators = _generators(self.device) if self.draws else []
+        norms = [module for module in self.modules if isinstance(module, _NormBase | BatchNormFlow)]
+        momenta = [norm.momentum for norm in norms]
+        self._set(self.modes, self.dtypes)
+        counted = [norm.num_batches_tracked for norm in norms if isinstance(norm, _NormBase) and norm.training]
+        counters = [counter for counter in counted if counter is not None]
+        for norm in norms:
+            norm.momentum = 0.0
+        enabled, dtype = self.autocast
+        try:
+            with torch.autocast(self.device.type, dtype=dtype, enabled=enabled):
+                yield
+        finally:
+            for norm, momentum in zip(norms, momenta, strict=True):
+                norm.momentum = momentum
+            if counters:
+                with torch.no_grad():
+                    torch._foreach_sub_(counters, 1)
+            self._set(modes, dtypes)
+            if self.draws:
+                _set_generators(self.device, generators)
+
+    def _set(self, modes: Sequence[bool], dtypes: Sequence[torch.dtype | None]) -> None:
+        for module, mode in zip(self.modules, modes, strict=True):
+            module.training = mode
+        for coupling, dtype in zip(self.couplings, dtypes, strict=True):
+            coupling.network_dtype = dtype
+
+
+def _generators(device: torch.device) -> list[Tensor]:
+    """The states of the generators that layers on the device draw from."""
+    states = [torch.get_rng_state()]
+    return [*states, torch.cuda.get_rng_state(device)] if device.type == "cuda" else states
+
+
+def _set_generators(device: torch.device, states: Sequence[Tensor]) -> None:
+    torch.set_rng_state(states[0])
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(states[1], device)

@@ -157,8 +157,8 @@ class ConvNetwork(nn.Sequential):
     def __init__(self, inputs: int, outputs: int, *, hidden: int, layers: int, kernel: tuple[int, int]) -> None:
         modules: list[nn.Module] = []
         for i, o in pairwise([inputs] + [hidden] * layers):
-            modules += [_Conv2d(i, o, kernel, 1.0), nn.ReLU()]
-        super().__init__(*modules, _Conv2d(hidden, outputs, kernel, 0.0))
+            modules += [Conv2d(i, o, kernel, 1.0), nn.ReLU()]
+        super().__init__(*modules, Conv2d(hidden, outputs, kernel, 0.0))
 
 
 class DenseNetwork(nn.Sequential):
@@ -175,11 +175,11 @@ class DenseNetwork(nn.Sequential):
         sizes = [inputs] + [hidden] * layers
         modules: list[nn.Module] = []
         for i, o in pairwise(sizes):
-            modules += [_Linear(i, o, 1.0), nn.ReLU()]
-        super().__init__(*modules, _Linear(hidden, outputs, 0.0))
+            modules += [Linear(i, o, 1.0), nn.ReLU()]
+        super().__init__(*modules, Linear(hidden, outputs, 0.0))
 
 
-class _Linear(nn.Linear):
+class Linear(nn.Linear):
     """A linear layer with weights from ``gain * U(-b, b)``, ``b = sqrt(3 / inputs)``, and no bias at first."""
 
     def __init__(self, inputs: int, outputs: int, gain: float) -> None:
@@ -190,8 +190,8 @@ class _Linear(nn.Linear):
         _reset(self, self.gain)
 
 
-class _Conv2d(nn.Conv2d):
-    """A convolution that keeps the size of the image, and starts as :class:`_Linear` does."""
+class Conv2d(nn.Conv2d):
+    """A convolution that keeps the size of the image, and starts as :class:`Linear` does."""
 
     def __init__(self, inputs: int, outputs: int, kernel: tuple[int, int], gain: float) -> None:
         self.gain = gain
