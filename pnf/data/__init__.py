@@ -6,16 +6,22 @@ ends in a ``DataError`` that names it, and nothing in it is ever executed.
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Protocol
 
 from pnf.data import arrays, celeba, cifar10, folder, idx
-from pnf.data.images import SPLITS, DataError, Images, Progress, Request
+from pnf.data.images import SPLITS, DataError, Images, Progress, Request, printable
 from pnf.data.transforms import dequantize, height_width, resize
+from pnf.data.tree import walk
 
-__all__ = ["DataError", "Images", "bundled", "dequantize", "load", "resize"]
+__all__ = ["BUNDLED", "DataError", "Images", "bundled", "dequantize", "load", "locate", "printable", "resize"]
 
-_BUNDLED = "fashion-mini"
+BUNDLED = "fashion-mini"
+
+# A folder around the data set, and two more as archives leave them when they are unpacked.
+_DEEPEST = 3
 
 
 class _Layout(Protocol):
@@ -45,7 +51,7 @@ def load(
     """Reads one split of a data set into memory.
 
     Args:
-        source: A file or folder in one of the layouts of docs/data.md, or the folder around exactly one of them, or the
+        source: A file or folder in one of the layouts of docs/data.md, or a folder around exactly one of them, or the
             word "fashion-mini" for the bundled set (an existing path of that name wins).
         split: "train", "validation" or "test", as the data set's authors split it. Sets without an official split have
             a deterministic one: see ``folder.read`` and ``arrays.read``.
@@ -66,40 +72,72 @@ def load(
     if limit is not None and limit < 1:
         raise ValueError(f"load: limit must be at least 1, got {limit}")
     request = Request(split, None if size is None else height_width("load", size), limit, progress)
-    path = Path(source).expanduser()
+    path = Path(source)
     try:
-        if str(source) == _BUNDLED and not path.exists():
-            path = bundled()
-        images = _read(path, request)
+        path = Path(locate(source))
+        images = _read(bundled() if str(path) == BUNDLED else path, request)
     except OSError as error:
         raise DataError(f"{error.filename or path}: cannot be read: {error.strerror or error}") from error
-    if request.size is not None:
-        images = Images(resize(images.pixels, request.size), images.name, split)
-    return images
+    pixels = images.pixels if request.size is None else resize(images.pixels, request.size)
+    return Images(pixels, printable(images.name), split)
+
+
+def locate(source: str | Path) -> str:
+    """Where a data set is, for any working folder: an absolute path, or the word "fashion-mini" for the bundled set.
+
+    Raises:
+        DataError: The source is empty, as an unset variable of a shell is: its path would be the working folder.
+    """
+    if not str(source).strip():
+        raise DataError("load: wanted a folder, an .npz or .npy file, got an empty name; give its path")
+    path = os.path.expanduser(source)  # noqa: PTH111 - Path.expanduser raises for users that are not known
+    if path == BUNDLED and not os.path.lexists(path):
+        return BUNDLED
+    return str(Path(path).absolute())
 
 
 def _read(path: Path, request: Request) -> Images:
     if path.is_dir():
-        found = _find(path)
-        if found is None:
-            return folder.read(path, request)
-        layout, root = found
-        return layout.read(root, request)
+        return _read_folder(path, request)
     if path.suffix.lower() in arrays.SUFFIXES and path.is_file():
         images = arrays.read(path, request)
-        return Images(images.pixels, _BUNDLED, images.split) if path.resolve() == bundled().resolve() else images
-    wanted = f"a folder, an .npz or .npy file, or the word {_BUNDLED}"
+        return Images(images.pixels, BUNDLED, images.split) if path.resolve() == bundled().resolve() else images
+    wanted = f"a folder, an .npz or .npy file, or the word {BUNDLED}"
     if path.exists():
         raise DataError(f"{path}: wanted {wanted}, got another file; unpack an archive, or give the folder around it")
     raise DataError(f"{path}: wanted {wanted}, got no such file or folder; check the path")
 
 
-def _find(path: Path) -> tuple[_Layout, Path] | None:
-    for candidates in ([path], sorted(child for child in path.iterdir() if child.is_dir())):
-        found = [(layout, root) for child in candidates for layout in _LAYOUTS if (root := layout.find(child))]
-        if len(found) > 1:
-            names = ", ".join(str(root.relative_to(path)) for _, root in found)
-            raise DataError(f"{path}: wanted one data set, got several: {names}; name one of them")
-        if found:
-            return found[0]
-    return None
+def _read_folder(path: Path, request: Request) -> Images:
+    if found := _layouts([path]):
+        root, layout = _one(path, found)
+        return layout.read(root, request)
+    tree = walk(path)
+    found = _layouts(each for each in tree.folders if len(each.relative_to(path).parts) <= _DEEPEST)
+    if not found:
+        return folder.read(tree, request)
+    root, layout = _one(path, found)
+    for images in tree.images.values():
+        if not images[0].is_relative_to(root):
+            raise _several(path, [root, images[0]])
+    return layout.read(root, request)
+
+
+def _layouts(folders: Iterable[Path]) -> list[tuple[Path, _Layout]]:
+    """The known data sets in folders, the outer ones first, and their own folders."""
+    found: list[tuple[Path, _Layout]] = []
+    for each in folders:
+        if not any(each.is_relative_to(root) for root, _ in found):
+            found += [(root, layout) for layout in _LAYOUTS if (root := layout.find(each))]
+    return found
+
+
+def _one(path: Path, found: list[tuple[Path, _Layout]]) -> tuple[Path, _Layout]:
+    if len(found) > 1:
+        raise _several(path, [root for root, _ in found])
+    return found[0]
+
+
+def _several(path: Path, found: list[Path]) -> DataError:
+    names = ", ".join(sorted(str(root.relative_to(path)) for root in found))
+    return DataError(f"{path}: wanted one data set, got several: {names}; name one of them")

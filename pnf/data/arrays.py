@@ -13,6 +13,7 @@ import torch
 from numpy.lib import format as npy
 
 from pnf.data.images import SPLITS, DataError, Images, Request, brief, missing_split
+from pnf.data.names import is_plain, split_of
 from pnf.data.streams import DEFLATE_LIMIT, read_into, skip
 
 SUFFIXES = (".npz", ".npy")
@@ -26,12 +27,13 @@ _MAX_CHANNELS = 4
 def read(path: Path, request: Request) -> Images:
     """Reads a split of a ``.npz`` or ``.npy`` file.
 
-    An ``.npz`` with any of the keys "train", "validation", "test" has those splits; its other keys are ignored. A file
-    with one array under any other name has its last tenth (rounded down) as "test" and the rest as "train".
+    An ``.npz`` with keys that are named after splits ("train", "x_test", "val_images") has those splits; its other keys
+    are ignored, labels too. A file with one array under any other name has its last tenth (rounded down) as "test" and
+    the rest as "train".
 
     Raises:
-        DataError: There is no such split or key, or the file is foreign, broken or not of 8-bit images. Shape and dtype
-            are checked before any data is read.
+        DataError: There is no such split or key, two keys could be the split, or the file is foreign, broken or not of
+            8-bit images. Shape and dtype are checked before any data is read.
     """
     if path.suffix.lower() == ".npy":
         with path.open("rb") as stream:
@@ -52,11 +54,11 @@ def read(path: Path, request: Request) -> Images:
 
 def _read_member(archive: zipfile.ZipFile, path: Path, request: Request) -> np.ndarray:
     members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
-    splits = [split for split in SPLITS if split in members]
+    splits = [split for split in SPLITS if any(split_of(name) == split for name in members)]
     if splits:
-        if request.split not in members:
+        if request.split not in splits:
             raise missing_split(path, request.split, splits)
-        key = request.split
+        key = _key(archive, path, members, request.split)
     elif len(members) == 1:
         key = next(iter(members))
     else:
@@ -65,7 +67,6 @@ def _read_member(archive: zipfile.ZipFile, path: Path, request: Request) -> np.n
             "save it as np.savez(path, train=..., test=...)"
         )
     info = members[key]
-    # The name of a member is a stranger's, and messages have one line.
     where = f"{path}[{key if key.isprintable() else ascii(key)}]"
     stored = min(info.compress_size, path.stat().st_size)
     if info.file_size > stored * DEFLATE_LIMIT:
@@ -77,6 +78,26 @@ def _read_member(archive: zipfile.ZipFile, path: Path, request: Request) -> np.n
         return _read_array(stream, info.file_size, where, request, split_by_position=not splits)
 
 
+def _key(archive: zipfile.ZipFile, path: Path, members: dict[str, zipfile.ZipInfo], split: str) -> str:
+    """The key of a split's images: the one that is the split's name, or the one that is no list of labels."""
+    keys = [name for name in members if split_of(name) == split]
+    if plain := [name for name in keys if is_plain(name)]:
+        keys = plain
+    elif len(keys) > 1:
+        keys = [name for name in keys if _ndim(archive, members[name]) > 2] or keys
+    if len(keys) > 1:
+        raise DataError(
+            f"{path}: wanted one array of the {split} split, got {str(sorted(keys))[:160]}; "
+            f"save the images as {split!r}"
+        )
+    return keys[0]
+
+
+def _ndim(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> int:
+    with archive.open(info) as stream:
+        return len(_shape(stream, info.filename)[0])
+
+
 def _read_array(
     stream: IO[bytes],
     size: int,  # of the whole stream, in bytes
@@ -84,7 +105,7 @@ def _read_array(
     request: Request,
     split_by_position: bool,
 ) -> np.ndarray:
-    shape, fortran_order = _read_header(stream, size, where)
+    shape, fortran_order = _read_header(stream, size, where, split_by_position)
     start, stop = _rows(shape[0], where, request) if split_by_position else (0, shape[0])
     if request.limit is not None:
         stop = min(stop, start + request.limit)
@@ -98,12 +119,13 @@ def _read_array(
     return array
 
 
-def _read_header(stream: IO[bytes], size: int, where: str) -> tuple[tuple[int, ...], bool]:
+def _shape(stream: IO[bytes], where: str) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """Shape, whether it is in Fortran's order, and dtype."""
     try:
         version = npy.read_magic(stream)
         # Version 3 differs by unicode field names, which an array of bytes cannot have.
         read_header = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}[version]
-        shape, fortran_order, dtype = read_header(stream)
+        return read_header(stream)
     except (zipfile.BadZipFile, zlib.error):
         raise
     # The header is a Python literal: a hostile one can fail in ast and numpy in more ways than are documented.
@@ -111,9 +133,23 @@ def _read_header(stream: IO[bytes], size: int, where: str) -> tuple[tuple[int, .
         raise DataError(
             f"{where}: wanted a .npy header, got something else ({brief(error)}); save it with NumPy"
         ) from error
-    if dtype != np.uint8 or len(shape) not in (3, 4) or (len(shape) == 4 and _channel_axis(shape) is None):
+
+
+def _read_header(stream: IO[bytes], size: int, where: str, alone: bool) -> tuple[tuple[int, ...], bool]:
+    shape, fortran_order, dtype = _shape(stream, where)
+    if dtype != np.uint8 or len(shape) not in (3, 4) or (len(shape) == 4 and not _channel_axes(shape)):
         remedy = "scale it to 0..255 and save it as uint8" if dtype != np.uint8 else "reshape it"
         raise DataError(f"{where}: wanted {_WANTED} with C <= {_MAX_CHANNELS}, got {dtype} {list(shape)}; {remedy}")
+    if len(shape) == 3 and (shape[2] <= min(_MAX_CHANNELS, shape[1] - 1) or (alone and shape[0] == 3)):
+        raise DataError(
+            f"{where}: wanted {_WANTED}, got {list(shape)}, which looks like one colour image; "
+            "add a first axis (array[None]) if it is one, or reshape it to [N, 1, H, W]"
+        )
+    if len(shape) == 4 and len(_channel_axes(shape)) > 1:
+        raise DataError(
+            f"{where}: wanted {_WANTED}, got {list(shape)}, where both the second and the last axis can be the "
+            "channels; resize the images, so that only one can"
+        )
     if min(shape) < 1:
         raise DataError(f"{where}: wanted at least one image and pixel, got {list(shape)}; save it again")
     declared, held = math.prod(shape), size - stream.tell()
@@ -133,13 +169,15 @@ def _rows(count: int, where: str, request: Request) -> tuple[int, int]:
     raise missing_split(Path(where), request.split, ("train", "test"))
 
 
-def _channel_axis(shape: tuple[int, ...]) -> int | None:
-    return next((axis for axis in (1, 3) if shape[axis] <= _MAX_CHANNELS), None)
+def _channel_axes(shape: tuple[int, ...]) -> list[int]:
+    """The axes that can be the channels: where both are small enough, those of 1 or 3, the usual numbers."""
+    axes = [axis for axis in (1, 3) if shape[axis] <= _MAX_CHANNELS]
+    return [axis for axis in axes if shape[axis] in (1, 3)] or axes if len(axes) > 1 else axes
 
 
 def _channels_first(array: np.ndarray) -> np.ndarray:
     if array.ndim == 3:
         array = array[:, None]
-    elif _channel_axis(array.shape) == 3:
+    elif _channel_axes(array.shape) == [3]:
         array = array.transpose(0, 3, 1, 2)
     return np.ascontiguousarray(array)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 from functools import partial
 from pathlib import Path
 
@@ -69,7 +70,11 @@ def _names(root: Path, split: str) -> list[str]:
         raise DataError(f"{path}: wanted at most {_MAX_PARTITION_SIZE} bytes, got {path.stat().st_size}")
     wanted = str(SPLITS.index(split))
     names = []
-    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
+    content = path.read_bytes()
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise DataError(f"{path}: wanted text in UTF-8, got UTF-16; save it as UTF-8")
+    # Windows' editors begin UTF-8 with a byte-order mark, which "utf-8-sig" drops.
+    for number, line in enumerate(content.decode("utf-8-sig", "replace").splitlines(), start=1):
         fields = line.split()
         if not fields:
             continue

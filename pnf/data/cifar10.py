@@ -17,7 +17,6 @@ import torch
 
 from pnf.data.images import DataError, Images, Request, brief, missing_split
 
-_FOLDERS = (".", "cifar-10-batches-py", "cifar-10-batches-bin")
 _BATCHES = {"train": tuple(f"data_batch_{number}" for number in range(1, 6)), "test": ("test_batch",)}
 _SUFFIXES = ("", ".bin")
 _IMAGE_SHAPE = (3, 32, 32)
@@ -31,10 +30,9 @@ _REMEDY = "unpack the official archive again"
 
 
 def find(folder: Path) -> Path | None:
-    """The folder with the batches: ``folder`` or the official folder in it."""
+    """``folder``, if it holds a batch."""
     names = [stem + suffix for stems in _BATCHES.values() for stem in stems for suffix in _SUFFIXES]
-    roots = (folder / name for name in _FOLDERS)
-    return next((root for root in roots if any((root / name).is_file() for name in names)), None)
+    return folder if any((folder / name).is_file() for name in names) else None
 
 
 def read(root: Path, request: Request) -> Images:

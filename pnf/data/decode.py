@@ -21,6 +21,7 @@ SUFFIXES = frozenset((".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff",
 _FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "TIFF", "PPM")
 
 _GREY_MODES = frozenset(("1", "L", "LA", "La"))
+_PALETTE_MODES = frozenset(("P", "PA"))
 _DEEP_MODES = frozenset(("F", "I", "I;16", "I;16B", "I;16L", "I;16N"))
 
 _CHUNK = 256
@@ -29,12 +30,12 @@ _Result = TypeVar("_Result")
 
 
 def scan(path: Path) -> tuple[bool, int, int]:
-    """(is grey, height, width) from an image's header, without decoding it.
+    """(is grey, height, width) from an image's header; it is decoded only if a palette has to be looked into.
 
     Raises:
         DataError: The file is not an 8-bit image of a known format, or it is too large to be decoded safely.
     """
-    return _open(path, lambda image: (image.mode in _GREY_MODES, image.height, image.width))
+    return _open(path, lambda image: (_is_grey(image), image.height, image.width))
 
 
 def decode(
@@ -113,8 +114,10 @@ def _open(path: Path, use: Callable[[Any], _Result]) -> _Result:
             most = image_module.MAX_IMAGE_PIXELS
             if most is not None and image.width * image.height > most:
                 raise DataError(f"{path}: wanted at most {most} pixels, got {image.width} x {image.height}; shrink it")
-            if image.mode in _DEEP_MODES:
-                raise DataError(f"{path}: wanted 8 bits a channel, got mode {image.mode}; convert it")
+            if (mode := _deep_mode(image)) is not None:
+                raise DataError(f"{path}: wanted 8 bits a channel, got mode {mode}; convert it")
+            # Alpha is dropped, and Pillow warns of a palette that has it.
+            image.info.pop("transparency", None)
             return use(image)
     except (DataError, FileNotFoundError, PermissionError):
         raise
@@ -123,6 +126,27 @@ def _open(path: Path, use: Callable[[Any], _Result]) -> _Result:
         raise DataError(
             f"{path}: wanted an image, got a file that Pillow refuses ({brief(error)}); remove or replace it"
         ) from error
+
+
+def _deep_mode(image: Any) -> str | None:
+    """How an image with more than 8 bits a channel is stored, or None: Pillow would cut some of them down."""
+    if image.mode in _DEEP_MODES:
+        return str(image.mode)
+    for _, _, _, args in image.tile:
+        raw_mode, *more = args if isinstance(args, tuple) else (args,)
+        # The decoder of PPM is given the largest value. A BMP of 16 bits a pixel has 5 or 6 a channel.
+        if image.format == "PPM" and more and more[0] > 255:
+            return f"{raw_mode} up to {more[0]}"
+        if image.format != "BMP" and ";16" in str(raw_mode):
+            return str(raw_mode)
+    return None
+
+
+def _is_grey(image: Any) -> bool:
+    if image.mode not in _PALETTE_MODES:
+        return image.mode in _GREY_MODES
+    pixels = np.asarray(image.convert("RGB"))
+    return bool((pixels == pixels[..., :1]).all())
 
 
 def _pillow() -> Any:

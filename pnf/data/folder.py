@@ -8,34 +8,38 @@ from pathlib import Path
 
 from pnf.data.decode import SUFFIXES, decode, decode_all, scan_all
 from pnf.data.images import SPLITS, DataError, Images, Request, missing_split
+from pnf.data.names import split_of
+from pnf.data.tree import Tree
 
 
-def read(root: Path, request: Request) -> Images:
+def read(tree: Tree, request: Request) -> Images:
     """Reads a split of a folder of images, sorted by relative name.
 
-    Subfolders ``train``, ``validation`` and ``test``, where any of them exists, are the splits. Otherwise an image is
-    in the test split if the first eight bytes of the SHA-256 of its relative name (with "/"), as a big-endian number,
-    are divisible by ten, and in the training split if not: adding images never moves others.
+    Subfolders that are named after splits are the splits: in the folder itself, or in the one folder below it that has
+    any. Otherwise an image is in the test split if the first eight bytes of the SHA-256 of its relative name (with
+    "/"), as a big-endian number, are divisible by ten, and in the training split if not: adding images never moves
+    others.
 
     With a ``size`` every image is cropped, centred, to that aspect ratio and resized. Without one they are left as they
     are. Pixels have one channel if every image of all splits is grey, and three otherwise.
 
     Raises:
-        DataError: No image, no such split, images of several sizes and no ``size``, or an image that cannot be read.
+        DataError: No image, no such split, splits that are not clear, images of several sizes and no ``size``, or an
+            image that cannot be read.
     """
-    splits = [split for split in SPLITS if (root / split).is_dir()]
-    if splits and request.split not in splits:
-        raise missing_split(root, request.split, splits)
-    if not splits and request.split == "validation":
-        raise missing_split(root, request.split, ("train", "test"))
-    every = [path for top in splits or (".",) for path in _images(root / top)]
-    if not every:
+    root, splits = _splits(tree)
+    if not tree.images:
         raise DataError(
             f"{root}: wanted images ({', '.join(sorted(SUFFIXES))}) or a known data set, got neither; see docs/data.md"
         )
+    if request.split not in (splits or ("train", "test")):
+        raise missing_split(root, request.split, tuple(splits) or ("train", "test"))
     if splits:
-        paths = [path for path in every if path.is_relative_to(root / request.split)]
+        by_split = {split: _sorted(top, tree) for split, top in splits.items()}
+        every = [path for paths in by_split.values() for path in paths]
+        paths = by_split[request.split]
     else:
+        every = _sorted(root, tree)
         paths = [path for path in every if _split(path.relative_to(root)) == request.split]
     if not paths:
         raise DataError(
@@ -58,16 +62,63 @@ def read(root: Path, request: Request) -> Images:
     return Images(pixels, root.resolve().name, request.split)
 
 
-def _images(top: Path) -> list[Path]:
-    # Hidden files and folders hold thumbnails and resource forks (._name.jpg), not images of the set.
-    found = [
-        path
-        for path in top.rglob("*")
-        if path.suffix.lower() in SUFFIXES
-        and not any(part.startswith(".") for part in path.relative_to(top).parts)
-        and path.is_file()
-    ]
-    return sorted(found, key=lambda path: path.relative_to(top).as_posix())
+def _splits(tree: Tree) -> tuple[Path, dict[str, Path]]:
+    """The folder of the data set in a tree, and its split folders, none if an image's name decides.
+
+    Whatever could be read in two ways is refused: test images must never be taken for training images.
+    """
+    found: dict[Path, dict[Path, str]] = {}
+    for folder in tree.images:
+        for top, split in _split_folder(folder, tree.root):
+            found.setdefault(top.parent, {})[top] = split
+    if not found:
+        return tree.root, {}
+    root = min(found, key=lambda folder: (len(folder.parts), folder))
+    splits: dict[str, Path] = {}
+    for top, split in sorted(found[root].items(), key=lambda item: (SPLITS.index(item[1]), item[0])):
+        if split in splits:
+            raise DataError(
+                f"{root}: wanted one folder of the {split} split, got {splits[split].name} and {top.name}; "
+                "move or rename one of them"
+            )
+        splits[split] = top
+    first = next(iter(splits.values()))
+    for folder, (image, *_) in tree.images.items():
+        if not folder.is_relative_to(root):
+            other = next((top for top, _ in _split_folder(folder, tree.root)), image)
+            raise DataError(
+                f"{tree.root}: wanted one data set, got {first.relative_to(tree.root)} and "
+                f"{other.relative_to(tree.root)}; give the folder of one of them, e.g. {root}"
+            )
+        beside = image.relative_to(root).parts[0]
+        if len(splits) == 1 and beside != first.name:
+            raise DataError(
+                f"{root}: wanted all images in split folders, as {first.name} is one, got {beside} beside it; "
+                f"give {first}, or rename {first.name} if it is a class"
+            )
+    for split, top in splits.items():
+        inside = [found for folder in tree.images if folder.is_relative_to(top) for found in _split_folder(folder, top)]
+        kinds = {kind for _, kind in inside}
+        # A class can have such a name ("train", among cars and ships), but hardly two, or one in a lone split.
+        if len(kinds) > 1 or (len(splits) == 1 and kinds - {split}):
+            names = ", ".join(sorted({folder.name for folder, _ in inside}))[:160]
+            raise DataError(
+                f"{top}: wanted images of the {split} split, got folders of other splits in it: {names}; "
+                "give this folder, or rename them if they are classes"
+            )
+    return root, splits
+
+
+def _split_folder(folder: Path, root: Path) -> list[tuple[Path, str]]:
+    """The outermost folder below ``root``, down to ``folder``, that is named after a split, with it: none or one."""
+    names = folder.relative_to(root).parts
+    found = [(root.joinpath(*names[: i + 1]), split) for i, name in enumerate(names) if (split := split_of(name))]
+    return found[:1]
+
+
+def _sorted(top: Path, tree: Tree) -> list[Path]:
+    paths = (path for folder, paths in tree.images.items() if folder.is_relative_to(top) for path in paths)
+    return sorted(paths, key=lambda path: path.relative_to(top).as_posix())
 
 
 def _split(name: Path) -> str:

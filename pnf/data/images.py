@@ -15,8 +15,16 @@ SPLITS = ("train", "validation", "test")
 Progress = Callable[[Iterable[Any]], Iterable[Any]]
 
 
+def printable(text: str) -> str:
+    """The text with what cannot be printed escaped: a name can hold line breaks, and bytes that are no UTF-8."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
 class DataError(ValueError):
     """A data set that cannot be read: one line with the file, what was wanted, what was found, and the remedy."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(printable(message))
 
 
 @dataclass(frozen=True, eq=False)

@@ -33,7 +33,7 @@ def dequantize(
     if pixels.dtype != torch.uint8:
         raise TypeError(f"dequantize: pixels must be torch.uint8, got {pixels.dtype}")
     device = pixels.device if generator is None else generator.device
-    noise = torch.rand(pixels.shape, generator=generator, device=device).to(pixels.device)
+    noise = torch.rand(pixels.shape, generator=generator, dtype=torch.float32, device=device).to(pixels.device)
     levels = pixels.float()
     # u has 24 bits and the sum has room for as few as 16 after the point: it can round up to the next level.
     ceiling = torch.nextafter(levels + 1, levels)

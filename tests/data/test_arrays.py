@@ -58,7 +58,16 @@ def test_too_few_images_for_a_test_split(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("shape", "axes"),
-    [((4, 8, 6), None), ((4, 1, 8, 6), (0, 1, 2, 3)), ((4, 8, 6, 3), (0, 3, 1, 2)), ((4, 3, 8, 3), (0, 1, 2, 3))],
+    [
+        ((4, 8, 6), None),
+        ((20, 4, 4), None),
+        ((4, 1, 8, 6), (0, 1, 2, 3)),
+        ((4, 8, 6, 3), (0, 3, 1, 2)),
+        ((4, 3, 8, 4), (0, 1, 2, 3)),
+        ((4, 1, 4, 4), (0, 1, 2, 3)),
+        ((4, 4, 4, 3), (0, 3, 1, 2)),
+        ((4, 2, 2, 1), (0, 3, 1, 2)),
+    ],
 )
 def test_axes(tmp_path: Path, shape: tuple[int, ...], axes: tuple[int, ...] | None) -> None:
     array = pixels(*shape)
@@ -78,6 +87,18 @@ def test_axes(tmp_path: Path, shape: tuple[int, ...], axes: tuple[int, ...] | No
         (np.zeros((4, 8), dtype=np.uint8), r"got uint8 \[4, 8\]; reshape it"),
         (np.zeros((4, 8, 8, 8), dtype=np.uint8), r"with C <= 4, got uint8 \[4, 8, 8, 8\]; reshape it"),
         (np.zeros((0, 1, 8, 8), dtype=np.uint8), "wanted at least one image and pixel"),
+        (
+            np.zeros((32, 32, 3), dtype=np.uint8),
+            r"got \[32, 32, 3\], which looks like one colour image; add a first axis",
+        ),
+        (
+            np.zeros((32, 9, 4), dtype=np.uint8),
+            r"got \[32, 9, 4\], which looks like one colour image; add a first axis",
+        ),
+        (np.zeros((5, 2, 1), dtype=np.uint8), r"got \[5, 2, 1\], which looks like one colour image; .* or reshape it"),
+        (np.zeros((4, 3, 8, 3), dtype=np.uint8), "where both the second and the last axis can be the channels; resize"),
+        (np.zeros((4, 1, 8, 1), dtype=np.uint8), "where both the second and the last axis can be the channels; resize"),
+        (np.zeros((4, 4, 8, 2), dtype=np.uint8), "where both the second and the last axis can be the channels; resize"),
         (np.zeros((), dtype=np.uint8), r"got uint8 \[\]; reshape it"),
     ],
 )
@@ -91,6 +112,50 @@ def test_wrong_arrays(tmp_path: Path, array: np.ndarray, message: str, form: str
     where = str(path) + ("" if form == "npy" else "[train]")
     with pytest.raises(DataError, match=re.escape(where) + ": .*" + message):
         load(path)
+
+
+def test_one_image_with_its_channels_first(tmp_path: Path) -> None:
+    np.save(tmp_path / "photo.npy", pixels(3, 8, 8))
+    with pytest.raises(DataError, match=r"got \[3, 8, 8\], which looks like one colour image; add a first axis"):
+        load(tmp_path / "photo.npy")
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        ("x_train", "y_train", "x_test", "y_test"),
+        ("train_images", "train_labels", "test_images", "test_labels"),
+        ("Train", "train_labels", "Test", "test_labels"),
+        ("training", "labels", "testing", "more"),
+        ("X_train", "Y_train", "X_eval", "Y_eval"),
+    ],
+)
+def test_keys_of_splits_with_labels_beside(tmp_path: Path, keys: tuple[str, ...]) -> None:
+    train, test = pixels(30, 8, 6), pixels(7, 8, 6) // 2
+    arrays = (train, np.arange(30, dtype=np.uint8), test, np.arange(7))
+    np.savez(tmp_path / "set.npz", **dict(zip(keys, arrays, strict=True)))
+    assert np.array_equal(load(tmp_path / "set.npz").pixels[:, 0].numpy(), train)
+    assert np.array_equal(load(tmp_path / "set.npz", "test").pixels[:, 0].numpy(), test)
+    with pytest.raises(DataError, match="wanted the validation split, got a set that has only train, test"):
+        load(tmp_path / "set.npz", "validation")
+
+
+def test_one_array_that_is_named_after_a_split_is_not_split(tmp_path: Path) -> None:
+    np.savez(tmp_path / "set.npz", x_train=pixels(30, 8, 6))
+    assert len(load(tmp_path / "set.npz")) == 30
+    with pytest.raises(DataError, match="wanted the test split, got a set that has only train"):
+        load(tmp_path / "set.npz", "test")
+
+
+def test_two_arrays_of_one_split(tmp_path: Path) -> None:
+    np.savez(tmp_path / "set.npz", x_train=pixels(4, 8, 6), train_masks=pixels(4, 8, 6), test=pixels(2, 8, 6))
+    with pytest.raises(
+        DataError, match=r"wanted one array of the train split, got \['train_masks', 'x_train'\]; save the images as"
+    ):
+        load(tmp_path / "set.npz")
+    np.savez(tmp_path / "set.npz", train=pixels(4, 8, 6), train_masks=pixels(4, 8, 6), val=pixels(2, 8, 6))
+    assert len(load(tmp_path / "set.npz")) == 4
+    assert len(load(tmp_path / "set.npz", "validation")) == 2
 
 
 def test_unknown_keys(tmp_path: Path) -> None:

@@ -99,6 +99,29 @@ def test_bad_list(celeba_folder: Made, line: str) -> None:
         load(root)
 
 
+def test_a_list_with_a_byte_order_mark(celeba_folder: Made) -> None:
+    root, decoded = celeba_folder
+    path = root / "list_eval_partition.txt"
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n"))
+    assert torch.equal(load(root).pixels, resize(cropped(decoded["train"]), 64))
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
+def test_a_list_in_utf_16(celeba_folder: Made, encoding: str) -> None:
+    root, _ = celeba_folder
+    (root / "list_eval_partition.txt").write_bytes("\ufeff000001.jpg 0\r\n".encode(encoding))
+    with pytest.raises(DataError, match=r"list_eval_partition.txt: wanted text in UTF-8, got UTF-16; save it as UTF-8"):
+        load(root)
+
+
+@pytest.mark.parametrize("around", ["a", "a/b", "a/b/c"])
+def test_folders_around_it(celeba_folder: Made, tmp_path: Path, around: str) -> None:
+    root, decoded = celeba_folder
+    (tmp_path / "up" / around).parent.mkdir(parents=True)
+    root.rename(tmp_path / "up" / around)
+    assert torch.equal(load(tmp_path / "up", "test").pixels, resize(cropped(decoded["test"]), 64))
+
+
 def test_split_without_images(celeba_folder: Made) -> None:
     root, _ = celeba_folder
     (root / "list_eval_partition.txt").write_text("000001.jpg 0\n")

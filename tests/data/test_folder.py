@@ -179,6 +179,90 @@ def test_deep_images_are_refused(tmp_path: Path) -> None:
         load(tmp_path)
 
 
+def png16(colour: int, channels: int) -> bytes:
+    """A PNG of 16 bits a channel, which Pillow does not write, of 4 x 4 pixels."""
+    parts = (
+        (b"IHDR", struct.pack(">IIBBBBB", 4, 4, 16, colour, 0, 0, 0)),
+        (b"IDAT", zlib.compress(bytes(4 * (1 + 4 * 2 * channels)))),
+        (b"IEND", b""),
+    )
+    chunks = (
+        struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body)) for kind, body in parts
+    )
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
+
+
+def tiff16(channels: int) -> bytes:
+    """A TIFF of 16 bits a channel of 2 x 2 pixels."""
+    data, offset = bytes(2 * 2 * 2 * channels), 8 + 2 + 12 * 9 + 4
+    tags = [
+        (256, 1, 2),
+        (257, 1, 2),
+        (258, channels, offset),
+        (259, 1, 1),
+        (262, 1, 2),
+        (273, 1, offset + 2 * channels),
+    ]
+    tags += [(277, 1, channels), (278, 1, 2), (279, 1, len(data))]
+    entries = b"".join(struct.pack("<HHII", tag, 3, count, value) for tag, count, value in tags)
+    return b"II*\0\x08\0\0\0\x09\0" + entries + bytes(4) + struct.pack(f"<{channels}H", *[16] * channels) + data
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "mode"),
+    [
+        ("0.png", png16(0, 1), "I;16"),
+        ("0.png", png16(4, 2), "LA;16B"),
+        ("0.png", png16(2, 3), "RGB;16B"),
+        ("0.png", png16(6, 4), "RGBA;16B"),
+        ("0.tif", tiff16(3), "RGB;16L"),
+        ("0.tif", tiff16(4), "RGBA;16L"),
+        ("0.ppm", b"P6 2 2 65535\n" + bytes(24), "RGB up to 65535"),
+        ("0.ppm", b"P3 2 2 1023\n" + b"1 " * 12, "RGB up to 1023"),
+        ("0.pgm", b"P5 2 2 65535\n" + bytes(8), "I"),
+    ],
+)
+def test_images_of_more_than_8_bits_are_refused(tmp_path: Path, name: str, content: bytes, mode: str) -> None:
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train" / name).write_bytes(content)
+    with pytest.raises(DataError, match=f"{name}: wanted 8 bits a channel, got mode {mode}; convert it"):
+        load(tmp_path)
+
+
+def test_images_of_less_than_8_bits_are_read(tmp_path: Path) -> None:
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train" / "0.ppm").write_bytes(b"P6 2 2 15\n" + bytes(12))
+    # Sixteen bits a pixel, five a channel.
+    header = (
+        b"BM" + struct.pack("<IHHI", 54 + 8, 0, 0, 54) + struct.pack("<IiiHHIIiiII", 40, 2, 2, 1, 16, 0, 8, 0, 0, 0, 0)
+    )
+    (tmp_path / "train" / "1.bmp").write_bytes(header + bytes(8))
+    assert load(tmp_path).pixels.shape == (2, 3, 2, 2)
+
+
+@pytest.mark.parametrize("transparency", [None, 0, b"\x00\x80\xff"])
+def test_palettes_of_grey_are_grey(tmp_path: Path, save_image: Save, transparency: object) -> None:
+    grey = save_image("train/0.png", 6, 5)
+    palette = Image.fromarray(grey // 16)
+    palette.putpalette([*np.repeat(np.arange(0, 256, 16), 3).tolist(), 255, 0, 0])  # and a colour that nothing has
+    palette.save(tmp_path / "train" / "1.png", **({} if transparency is None else {"transparency": transparency}))
+    pixels = load(tmp_path).pixels
+    assert np.array_equal(pixels[:, 0].numpy(), np.stack([grey, grey // 16 * 16]))
+    coloured = palette.copy()
+    coloured.putpixel((1, 1), 16)
+    coloured.save(tmp_path / "train" / "1.png")
+    pixels = load(tmp_path).pixels
+    assert np.array_equal(pixels[0].numpy(), np.stack([grey] * 3))
+    assert pixels[1, :, 1, 1].tolist() == [255, 0, 0]
+
+
+def test_grey_pixels_of_a_colour_file_stay_colour(tmp_path: Path, save_image: Save) -> None:
+    grey = save_image("0.png", 4, 4)
+    (tmp_path / "train").mkdir()
+    Image.fromarray(np.stack([grey] * 3, 2)).save(tmp_path / "train" / "1.png")
+    assert load(tmp_path / "train", "train" if not falls_in_test("1.png") else "test").shape == (3, 4, 4)
+
+
 def test_without_pillow(tmp_path: Path, save_image: Save, monkeypatch: pytest.MonkeyPatch) -> None:
     save_image("train/0.png", 4, 4)
     monkeypatch.setitem(sys.modules, "PIL", None)

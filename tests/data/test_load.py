@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from pnf.data import DataError, Images, bundled, load
+from pnf.data import DataError, Images, bundled, load, locate
 
 
 @pytest.mark.parametrize(
@@ -74,3 +74,59 @@ def test_images() -> None:
         Images(torch.zeros(7, 3, 4, 5), "name", "train")
     with pytest.raises(ValueError, match=r"Images: pixels must be \[N, C, H, W\], got \[7, 3\]"):
         Images(torch.zeros(7, 3, dtype=torch.uint8), "name", "train")
+
+
+def test_an_empty_source() -> None:
+    for source in ("", " ", "\t\n"):
+        with pytest.raises(DataError, match=r"load: wanted a folder, .* got an empty name; give its path"):
+            load(source)
+
+
+def test_where_a_set_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    assert locate("fashion-mini") == "fashion-mini"
+    assert locate("~/set.npz") == locate("set.npz") == locate(tmp_path / "set.npz") == str(tmp_path / "set.npz")
+    assert locate("~no-such-user/x") == str(tmp_path / "~no-such-user" / "x")
+    (tmp_path / "fashion-mini").mkdir()
+    assert locate("fashion-mini") == str(tmp_path / "fashion-mini")
+
+
+@pytest.mark.parametrize("name", ["two\nlines", "bell\a", "\ufeffmark", "caf\udce9", "a\u2028b"])
+def test_a_message_has_one_line_whatever_a_file_is_called(tmp_path: Path, name: str) -> None:
+    shown = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in name)
+    for path in (tmp_path / name, tmp_path / f"{name}.npy"):
+        with pytest.raises(DataError) as refusal:
+            load(path)
+        assert str(refusal.value).isprintable()
+        assert shown in str(refusal.value)
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "0.png").write_bytes(b"")
+    with pytest.raises(DataError, match="wanted an image") as refusal:
+        load(tmp_path / name)
+    assert str(refusal.value).isprintable()
+
+
+@pytest.mark.parametrize("name", ["two\nlines", "caf\udce9"])
+def test_a_name_that_cannot_be_printed(tmp_path: Path, name: str) -> None:
+    np.save(tmp_path / f"{name}.npy", np.zeros((20, 5, 5), dtype=np.uint8))
+    images = load(tmp_path / f"{name}.npy")
+    assert len(images) == 18
+    assert images.name == ascii(name)[1:-1]
+
+
+def test_a_data_set_beside_images(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.zeros((20, 5, 5), dtype=np.uint8))
+    for name in ("set/train/0.png", "MNIST/raw/train-images-idx3-ubyte"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).write_bytes(b"")
+    with pytest.raises(DataError, match=r"wanted one data set, got several: MNIST/raw, set/train/0.png; name one of"):
+        load(tmp_path)
+
+
+def test_two_data_sets_at_different_depths(tmp_path: Path) -> None:
+    for name in ("cifar-10-batches-py/test_batch", "torchvision/MNIST/raw/train-images-idx3-ubyte"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).write_bytes(b"")
+    with pytest.raises(DataError, match=r"got several: cifar-10-batches-py, torchvision/MNIST/raw; name one of them"):
+        load(tmp_path)

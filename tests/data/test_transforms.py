@@ -117,3 +117,16 @@ def test_dequantize_stays_below_the_next_level_when_the_sum_rounds_up(monkeypatc
 def test_dequantize_takes_bytes_only() -> None:
     with pytest.raises(TypeError, match=r"dequantize: pixels must be torch.uint8, got torch.int64"):
         dequantize(torch.zeros(2, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+def test_the_default_dtype_has_no_say(dtype: torch.dtype) -> None:
+    pixels = torch.arange(192, dtype=torch.uint8).reshape(1, 3, 8, 8)
+    wanted = dequantize(pixels, torch.Generator().manual_seed(0)), resize(pixels, 5)
+    torch.set_default_dtype(dtype)
+    try:
+        found = dequantize(pixels, torch.Generator().manual_seed(0)), resize(pixels, 5)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert found[0].dtype == torch.float32
+    assert all(map(torch.equal, found, wanted))
