@@ -365,7 +365,7 @@ def by_resolution(
                 markersize=3,
                 linewidth=1.4,
                 capsize=2,
-                label=method,
+                label=_literal(method),
             )
         axes.set_ylabel(unit, fontsize=_TEXT)
         axes.set_xlabel("from", fontsize=_TEXT)
@@ -419,12 +419,12 @@ def likelihoods(
                 edges,
                 density=True,
                 color=_COLOURS[line % len(_COLOURS)],
-                label=label,
+                label=_literal(label),
                 histtype="step" if line else "stepfilled",
                 alpha=1.0 if line else 0.5,
                 linewidth=1.4,
             )
-        axes.set_title(panel, fontsize=_TEXT)
+        axes.set_title(_literal(panel), fontsize=_TEXT)
         axes.set_yticks([])
         axes.spines["left"].set_visible(False)
         if index >= len(panels) - columns:
@@ -465,8 +465,8 @@ def training_curves(
     validation = validation or {}
     if unknown := [label for label in validation if label not in curves]:
         raise ValueError(f"{name}: validation has labels that curves lacks: {unknown}")
-    training = {label: _curve(name, "curves", label, points) for label, points in curves.items()}
-    held_out = {label: _curve(name, "validation", label, points) for label, points in validation.items()}
+    training = {_literal(label): _curve(name, "curves", label, points) for label, points in curves.items()}
+    held_out = {_literal(label): _curve(name, "validation", label, points) for label, points in validation.items()}
 
     figure, axes = _chart(height=4.2, title=title)
     for index, label in enumerate(training):
@@ -596,7 +596,7 @@ def bits_per_stage(
             columnspacing=1.2,
             borderpad=0.2,
         )
-    axes.set_yticks(range(len(models)), list(models), fontsize=_TEXT)
+    axes.set_yticks(range(len(models)), [_literal(model) for model in models], fontsize=_TEXT)
     axes.set_ylim(len(models) - 0.5, -0.5)
     axes.tick_params(axis="y", length=0)
     axes.set_xlabel("bits/dim" + ("   (▼ total)" if signed else ""), fontsize=_TEXT)
@@ -703,10 +703,16 @@ def _pixel_size(points: float) -> int:
     return math.ceil(points * _DPI / 72)
 
 
+def _literal(text: str) -> str:
+    """The text as matplotlib draws it as it is: names may have dollars, which set formulas, and be no UTF-8."""
+    return text.encode("utf-8", "backslashreplace").decode().replace("$", r"\$")
+
+
 def _text_width(text: str, points: float) -> int:
     """Pixels of the figure that the longest line of a text takes."""
     font = FontProperties(size=points)
-    return max(_pixel_size(TextPath((0, 0), line, prop=font).get_extents().width) for line in text.split("\n") if line)
+    lines = [line for line in _literal(text).split("\n") if line]
+    return max((_pixel_size(TextPath((0, 0), line, prop=font).get_extents().width) for line in lines), default=0)
 
 
 def _panel(
@@ -764,10 +770,10 @@ def _panel(
     axes = figure.add_axes((0.0, 0.0, 1.0, 1.0))
     axes.set(xlim=(0, page_width), ylim=(page_height, 0), autoscale_on=False)
     axes.set_axis_off()
-    axes.text(margin, margin, title, fontsize=_TITLE, va="top", ha="left")
+    axes.text(margin, margin, _literal(title), fontsize=_TITLE, va="top", ha="left")
     for (text, _), centre in zip(column_titles or (), centres, strict=False):
         # Line by line, since matplotlib aligns a text of several lines by its ink: "f1y" would stand above "f1x".
-        for index, words in enumerate(reversed(text.split("\n"))):
+        for index, words in enumerate(reversed(_literal(text).split("\n"))):
             axes.text(centre, top - 9 - line * index, words, fontsize=_TEXT, va="baseline", ha="center")
     drawn = []
     for index, row in enumerate(rows):
@@ -787,7 +793,7 @@ def _panel(
             ]
         )
         if row_titles:
-            axes.text(left - 12, y + height / 2, row_titles[index], fontsize=_TEXT, va="center", ha="right")
+            axes.text(left - 12, y + height / 2, _literal(row_titles[index]), fontsize=_TEXT, va="center", ha="right")
     if column_notes:
         bottom = page_height - margin - 4
         axes.text(left - 12, bottom, notes_title, fontsize=_TEXT, va="baseline", ha="right")
@@ -806,7 +812,7 @@ def _page(*, height: float, title: str) -> Figure:
     """A figure 7.5 inches wide with its title at the left."""
     figure = Figure(figsize=(7.5, height), dpi=_DPI, facecolor="white", layout="constrained")
     FigureCanvasAgg(figure)
-    figure.suptitle(title, fontsize=_TITLE, x=0.01, ha="left")
+    figure.suptitle(_literal(title), fontsize=_TITLE, x=0.01, ha="left")
     return figure
 
 

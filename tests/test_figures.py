@@ -395,6 +395,26 @@ def test_save_keeps_the_old_file_when_writing_fails(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == [path]
 
 
+@pytest.mark.parametrize("name", ["a$^$", "$x$", "a$b", "caf\udce9", "a\nb"])
+def test_any_name_can_be_drawn(name, tmp_path):
+    curve = [(1, 3.0), (2, 2.0)]
+    for figure in (
+        figures.training_curves({name: curve}, validation={name: curve}, title=name),
+        figures.bits_per_stage({name: {"f0": 1.0, "f1x": 2.0}}, standard_errors={name: 0.1}, title=name),
+        figures.likelihoods({name: {"f0": torch.rand(20)}}, title=name),
+        figures.by_resolution({"PSNR": {name: {"8x8": (1.0, 0.1)}}}, title=name),
+        figures.comparison({name: images(2)}, title=name),
+        figures.image_grid(images(2), title=name),
+    ):
+        figures.save(figure, tmp_path / "figure.png")
+
+
+def test_a_dollar_is_a_dollar():
+    figure = figures.image_grid(images(1), title="a$^$")
+    text = figure.axes[0].texts[0]
+    assert text._preprocess_math(text.get_text()) == ("a$^$", False)
+
+
 def test_save_refuses_other_formats(tmp_path):
     with pytest.raises(ValueError, match=r"save: path must end in \.png, got 'grid\.pdf'"):
         figures.save(figures.image_grid(images(1)), tmp_path / "grid.pdf")

@@ -14,6 +14,7 @@ import pnf
 from pnf import figures
 from pnf.cli.common import DataOption, DeviceOption, SeedOption, console, load_images, notes, pick_device, progress
 from pnf.cli.files import check_targets, png
+from pnf.cli.output import printable
 from pnf.files import replace_json
 from pnf.training import Evaluation, RunConfig, RunError, evaluate, find_runs, load_run, processes
 from pnf.training.logs import read_logs
@@ -55,7 +56,7 @@ def evaluate_command(
                 raise
             notes.say(f"Left out: {error}")
             continue
-        images = load_images(config, "test", data=data, limit=limit)
+        images = load_images(config, "test", run=folder, data=data, limit=limit)
         name = _name(folder, folders)
         track = progress(f"Evaluating {name}")
         result = evaluate(flow.to(pick_device(device)), images, seed=seed, batch_size=batch_size, track=track)
@@ -119,8 +120,8 @@ def _name(folder: Path, folders: list[Path]) -> str:
     others = [other.resolve().parts for other in folders if other.resolve() != folder.resolve()]
     for length in range(1, len(parts)):
         if all(other[-length:] != parts[-length:] for other in others):
-            return "/".join(parts[-length:])
-    return str(folder)
+            return printable("/".join(parts[-length:]))
+    return printable(folder)
 
 
 def _common(runs: list[Path], folders: list[Path]) -> Path:

@@ -85,7 +85,8 @@ class Pretrained(nn.Module):
 
 def _load_weights(path: Path) -> dict[str, Tensor]:
     try:
-        with safe_open(path, "pt") as file:
+        # By its handle: safetensors takes only paths that are UTF-8.
+        with path.open("rb") as opened, safe_open(f"/dev/fd/{opened.fileno()}", "pt") as file:
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dict
             told = (file.metadata() or {}).get(CHECKSUM)
     except SafetensorError as error:

@@ -5,22 +5,34 @@ from collections import defaultdict
 from itertools import pairwise
 from pathlib import Path
 
-from pnf.training.config import RunConfig
+from pnf.training.config import RunConfig, RunError
 
 
 def read_logs(folder: Path) -> dict[str, dict[int, float]]:
-    """The values of each metric by step; what a resumed run logged again counts."""
+    """The values of each metric by step; what a resumed run logged again counts.
+
+    Raises:
+        RunError: a file is damaged.
+    """
     logged: dict[str, dict[int, float]] = defaultdict(dict)
-    files = folder.glob("logs/version_*/metrics.csv")
-    for path in sorted(files, key=lambda path: int(path.parent.name.removeprefix("version_"))):
-        # A kill can cut the last line short.
-        lines = path.read_text(encoding="utf-8").rpartition("\n")[0].splitlines()
-        for row in csv.DictReader(lines):
-            step = int(row.pop("step"))
-            for metric, value in row.items():
-                if value:
-                    logged[metric][step] = float(value)
+    files = (path for path in folder.glob("logs/version_*/metrics.csv") if _version(path).isdecimal())
+    for path in sorted(files, key=lambda path: int(_version(path))):
+        try:
+            # A kill can cut the last line short.
+            lines = path.read_text(encoding="utf-8").rpartition("\n")[0].splitlines()
+            for row in csv.DictReader(lines):
+                step = int(row.pop("step"))
+                for metric, value in row.items():
+                    if value:
+                        logged[metric][step] = float(value)
+        except (AttributeError, KeyError, TypeError, ValueError, csv.Error):
+            # Too many cells are a list under no name, too few are None.
+            raise RunError(f"{path} is damaged; restore it, or remove it to go on without what it holds") from None
     return logged
+
+
+def _version(path: Path) -> str:
+    return path.parent.name.removeprefix("version_")
 
 
 def training_seconds(folder: Path) -> float:

@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from pnf import figures
+from pnf.cli.app import _COMMANDS, _load
 from pnf.data import load
 from pnf.training import evaluate, load_run
 from pnf.training.batches import Batches
@@ -282,3 +283,25 @@ def test_doctor_tells_versions_and_what_runs(pnf: Pnf) -> None:
     result = pnf("doctor")
     assert result.code == 0
     assert all(word in result.out for word in ("torch", "lightning", "GPU", "threads", "Implementations", "masking"))
+
+
+def test_upscale_names_temperatures_that_print_alike(pnf: Pnf, demo: Path, picture: Picture, tmp_path: Path) -> None:
+    temperatures = [0, 0.7, 0.7000001, 1e-05, 0.1 + 0.2]
+    options = [word for t in temperatures for word in ("--temperature", repr(t))]
+    result = pnf("upscale", demo, picture("low.png", 8, 8), *options, "--out", tmp_path / "out")
+    assert result.code == 0, result.err
+    named = [f"low-t{t}-1.png" for t in ("0", "0.7", "0.7000001", "1e-05", "0.30000000000000004")]
+    assert pngs(tmp_path / "out") == {*named, "low-upscaled.png"}
+    lines = [f"Written: {tmp_path / 'out' / name}" for name in [*named, "low-upscaled.png"]]
+    assert result.out.splitlines() == lines
+
+
+def test_upscale_takes_long_names(pnf: Pnf, demo: Path, picture: Picture, tmp_path: Path) -> None:
+    stem = "x" * 240
+    assert pnf("upscale", demo, picture(f"{stem}.png", 8, 8), "--out", tmp_path / "out").code == 0
+    assert pngs(tmp_path / "out") == {f"{stem}-t0-1.png", f"{stem}-upscaled.png"}
+
+
+def test_the_list_of_commands_is_that_of_the_commands() -> None:
+    for name in _COMMANDS:
+        assert _load(name).help

@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pnf.cli.output import printable
+
 Pnf = Callable[..., Any]
 Tiny = Callable[..., list[str]]
 Picture = Callable[..., Path]
@@ -250,3 +252,139 @@ def test_a_disk_that_takes_no_more(
         patch.setattr(os, "replace", fail)
         assert_told(pnf(*tiny(tmp_path / "run")), f"f0.ckpt: {message}")
     assert pnf("train", "--resume", tmp_path / "run", "--device", "cpu").code == 0
+
+
+@pytest.mark.parametrize("empty", ["", " ", "\t\n"])
+@pytest.mark.parametrize(
+    ("args", "name"),
+    [
+        (["train", "demo", "--out", "{}"], "--out"),
+        (["train", "demo", "--out={}"], "--out"),
+        (["train", "demo", "--data", "{}"], "--data"),
+        (["train", "--resume", "{}"], "--resume"),
+        (["train", "{}"], "an argument"),
+        (["join", "{}", "--out", "x"], "an argument"),
+        (["join", "x", "y", "--out", "{}"], "--out"),
+        (["evaluate", "x", "{}"], "an argument"),
+        (["evaluate", "x", "--data={}"], "--data"),
+        (["sample", "{}"], "an argument"),
+        (["sample", "x", "--out", "{}"], "--out"),
+        (["upscale", "x", "{}"], "an argument"),
+        (["upscale", "x", "--sampled", "--out", "{}"], "--out"),
+        (["project", "x", "y", "{}"], "an argument"),
+        (["curves", "x", "--out={}"], "--out"),
+        (["check", "{}"], "an argument"),
+        (["anomaly", "x", "{}"], "an argument"),
+        (["quality", "{}"], "an argument"),
+        (["reproduce", "table1", "--data", "{}", "--out", "x"], "--data"),
+        (["reproduce", "scales", "--data", "x", "--out", "{}"], "--out"),
+    ],
+)
+def test_an_empty_value(
+    pnf: Pnf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, args: list[str], name: str, empty: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = pnf(*(arg.format(empty) for arg in args))
+    assert_told(result, f"{name} is empty: wanted a value (is a variable of the shell not set?)")
+    assert not list(tmp_path.iterdir())
+
+
+def test_upscale_replaces_no_image_that_it_reads(pnf: Pnf, demo: Path, picture: Picture, tmp_path: Path) -> None:
+    low, other = picture("low.png", 8, 8), picture("low-t0-1.png", 16, 16)
+    before = other.read_bytes()
+    linked = tmp_path / "linked"
+    linked.symlink_to(tmp_path)
+    for files, out in (([low, other], tmp_path), ([linked / low.name, linked / other.name], tmp_path)):
+        result = pnf("upscale", demo, *files, "--out", out)
+        assert_told(result, f"{other} is one of the files to read, and would be replaced; choose another --out")
+    assert other.read_bytes() == before
+    assert {path.name for path in tmp_path.iterdir()} == {low.name, other.name, "linked"}
+    assert pnf("upscale", demo, low, other, "--out", tmp_path / "out").code == 0
+
+
+def test_project_replaces_no_image_that_it_reads(pnf: Pnf, demo: Path, picture: Picture) -> None:
+    photo = picture("photo.png", 16, 16)
+    before = photo.read_bytes()
+    assert_told(pnf("project", demo, photo, "--out", photo), f"{photo} is one of the files to read, and would be")
+    assert photo.read_bytes() == before
+
+
+def test_one_bad_image_among_several(pnf: Pnf, demo: Path, picture: Picture, tmp_path: Path) -> None:
+    (tmp_path / "bad.png").write_bytes(b"no image")
+    files = [picture("good.png", 16, 16), tmp_path / "bad.png"]
+    assert_told(pnf("upscale", demo, *files, "--out", tmp_path / "out"), "bad.png: wanted an image")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_temperature_that_is_given_twice(pnf: Pnf, demo: Path, picture: Picture, tmp_path: Path) -> None:
+    twice = ["--temperature", "0.7", "--temperature", "0.70"]
+    result = pnf("upscale", demo, picture("low.png", 8, 8), *twice, "--out", tmp_path / "out")
+    assert_told(result, f"two of the pictures would be {tmp_path / 'out/low-t0.7-1.png'}: ")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("args", "name"),
+    [
+        (["upscale", "{demo}", "{image}", "--out", "{out}"], "-t0-1.png"),
+        (["sample", "{demo}/realnvp", "--out", "{out}/{long}.png"], ".png"),
+        (["evaluate", "{demo}", "--out", "{out}/{long}"], ""),
+        (["quality", "{demo}", "--out", "{out}/{long}"], ""),
+        (["anomaly", "{demo}/realnvp", "x", "--out", "{out}/{long}"], ""),
+        (["project", "{demo}", "--out", "{out}/{long}.png"], ".png"),
+        (["curves", "{demo}", "--out", "{out}/{long}.png"], ".png"),
+    ],
+)
+def test_a_name_that_is_too_long(
+    pnf: Pnf, demo: Path, picture: Picture, tmp_path: Path, args: list[str], name: str
+) -> None:
+    image = picture("x" * 250 + ".png", 8, 8)
+    long = "x" * (250 if args[0] == "upscale" else 256)
+    result = pnf(*(arg.format(demo=demo, image=image, out=tmp_path / "out", long=long) for arg in args))
+    assert_told(result, f"{tmp_path / 'out' / long}{name}")
+    assert "File name too long" in result.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_where_a_picture_should_be(pnf: Pnf, demo: Path, tmp_path: Path) -> None:
+    (tmp_path / "x.png").mkdir()
+    assert_told(pnf("sample", demo / "realnvp", "--out", tmp_path / "x.png"), "x.png is a folder, and no picture")
+
+
+def test_where_the_disk_is_full_the_figures_are_still_shown(
+    pnf: Pnf, demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", fail)
+    result = pnf("evaluate", demo, "--limit", 10, "--out", tmp_path)
+    assert_told(result, f"{tmp_path / 'metrics.json'}: No space left on device")
+    assert "Held-out log-likelihood" in result.out
+
+
+def test_damaged_logs(pnf: Pnf, progressive: Path) -> None:
+    path = progressive / "logs/version_0/metrics.csv"
+    path.write_bytes(b"\xff" + path.read_bytes())
+    assert_told(pnf("curves", progressive), f"{path} is damaged; restore it, or remove it")
+
+
+@pytest.mark.parametrize("name", ["line\nbreak", "caf\udce9", "\x1b[31mred", "$x^$", "[/bold] :dog:"])
+def test_names_that_cannot_be_printed(pnf: Pnf, progressive: Path, picture: Picture, tmp_path: Path, name: str) -> None:
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    run, shown = progressive.rename(tmp_path / name), f"{tmp_path}/{printable(name)}"
+    for args, written in (
+        (["sample", run, "-n", 1], ["samples.png"]),
+        (["evaluate", run, "--limit", 5], ["metrics.json", "bits.png"]),
+        (["curves", run], ["curves.png"]),
+    ):
+        result = pnf(*args)
+        assert result.code == 0, result.err
+        assert result.out.splitlines()[-1] == "Written: " + ", ".join(f"{shown}/{file}" for file in written)
+    low = picture(f"{name.replace('/', '')}.png", 8, 8)
+    assert pnf("upscale", run, low, "--out", tmp_path / "out").code == 0
+    result = pnf("upscale", run, tmp_path / name / "missing.png")
+    assert_told(result, f"pnf: {shown}/missing.png: there is no such file")
+    assert_told(pnf("evaluate", tmp_path / name / "missing"), f"pnf: {shown}/missing holds no run")
+    assert_told(pnf("train", "--resume", tmp_path / name / "missing"), f"pnf: {shown}/missing holds no run")
+    assert_told(pnf("train", name), f"pnf: there is no preset {name!r}")

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from pnf.training import RunConfig
+from pnf.training import RunConfig, RunError
 from pnf.training.logs import read_logs, training_seconds
 
 
@@ -39,3 +39,31 @@ def test_without_logs_there_are_no_seconds(tmp_path: Path) -> None:
     RunConfig().save(tmp_path)
     assert read_logs(tmp_path) == {}
     assert training_seconds(tmp_path) == 0
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\xff\n",
+        b"a,b\n1,2\n",
+        b"step,x\nz,1\n",
+        b"step,x\n1,z\n",
+        b"step,x\n1,2,3\n",
+        bytes(40) + b"\n",
+        b"step\n.5\n",
+    ],
+    ids=repr,
+)
+def test_damaged_logs_are_told(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "logs/version_0/metrics.csv"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(content + content)
+    with pytest.raises(RunError, match=r"metrics\.csv is damaged; restore it, or remove it"):
+        read_logs(tmp_path)
+
+
+def test_other_folders_are_no_logs(tmp_path: Path) -> None:
+    for name in ("version_0", "version_0 (copy)"):
+        (tmp_path / "logs" / name).mkdir(parents=True)
+        (tmp_path / "logs" / name / "metrics.csv").write_text("step,x\n1,2\n")
+    assert read_logs(tmp_path) == {"x": {1: 2.0}}
