@@ -102,6 +102,8 @@ def _is_plain(layer: WeightNormConv2d) -> bool:
 
 def _normalise_alike(after: Sequence[Any], first: Any, x: Tensor) -> bool:
     """Whether batch normalisations are as they were built, but for one momentum, and the batch has statistics."""
+    if not _as_built([first], nn.BatchNorm2d):
+        return False
     momentum = first.momentum
     for norm in (*after, first):
         if norm.eps != NETWORK_EPS or norm.momentum != momentum or not norm.track_running_stats:
@@ -110,7 +112,7 @@ def _normalise_alike(after: Sequence[Any], first: Any, x: Tensor) -> bool:
             return False
         if norm.affine is not (norm is not first) or (norm.training and x.numel() <= x.shape[1]):
             return False
-    return type(momentum) is float and _as_built([first], nn.BatchNorm2d)
+    return type(momentum) is float
 
 
 def _statistics(norms: Sequence[nn.Module]) -> list[Tensor]:

@@ -94,10 +94,18 @@ class ActNorm(FlowNorm):
                 return
             # A channel that does not vary says nothing about its scale.
             log_scale = -0.5 * torch.where(var > 1e-12, var.clamp(min=4.0 ** (1 - n)), 1).log()
-            # torch.vmap shows no flag of the states that it stacks: some may be set, and others not.
-            self.shift.copy_(torch.where(self.initialized, self.shift, -mean))
-            self.log_scale.copy_(torch.where(self.initialized, self.log_scale, log_scale))
-            self.initialized.fill_(True)
+            try:
+                # torch.vmap shows no flag of the states that it stacks: some may be set, and others not.
+                self.shift.copy_(torch.where(self.initialized, self.shift, -mean))
+                self.log_scale.copy_(torch.where(self.initialized, self.log_scale, log_scale))
+                self.initialized.fill_(True)
+            except RuntimeError as error:
+                if not transformed():
+                    raise
+                raise RuntimeError(
+                    "ActNorm: the first batch in training mode sets shift and log_scale, which works outside of "
+                    "torch.func transforms only; call the flow on a batch before"
+                ) from error
         if not transformed():
             self._known = self.initialized
 

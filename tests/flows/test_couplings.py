@@ -8,6 +8,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call, grad, stack_module_state, vmap
 
 from pnf.flows.couplings import ActNorm, BatchNormFlow, ConvCoupling, DenseCoupling, Injector, make_norm
 from pnf.flows.networks import NETWORK_EPS, ConvNetwork
@@ -162,6 +163,66 @@ def test_act_norm_s_flag_travels(ready: bool, way: Callable[[ActNorm], ActNorm])
     before = other.shift.clone()
     other(9 + normal(8, 2), normal(8))
     assert torch.equal(other.shift, before) == ready
+
+
+@pytest.mark.parametrize(("batch", "floor"), [(2, 1 / 2), (3, 1 / 4), (8, 1 / 128), (64, 0.0)])
+def test_few_entries_say_little_about_their_deviation(batch: int, floor: float) -> None:
+    x = normal(batch, 4) * torch.tensor([1.0, 1e-3, 1e-5, 0.0]).double()
+    norm = ActNorm(4, OPS).double().train()
+    y, _ = norm(x, normal(batch))
+    want = x.std(0, correction=0).clamp(min=floor)
+    close(norm.log_scale[:3], -want[:3].log())
+    # What does not vary at all is left as it is.
+    assert norm.log_scale[3] == 0
+    assert y.std(0, correction=0).max() < 1 + 1e-9
+
+
+def test_act_norm_s_flag_belongs_to_the_state_in_use() -> None:
+    norm = ActNorm(2, OPS).double().train()
+    state = {name: tensor.clone() for name, tensor in norm.state_dict().items()}
+    x = 3 + 5 * normal(8, 2)
+    with torch.no_grad():
+        functional_call(norm, state, (x, normal(8)))
+    assert state["initialized"]
+    close(state["shift"], -x.mean(0))
+    assert not norm.initialized
+    assert torch.equal(norm.shift, torch.zeros_like(norm.shift))
+    norm(7 + x, normal(8))
+    close(norm.shift, -(7 + x).mean(0))
+    # That state again, and one that is new: each is as its own flag says.
+    with torch.no_grad():
+        functional_call(norm, state, (9 + x, normal(8)))
+        close(state["shift"], -x.mean(0))
+        new = {name: torch.zeros_like(tensor) for name, tensor in state.items()}
+        functional_call(norm, new, (9 + x, normal(8)))
+    close(new["shift"], -(9 + x).mean(0))
+    norm(x, normal(8))
+    close(norm.shift, -(7 + x).mean(0))
+
+
+def test_stacked_states_are_set_one_by_one() -> None:
+    ready, new = ActNorm(2, OPS).double().train(), ActNorm(2, OPS).double().train()
+    ready(normal(8, 2), normal(8))
+    before, x = ready.shift.detach().clone(), 3 + normal(8, 2)
+    with torch.no_grad():
+        parameters, buffers = stack_module_state([ready, new])
+        vmap(lambda p, b: functional_call(new, (p, b), (x, x.new_zeros(8)))[0])(parameters, buffers)
+    close(parameters["shift"].detach(), torch.stack((before, -x.mean(0))))
+    assert not new.initialized
+
+
+def test_a_new_act_norm_inside_a_transform_tells_of_the_first_batch() -> None:
+    norm = ActNorm(2, OPS).double().train()
+    with pytest.raises(RuntimeError, match=r"ActNorm: the first batch .* outside of torch.func"):
+        grad(lambda x: norm(x, x.new_zeros(8))[0].sum())(normal(8, 2))
+    norm(normal(8, 2), normal(8))
+    grad(lambda x: norm(x, x.new_zeros(8))[0].sum())(normal(8, 2))
+
+
+def test_data_parallel_replicas_are_not_set_and_forgotten() -> None:
+    replica = ActNorm(2, OPS).double().train()._replicate_for_data_parallel()
+    with pytest.raises(RuntimeError, match=r"ActNorm: .*DataParallel would forget.*DistributedDataParallel"):
+        replica(normal(8, 2), normal(8))
 
 
 def test_batch_norm_moves_its_statistics_by_a_tenth_a_step() -> None:

@@ -10,6 +10,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from pnf import fast, reference
+from pnf.flows import networks
 
 SETTINGS = {"coupling": "conv", "hidden": 8, "blocks": 1, "num_couplings": 3}
 
@@ -128,3 +129,75 @@ def test_is_no_part_of_the_configuration_and_wants_convolutions() -> None:
         fast.RealNVP((4, 8, 8), coupling="dense", memory="invertible")
     with pytest.raises(ValueError, match="memory must be"):
         fast.RealNVP((4, 8, 8), memory="small")
+
+
+def gradients(flow: nn.Module, between: Callable[[nn.Module], Any]) -> list[torch.Tensor]:
+    pixels = torch.rand(6, 2, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(1)).requires_grad_()
+    torch.manual_seed(2)
+    loss = flow.log_prob(pixels).mean()
+    between(flow)
+    found = torch.autograd.grad(loss, [pixels, *flow.parameters()], allow_unused=True, materialize_grads=True)
+    return [*found, torch.rand(1)]
+
+
+BETWEEN = {
+    "a sample": lambda flow: flow.sample(2),
+    "evaluation": lambda flow: flow.eval(),
+    "evaluation and a sample": lambda flow: flow.eval().sample(2),
+    "training": lambda flow: flow.train(),
+    "low precision": lambda flow: flow.set_network_dtype(torch.bfloat16),
+    "another batch": lambda flow: flow.log_prob(torch.rand(3, 2, 8, 8, dtype=torch.float64)) if flow.training else None,
+    "another momentum": lambda flow: [
+        setattr(m, "momentum", 0.5) for m in flow.modules() if isinstance(m, nn.BatchNorm2d)
+    ],
+}
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("norm", ["act", "batch"])
+@pytest.mark.parametrize("between", BETWEEN)
+def test_what_happens_before_the_backward_changes_no_gradient(
+    randomise: Callable[..., nn.Module], between: str, norm: str, training: bool
+) -> None:
+    plain, twin = pair(randomise, fast, norm)
+    want = gradients(plain.train(training), lambda flow: None)
+    got = gradients(twin.train(training), BETWEEN[between])
+    for a, b in zip(got[:-1], want[:-1], strict=True):
+        assert_close(a, b, rtol=1e-8, atol=1e-10)
+    modes = {"evaluation": False, "evaluation and a sample": False, "training": True}
+    assert all(m.training == modes.get(between, training) for m in twin.modules())
+
+
+@pytest.mark.parametrize("module", [reference, fast])
+def test_dropout_drops_the_same_again(randomise: Callable[..., nn.Module], module: Any) -> None:
+    found = []
+    for flow in pair(randomise, module, "act"):
+        for network in (m for m in flow.modules() if isinstance(m, networks.ResidualNetwork)):
+            network.out_norm = nn.Dropout(0.5)
+        found.append(gradients(flow, lambda flow: torch.rand(1)))
+    for a, b in zip(*found, strict=True):
+        assert_close(a, b, rtol=1e-8, atol=1e-10)
+
+
+def test_parameters_that_changed_are_an_error(randomise: Callable[..., nn.Module]) -> None:
+    def step(flow: nn.Module) -> None:
+        with torch.no_grad():
+            for p in flow.parameters():
+                p.mul_(1.1)
+
+    flow = pair(randomise, fast, "act")[1]
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        gradients(flow, step)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        gradients(
+            pair(randomise, fast, "batch")[1].eval(),
+            lambda flow: flow.train().log_prob(torch.rand(2, 2, 8, 8).double()),
+        )
+
+
+def test_exchanged_parameters_are_an_error(randomise: Callable[..., nn.Module]) -> None:
+    flow = pair(randomise, fast, "act")[1]
+    others = {name: 1.1 * p for name, p in flow.named_parameters()}
+    z, log_det = torch.func.functional_call(flow, others, (torch.rand(2, 2, 8, 8, dtype=torch.float64),))
+    with pytest.raises(RuntimeError, match=r'other parameters now than in the forward.*memory="plain"'):
+        (z.sum() + log_det.sum()).backward()

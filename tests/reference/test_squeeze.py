@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pnf.reference import squeeze, squeeze_inverse
 
 ORDERS: dict[str, Callable[[int, int, int, int], int]] = {
-    "plain": lambda c, i, j, channels: 4 * c + 2 * i + j,  # noqa: ARG005
+    "plain": lambda c, i, j, channels: 4 * c + 2 * i + j,
     "factor": lambda c, i, j, channels: channels * [(0, 0), (1, 1), (0, 1), (1, 0)].index((i, j)) + c,
 }
 
