@@ -100,7 +100,10 @@ def train(
         _claim(folder, config, images, chosen, resume or processes.restarted())
         # Every row goes to the file at once: curves can be drawn while the run goes on.
         csv_logger = CSVLogger(folder, name=LOGS, version=_new_version(folder), flush_logs_every_n_steps=1)
-        loggers = [csv_logger, TensorBoardLogger(folder, name="tensorboard", version="")]
+        loggers = [csv_logger]
+        # TensorBoard takes only paths that are UTF-8; Python decodes the bytes of others as surrogates.
+        if not any("\udc80" <= c <= "\udcff" for c in str(folder)):
+            loggers.append(TensorBoardLogger(folder, name="tensorboard", version=""))
 
     exact_arithmetic()
     fabric = processes.make_fabric(accelerator, plugins=[AtomicCheckpointIO()], loggers=loggers)

@@ -388,3 +388,14 @@ def test_names_that_cannot_be_printed(pnf: Pnf, progressive: Path, picture: Pict
     assert_told(pnf("evaluate", tmp_path / name / "missing"), f"pnf: {shown}/missing holds no run")
     assert_told(pnf("train", "--resume", tmp_path / name / "missing"), f"pnf: {shown}/missing holds no run")
     assert_told(pnf("train", name), f"pnf: there is no preset {name!r}")
+
+
+def test_training_in_a_folder_that_is_no_utf_8(pnf: Pnf, tiny: Tiny, tmp_path: Path) -> None:
+    run = tmp_path / "caf\udce9"
+    result = pnf(*tiny(run, steps=2))
+    assert result.code == 0, result.err
+    assert result.out == f"Trained: {tmp_path}/caf\\xe9. Next: pnf evaluate {tmp_path}/caf\\xe9\n"
+    assert pnf("train", "--resume", run, "--device", "cpu").code == 0
+    # TensorBoard cannot write there.
+    assert {path.name for path in run.iterdir()} >= {"run.json", "logs", "checkpoints", "model"}
+    assert not (run / "tensorboard").exists()

@@ -324,3 +324,10 @@ def test_a_hostile_configuration(folder: Path, content: str, message: str) -> No
     (folder / "config.json").write_text(content)
     with pytest.raises(ValueError, match=message):
         ProgressiveFlow.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("name", ["caf\udce9", "line\nbreak", "日本"])
+def test_any_name_of_a_folder(name: str, flow: ProgressiveFlow, tmp_path: Path) -> None:
+    flow.save_pretrained(tmp_path / name)
+    x = torch.rand(2, 1, 4, 4)
+    assert torch.equal(ProgressiveFlow.from_pretrained(tmp_path / name).log_prob(x), flow.log_prob(x))
