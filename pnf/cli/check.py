@@ -32,7 +32,7 @@ def check_command(
         flow = load_flow(model).to(pick_device(device))
     else:
         config, flow = load_any(model, device)
-    x = _images(flow, config, data, n, seed).to(pick_device(device))
+    x = _images(flow, model, config, data, n, seed).to(pick_device(device))
     checks = check(flow, x, seed=seed, track=progress("Checking stages"))
     table = Table()
     for column in ("check", "measured", "at most", "verdict"):
@@ -50,14 +50,14 @@ def check_command(
     console.say(f"{model}: every check holds{note}")
 
 
-def _images(flow: Flow, config: RunConfig | None, data: str | None, n: int, seed: int) -> torch.Tensor:
+def _images(flow: Flow, run: Path, config: RunConfig | None, data: str | None, n: int, seed: int) -> torch.Tensor:
     """``[n, *shape]`` in [0, 1]."""
     if config is None and data is None:
         samples = flow.sample(n, generator=torch.Generator().manual_seed(seed))
         pixels = (256 * samples).clamp(0, 255).byte()
         return dequantize(pixels, seeded(seed))
     if config is not None:
-        images = load_images(config, "test", data=data, limit=n)
+        images = load_images(config, "test", run=run, data=data, limit=n)
     else:
         assert data is not None
         if len(flow.shape) != 3:

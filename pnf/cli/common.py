@@ -14,6 +14,7 @@ from pnf.cli.output import LineConsole, printable
 from pnf.data import Images, load
 from pnf.flows import ProgressiveFlow
 from pnf.training import Flow, RunConfig, RunError, exact_arithmetic, find_runs, load_run, processes
+from pnf.training.fingerprints import check_test, check_training
 
 # Of several processes one talks.
 console = LineConsole(quiet=processes.rank() > 0)
@@ -72,10 +73,31 @@ def progress(description: str) -> Any:
     return wrap
 
 
-def load_images(config: RunConfig, split: str, *, data: str | None = None, limit: int | None = None) -> Images:
-    """A split of the run's data set, or of another, at the run's size."""
-    source = config.data if data is None else data
-    return load(source, split, config.size, limit=limit, progress=progress(f"Reading {source}"))
+def load_images(
+    config: RunConfig, split: str, *, run: Path | None = None, data: str | None = None, limit: int | None = None
+) -> Images:
+    """A split of the run's data set, or of another, at the run's size.
+
+    Args:
+        config: the run's settings.
+        split: of the data set.
+        run: the folder of the run, or around it: its own images must be those that it remembers.
+        data: the other data set, which nothing is known of.
+        limit: how many images are read at most.
+
+    Raises:
+        RunError: other images lie where the run's own were.
+        DataError: the data set cannot be read.
+    """
+    reading = progress(f"Reading {config.data if data is None else data}")
+    images = load(config.source if data is None else data, split, config.size, limit=limit, progress=reading)
+    for folder in find_runs(run) if run is not None and data is None else ():
+        if RunConfig.load(folder) == config:
+            if split == "train":
+                check_training(folder, config, images)
+            else:
+                check_test(folder, config, images, limit)
+    return images
 
 
 def load_progressive(folder: Path, device: str) -> tuple[RunConfig, ProgressiveFlow]:

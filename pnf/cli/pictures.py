@@ -148,7 +148,7 @@ def upscale_command(
     if sampled:
         base, real = flow.downsample(flow.sample(n, generator=generator), len(flow.stages) - 1), None
     else:
-        real = _held_out(flow, config, data, n, seed).to(pick_device(device))
+        real = _held_out(flow, run, config, data, n, seed).to(pick_device(device))
         base = flow.encode(real)
     _picture(flow, base, real, temperatures, draws, by_stage, generator, target)
     console.say(f"Written: {target}")
@@ -173,7 +173,7 @@ def project_command(
     if files:
         x = torch.cat([read_image(file, flow.shape, exact=False) for file in files]).to(pick_device(device))
     else:
-        x = _held_out(flow, config, data, n, seed).to(pick_device(device))
+        x = _held_out(flow, run, config, data, n, seed).to(pick_device(device))
     _check_memory(flow, len(x), device)
     code = flow.encode(x)
     projected = flow.decode(code)
@@ -197,8 +197,8 @@ def _check_memory(flow: ProgressiveFlow, n: int, device: str) -> None:
         )
 
 
-def _held_out(flow: ProgressiveFlow, config: RunConfig, data: str | None, n: int, seed: int) -> Tensor:
-    images = load_images(config, "test", data=data)
+def _held_out(flow: ProgressiveFlow, run: Path, config: RunConfig, data: str | None, n: int, seed: int) -> Tensor:
+    images = load_images(config, "test", run=run, data=data)
     check_images(flow, images)
     order = torch.randperm(len(images), generator=seeded(seed))[:n]
     return dequantize(images.pixels[order], seeded(seed, 1))

@@ -98,12 +98,12 @@ def anomaly(
     """Write ``anomaly.json`` and ``anomaly.png`` of a run; what is in the former."""
     targets = _targets(out, ANOMALY, "anomaly.png")
     config, flow = load_any(run, device)
-    own = load_images(config, "test", data=data, limit=limit)
+    own = load_images(config, "test", run=run, data=data, limit=limit)
     sets = [own, *(load_images(config, "test", data=source, limit=limit) for source in foreign)]
     labels = [images.name for images in sets]
     if len(set(labels)) < len(labels):
         raise RunError(f"two of the data sets have the same name: {', '.join(labels)}")
-    typical = typical_images(config, load_images(config, "train", data=data, limit=config.limit))
+    typical = typical_images(config, load_images(config, "train", run=run, data=data, limit=config.limit))
 
     def log_probs(images: Images) -> torch.Tensor:
         return stage_log_probs(flow, images, seed=seed, track=progress(f"Evaluating {images.name}"))
@@ -147,7 +147,7 @@ def quality(run: Path, *, n: int, draws: int, data: str | None, out: Path, seed:
     """Write ``quality.json``, ``quality.png`` and ``quality-images.png`` of a run; what is in the first."""
     targets = _targets(out, QUALITY, "quality.png", "quality-images.png")
     config, flow = load_progressive(run, device)
-    images = load_images(config, "test", data=data)
+    images = load_images(config, "test", run=run, data=data)
     check_images(flow, images)
     order = torch.randperm(len(images), generator=seeded(seed))[:n]
     device_of = next(flow.parameters()).device

@@ -1,17 +1,36 @@
 """What a training run is made of: its settings, checked field by field, and the presets."""
 
 from pathlib import Path
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, PlainValidator, ValidationError, model_validator
 
-from pnf.files import read_json, replace_file
+from pnf.data import BUNDLED, bundled, locate
+from pnf.data.images import printable
+from pnf.files import read_json, replace_json
 
 CONFIG_NAME = "run.json"
 
 
 class RunError(Exception):
-    """A run that cannot go on, for a reason that the user can mend; the text says how."""
+    """A run that cannot go on, for a reason that the user can mend; the text says how, in one line."""
+
+    def __init__(self, message: object) -> None:
+        super().__init__(printable(str(message)))
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise ValueError("Input should be a valid string")
+    return value
+
+
+# A path may have bytes that are no UTF-8, and then its characters are none that pydantic takes or writes.
+_Source = Annotated[
+    str,
+    PlainValidator(_text),
+    PlainSerializer(lambda text: text.encode("utf-8", "backslashreplace").decode(), when_used="json"),
+]
 
 
 class RunConfig(BaseModel):
@@ -21,7 +40,7 @@ class RunConfig(BaseModel):
 
     model: Literal["progressive", "realnvp"] = "progressive"
     detail: Literal["bounded", "identity"] = "bounded"
-    data: str = "fashion-mini"
+    data: _Source = BUNDLED
     size: int = Field(32, ge=1, le=4096)
     limit: int | None = Field(None, ge=1)
     flip: bool = False
@@ -59,9 +78,14 @@ class RunConfig(BaseModel):
             raise ValueError(f"blocks times num_couplings must be at most 4096, got {self.blocks * self.num_couplings}")
         return self
 
+    @property
+    def source(self) -> str | Path:
+        """What :func:`pnf.data.load` reads the run's own data from, whatever lies in the working folder."""
+        return bundled() if self.data == BUNDLED else self.data
+
     def save(self, folder: Path) -> None:
         """Write the settings into a run's folder."""
-        replace_file(folder / CONFIG_NAME, (self.model_dump_json(indent=2) + "\n").encode())
+        replace_json(folder / CONFIG_NAME, self.model_dump())
 
     @classmethod
     def load(cls, folder: Path) -> Self:
@@ -151,17 +175,21 @@ BASELINE_HIDDEN = {"demo": 240, "mnist-dense": 480}
 
 
 def preset_config(name: str, **overrides: object) -> RunConfig:
-    """The settings of a preset, with some of them overridden.
+    """The settings of a preset, with some of them overridden; the data's path is made absolute.
 
     Raises:
         RunError: there is no such preset, or a value is out of range.
+        DataError: the data's path is empty.
     """
     if name not in PRESETS:
         raise RunError(f"there is no preset {name!r}; there are {', '.join(PRESETS)}")
     settings = dict(PRESETS[name])
     if overrides.get("model") == "realnvp" and name in BASELINE_HIDDEN:
         settings["hidden"] = BASELINE_HIDDEN[name]
+    settings |= overrides
+    if isinstance(data := settings["data"], str):
+        settings["data"] = locate(data)
     try:
-        return RunConfig.model_validate(settings | overrides)
+        return RunConfig.model_validate(settings)
     except ValidationError as error:
         raise RunError(f"wrong settings: {describe(error)}") from None

@@ -1,12 +1,14 @@
 """Stages that were trained in folders of their own, put together into one run."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
-from pnf.files import read_json, replace_file, replace_json
+from pnf.files import replace_file
 from pnf.training.checkpoints import AtomicCheckpointIO
 from pnf.training.config import CONFIG_NAME, RunConfig, RunError
-from pnf.training.trainer import DATA_NAME, checkpoint_path, export
+from pnf.training.fingerprints import DATA_NAME, Fingerprint
+from pnf.training.trainer import checkpoint_path, export
 
 
 def join(runs: Sequence[Path], folder: Path) -> list[str]:
@@ -33,7 +35,7 @@ def join(runs: Sequence[Path], folder: Path) -> list[str]:
             raise RunError(
                 f"{run} has another {', '.join(names)} than {runs[0]}: only stages of one flow can be joined"
             )
-        if _data(run) != data:
+        if not _data(run).same_training(data):
             raise RunError(f"{run} was trained on other images than {runs[0]}: only stages of one flow can be joined")
         for path in sorted(checkpoint_path(run, "*").parent.glob("*.ckpt")):
             checkpoint = AtomicCheckpointIO().load_checkpoint(path)
@@ -44,17 +46,16 @@ def join(runs: Sequence[Path], folder: Path) -> list[str]:
     checkpoint_path(folder, "*").parent.mkdir(parents=True, exist_ok=True)
     for name, (_, path) in furthest.items():
         replace_file(checkpoint_path(folder, name), path.read_bytes())
-    replace_json(folder / DATA_NAME, data)
+    data.save(folder)
     config.save(folder)
-    return export(config, data["shape"][0], folder)
+    return export(config, data.shape[0], folder)
 
 
-def _data(run: Path) -> dict[str, list[int]]:
-    path = run / DATA_NAME
-    try:
-        data = read_json(path)
-        if isinstance(data, dict) and isinstance(data.get("shape"), list) and len(data["shape"]) == 3:
-            return data
-    except (FileNotFoundError, ValueError):
-        pass
-    raise RunError(f"{path} is missing or damaged: restore it from the machine on which the stages were trained")
+def _data(run: Path) -> Fingerprint:
+    data = None
+    with suppress(RunError):
+        data = Fingerprint.load(run)
+    if data is None:
+        path = run / DATA_NAME
+        raise RunError(f"{path} is missing or damaged: restore it from the machine on which the stages were trained")
+    return data

@@ -24,12 +24,13 @@ from rich.console import Console
 from torch import Tensor
 
 import pnf
-from pnf.data import Images, load
+from pnf.data import Images, load, locate
 from pnf.data.images import Progress
 from pnf.files import replace_file, replace_json
 from pnf.flows.pretrained import WEIGHTS_NAME
 from pnf.training.config import RunConfig, RunError
 from pnf.training.evaluation import load_run, stage_log_probs, summarise
+from pnf.training.fingerprints import check_test
 from pnf.training.logs import training_seconds
 from pnf.training.machine import most_memory, processor, reset_peak_memory
 from pnf.training.trainer import MODEL, Interrupted, step_seconds, train
@@ -267,7 +268,7 @@ def locked(folder: Path, taken: str | None = None) -> Iterator[None]:
 
 def row_settings(row: Row, data: Path, budget: Budget) -> dict[str, RunConfig]:
     """The settings of a row's runs, but for what depends on the number of their steps."""
-    shared = {"data": str(data), "keep": "best", **row.settings, **budget.settings}
+    shared = {"data": locate(data), "keep": "best", **row.settings, **budget.settings}
     return {
         name: RunConfig.model_validate(shared | (row.baseline if name == "realnvp" else {}) | model)
         for name, model in MODELS.items()
@@ -350,6 +351,7 @@ def _train_and_evaluate(
         reset_peak_memory(device)
         train(config, images, folder, resume=True, accelerator=device.type, console=console)
         memory = most_memory(device)
+    check_test(folder, config, test, budget.test_images)
     _, flow = load_run(folder)
     started = time.perf_counter()
     log_probs = stage_log_probs(flow.to(device), test, track=track)

@@ -12,7 +12,6 @@ import signal
 import statistics
 import threading
 import time
-import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,20 +27,21 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from pnf.data import Images, dequantize
-from pnf.files import read_json, remove_unfinished, replace_json
+from pnf.files import remove_unfinished
 from pnf.flows.pretrained import CONFIG_NAME as CONFIG_FILE
 from pnf.flows.pretrained import WEIGHTS_NAME
 from pnf.training import processes
 from pnf.training.batches import VALIDATION_NOISE, Batches, hold_out, seeded
 from pnf.training.checkpoints import AtomicCheckpointIO
 from pnf.training.config import CONFIG_NAME, RunConfig, RunError
+from pnf.training.fingerprints import check_training, remember
 from pnf.training.memory import check_memory
 from pnf.training.models import Flow, build_flow
 from pnf.training.progress import StepBar
 from pnf.training.streams import Branches
 from pnf.training.units import Unit, schedule, stage_dims, stage_inputs, stage_modules, stage_names
 
-MODEL, LOGS, CHECKPOINTS, DATA_NAME = "model", "logs", "checkpoints", "data.json"
+MODEL, LOGS, CHECKPOINTS = "model", "logs", "checkpoints"
 
 
 class Interrupted(RunError):  # noqa: N818 - it is no error
@@ -362,27 +362,17 @@ def _choose(names: list[str], stages: Sequence[str] | None) -> list[str]:
 
 def _claim(folder: Path, config: RunConfig, images: Images, chosen: list[str], resume: bool) -> None:
     """Make the folder of a new run, or make sure that the run in it is this one."""
-    data = {
-        "images": len(images),
-        "shape": list(images.shape),
-        "crc32": zlib.crc32(images.pixels.contiguous().numpy().data),
-    }
-    path = folder / DATA_NAME
     if (folder / CONFIG_NAME).exists():
         if RunConfig.load(folder) != config:
             raise RunError(f"{folder} holds a run with other settings: choose another --out")
         if not resume and any(checkpoint_path(folder, name).exists() for name in chosen):
             raise RunError(f"{folder} holds this run already: go on with --resume {folder}, or choose another --out")
-        if path.exists() and _read_json(path) != data:
-            raise RunError(
-                f"{folder} was trained on other images than those in {config.data}: restore them, or choose "
-                "another --out"
-            )
+        check_training(folder, config, images)
         return
     if folder.exists() and not folder.is_dir():
         raise RunError(f"{folder} is not a folder: choose another --out")
     folder.mkdir(parents=True, exist_ok=True)
-    replace_json(path, data)
+    remember(folder, config, images)
     config.save(folder)
 
 
@@ -391,13 +381,6 @@ def _tidy(folder: Path, names: list[str]) -> None:
     files = [folder / MODEL / CONFIG_FILE, folder / MODEL / WEIGHTS_NAME]
     for path in [*files, *(checkpoint_path(folder, name) for name in names)]:
         remove_unfinished(path)
-
-
-def _read_json(path: Path) -> object:
-    try:
-        return read_json(path)
-    except ValueError:
-        raise RunError(f"{path} is damaged; remove it to go on without a check of the images") from None
 
 
 def checkpoint_path(folder: Path, name: str) -> Path:
