@@ -38,3 +38,16 @@ def test_a_missing_extra(module: str) -> None:
     result = run(f"import sys; sys.modules[{module!r}] = None; {_MAIN}", "doctor")
     assert result.returncode == 1
     assert result.stderr == f"pnf: the command line needs {module}; install it with: pip install 'pnf[train]'\n"
+
+
+def test_the_package_waits_for_pytorch_until_it_is_used() -> None:
+    result = run(
+        "import sys, pnf; assert 'torch' not in sys.modules\n"
+        "assert pnf.ProgressiveFlow is pnf.fast.ProgressiveFlow and pnf.RealNVP is pnf.fast.RealNVP\n"
+        "assert pnf.reference.RealNVP is not pnf.RealNVP and pnf.backends()\n"
+        "import pnf.backends; assert callable(pnf.backends)\n"
+        "try: pnf.absent\n"
+        "except AttributeError as error: print(error)"
+    )
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout == "module 'pnf' has no attribute 'absent'\n"
