@@ -83,6 +83,17 @@ class RunConfig(BaseModel):
         """What :func:`pnf.data.load` reads the run's own data from, whatever lies in the working folder."""
         return bundled() if self.data == BUNDLED else self.data
 
+    def same_model(self, settings: object) -> bool:
+        """Whether settings, or their JSON in a checkpoint, are these, but for the place of the data.
+
+        Stages can be trained on several machines; that their images are the same is checked by themselves.
+        """
+        try:
+            other = settings if isinstance(settings, RunConfig) else RunConfig.model_validate_json(str(settings))
+        except ValidationError:
+            return False
+        return other.model_copy(update={"data": self.data}) == self
+
     def save(self, folder: Path) -> None:
         """Write the settings into a run's folder."""
         replace_json(folder / CONFIG_NAME, self.model_dump())

@@ -30,8 +30,8 @@ def join(runs: Sequence[Path], folder: Path) -> list[str]:
     furthest: dict[str, tuple[int, Path]] = {}
     for run in runs:
         other = RunConfig.load(run)
-        if other != config:
-            names = [name for name in RunConfig.model_fields if getattr(other, name) != getattr(config, name)]
+        if not config.same_model(other):
+            names = [n for n in RunConfig.model_fields if n != "data" and getattr(other, n) != getattr(config, n)]
             raise RunError(
                 f"{run} has another {', '.join(names)} than {runs[0]}: only stages of one flow can be joined"
             )
@@ -39,7 +39,7 @@ def join(runs: Sequence[Path], folder: Path) -> list[str]:
             raise RunError(f"{run} was trained on other images than {runs[0]}: only stages of one flow can be joined")
         for path in sorted(checkpoint_path(run, "*").parent.glob("*.ckpt")):
             checkpoint = AtomicCheckpointIO().load_checkpoint(path)
-            if checkpoint.get("name") != path.stem or checkpoint.get("settings") != config.model_dump_json():
+            if checkpoint.get("name") != path.stem or not config.same_model(checkpoint.get("settings")):
                 raise RunError(f"{path} is not of this run: remove it, or restore it")
             if checkpoint["step"] > furthest.get(path.stem, (0, path))[0]:
                 furthest[path.stem] = (checkpoint["step"], path)

@@ -124,7 +124,7 @@ class Unit:
         try:
             if checkpoint["name"] != self.name:
                 raise RunError(f"{path} is of stage {checkpoint['name']}, wanted {self.name}")
-            if checkpoint["settings"] != self.config.model_dump_json():
+            if not self.config.same_model(checkpoint["settings"]):
                 raise RunError(f"{path} is of a run with other settings")
             self.objective.load_state_dict(checkpoint["objective"])
             self.optimizer.load_state_dict(checkpoint["optimizer"])

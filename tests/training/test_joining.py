@@ -46,6 +46,18 @@ def test_what_is_missing_is_told_and_can_be_trained(
     assert results(joined) == results(finished())
 
 
+def test_stages_of_machines_with_the_data_in_other_places(
+    tmp_path: Path, tiny: Make, images: Images, finished: Callable[..., Path], results: Callable[[Path], Any]
+) -> None:
+    for name, place in (("f0", "/home/a/set.npz"), ("f1x", "/data/set.npz")):
+        train(tiny(data=place), images, tmp_path / name, stages=[name], accelerator="cpu")
+    joined = tmp_path / "joined"
+    assert join([tmp_path / "f0", tmp_path / "f1x"], joined) == ["f1y"]
+    assert train(tiny(data="/home/a/set.npz"), images, joined, resume=True, accelerator="cpu") == []
+    model = "model/model.safetensors"
+    assert results(joined)[model] == results(finished())[model]
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [({"lr": 0.5}, "has another lr than"), ({"limit": 100, "hidden": 9}, "has another limit, hidden than")],
