@@ -40,6 +40,7 @@ def read(tree: Tree, request: Request) -> Images:
         paths = by_split[request.split]
     else:
         every = _sorted(root, tree)
+        _refuse_splits_by_file(root, every)
         paths = [path for path in every if _split(path.relative_to(root)) == request.split]
     if not paths:
         raise DataError(
@@ -107,6 +108,16 @@ def _splits(tree: Tree) -> tuple[Path, dict[str, Path]]:
                 "give this folder, or rename them if they are classes"
             )
     return root, splits
+
+
+def _refuse_splits_by_file(root: Path, every: list[Path]) -> None:
+    kinds = {split_of(path.stem): path for path in every}
+    if None not in kinds and len(kinds) > 1:
+        names = ", ".join(path.name for path in kinds.values())
+        raise DataError(
+            f"{root}: wanted splits in folders, got images that are all named after splits, like {names[:160]}; move "
+            "the images of each split into a folder of its own"
+        )
 
 
 def _split_folder(folder: Path, root: Path) -> list[tuple[Path, str]]:

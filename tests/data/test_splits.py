@@ -102,6 +102,17 @@ def test_what_can_be_read_in_two_ways(
     assert str(refusal.value).startswith(str(tmp_path))
 
 
+def test_files_that_are_named_after_splits(tmp_path: Path, save_image: Save) -> None:
+    for name in ("train-0", "train-1", "b/test_0"):
+        save_image(f"{name}.png", 4, 4)
+    with pytest.raises(DataError, match=r"wanted splits in folders, got images that are all named after splits, like"):
+        load(tmp_path)
+    (tmp_path / "b" / "test_0.png").rename(tmp_path / "b" / "crash_test.jpg")
+    for i in range(40):
+        save_image(f"{i}.png", 4, 4)
+    assert len(load(tmp_path)) + len(load(tmp_path, "test")) == 43
+
+
 def test_images_beside_two_split_folders_are_in_no_split(tmp_path: Path, save_image: Save) -> None:
     for name in ("train/0", "test/0", "seg_pred/0", "cover", "more/train/0"):
         save_image(f"{name}.png", 4, 4)

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from pnf.data import DataError
 from pnf.training import PRESETS, RunConfig, RunError, preset_config
 from pnf.training.models import build_flow
 
@@ -34,6 +36,32 @@ def test_the_baseline_has_as_many_parameters(name: str) -> None:
 
 def test_a_width_that_is_asked_for_holds_for_the_baseline_too() -> None:
     assert preset_config("demo", model="realnvp", hidden=8).hidden == 8
+
+
+def test_the_path_of_the_data_is_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert preset_config("demo").data == "fashion-mini"
+    assert preset_config("mnist-dense").data == str(tmp_path / "MNIST")
+    assert preset_config("demo", data="../set.npz").data == str(tmp_path / "../set.npz")
+    with pytest.raises(DataError, match="got an empty name"):
+        preset_config("demo", data=" ")
+    with pytest.raises(RunError, match=r"^wrong settings: data: .*Input should be a valid string"):
+        preset_config("demo", data=3)
+
+
+def test_a_path_of_any_bytes(tmp_path: Path) -> None:
+    config = RunConfig(data=os.fsdecode(b"/caf\xe9 \xc3\xa9\n"))
+    config.save(tmp_path)
+    assert RunConfig.load(tmp_path) == config
+    assert os.fsencode(RunConfig.load(tmp_path).data) == b"/caf\xe9 \xc3\xa9\n"
+    assert config.same_model(config.model_dump_json())
+    assert config.same_model(config.model_copy(update={"data": "elsewhere"}).model_dump_json())
+    assert not config.same_model(config.model_copy(update={"seed": 1}))
+    assert not config.same_model("no settings")
+
+
+def test_an_error_has_one_line() -> None:
+    assert str(RunError("caf\udce9\nb")) == r"caf\xe9\nb"
 
 
 def test_an_unknown_preset() -> None:
