@@ -55,24 +55,23 @@ class _Couple(torch.autograd.Function):
             x, log_det, statistics = coupling.transform(x, coupling.raw(x, condition), log_det)
             ctx.statistics.append(statistics)
         ctx.couplings = couplings
-        # The backward reads parameters and constant buffers again. Saved, they are known to be what they were: autograd
-        # raises if one was changed in place.
-        ctx.inputs = len(kept)
-        ctx.save_for_backward(x, condition, *kept, *parameters, *_constants(couplings))
+        # The backward reads parameters and constant buffers again: they are saved, so that autograd raises if one was
+        # changed in place, and kept, to be told from others in their place.
+        ctx.inputs, ctx.read = len(kept), [*parameters, *_constants(couplings)]
+        ctx.save_for_backward(x, condition, *kept, *ctx.read)
         return x, log_det
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_y: Tensor, grad_log_det: Tensor) -> tuple[Tensor | None, ...]:
-        y, condition, *others = ctx.saved_tensors
-        inputs, read = others[: ctx.inputs], others[ctx.inputs :]
+        y, condition, *inputs = ctx.saved_tensors[: 2 + ctx.inputs]
         needs_condition = condition is not None and ctx.needs_input_grad[3]
         grad_condition: Tensor | None = None
-        zero = torch.zeros_like(grad_log_det)
+        zero = torch.zeros(grad_log_det.shape, dtype=grad_log_det.dtype, device=grad_log_det.device)
         found: list[Tensor | None] = []
         with ctx.settings.restored():
             now = [*(p for coupling in ctx.couplings for p in coupling.parameters()), *_constants(ctx.couplings)]
-            if len(now) != len(read) or any(a is not b for a, b in zip(now, read, strict=True)):
+            if len(now) != len(ctx.read) or any(a is not b for a, b in zip(now, ctx.read, strict=True)):
                 raise RuntimeError(
                     'memory="invertible": the flow has other parameters now than in the forward, which its backward '
                     'reads again; call backward before they are exchanged, or use memory="plain"'

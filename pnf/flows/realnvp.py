@@ -418,7 +418,8 @@ class _ConvFlow(nn.Module):
     def _couple(
         self, couplings: Sequence[ConvCoupling], x: Tensor, log_det: Tensor, condition: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        if self.memory == "invertible" and torch.is_grad_enabled() and not transformed():
+        plain = self.memory == "plain" or not torch.is_grad_enabled() or transformed()
+        if not plain and not torch.jit.is_tracing():  # type: ignore[attr-defined]
             return invertible.couple(couplings, x, log_det, condition)
         for coupling in couplings:
             x, log_det = coupling(x, log_det, condition)

@@ -295,3 +295,12 @@ def test_networks_as_they_were_built_are_fused(monkeypatch: pytest.MonkeyPatch) 
         flow = fast.RealNVP((1, 4, 4), norm=norm, **SETTINGS).train()
         flow.log_prob(pixels(4)).sum().backward()
         copy.deepcopy(flow).eval().sample(2)
+
+
+@pytest.mark.parametrize("module", [reference, fast])
+def test_gradient_of_a_single_image_with_its_channels_last(randomise: Callable[..., nn.Module], module: Any) -> None:
+    """PyTorch's batch normalisation errs there: see InputNorm."""
+    flow = module.RealNVP((2, 4, 4), norm="batch", **SETTINGS).double()
+    randomise(flow, 0.1).eval()
+    image = torch.rand(4, 4, 2, dtype=torch.float64).permute(2, 0, 1).unsqueeze(0)
+    assert torch.autograd.gradcheck(flow.log_prob, image.detach().requires_grad_())
