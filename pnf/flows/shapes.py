@@ -31,9 +31,9 @@ def check_choice(owner: str, name: str, value: str, choices: Sequence[str]) -> N
 
 def check_integer(owner: str, name: str, value: int, least: int) -> int:
     """The value as an int, if it is an integer and at least ``least``."""
-    plain = _plain(value)
     try:
-        number = None if isinstance(plain, bool) else index(plain)
+        truth = isinstance(value, bool) or (isinstance(value, Tensor) and value.dtype == torch.bool)
+        number = None if truth else index(value)
     except TypeError:
         number = None
     if number is None:
