@@ -31,7 +31,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         map_location: Any = "cpu",
         weights_only: bool | None = True,
     ) -> dict[str, Any]:
-        # Nobody may ask for more: a checkpoint can come from a stranger.
+        # Nobody may ask for more: a checkpoint is untrusted input.
         assert weights_only
         content = Path(path).read_bytes()
         # torch.load takes a file whose checksums are wrong.
