@@ -29,7 +29,7 @@ def check_choice(owner: str, name: str, value: str, choices: Sequence[str]) -> N
         raise ValueError(f"{owner}: {name} must be {' or '.join(map(repr, choices))}, got {value!r}")
 
 
-def check_integer(owner: str, name: str, value: int, least: int) -> int:
+def check_integer(owner: str, name: str, value: Any, least: int) -> int:
     """The value as an int, if it is an integer and at least ``least``."""
     try:
         truth = isinstance(value, bool) or (isinstance(value, Tensor) and value.dtype == torch.bool)
