@@ -3,6 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 SOURCES := $(shell find pnf kernels csrc -type f -not -name '*.pyc') CMakeLists.txt pyproject.toml constraints.txt
+CXX_SOURCES := $(shell find csrc -type f)
 
 .PHONY: test lint demo benchmark sanitize clean
 
@@ -17,6 +18,7 @@ lint: $(STAMP)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run -Werror $(CXX_SOURCES)
 
 # A second call goes on where the first one was stopped.
 define TRAIN_DEMO

@@ -6,8 +6,8 @@ namespace pnf {
 
 void bind_batch_norm_relu(py::module_& cpu) {
   def(cpu, "batch_norm_relu",
-      [](Address y, Address mean, Address var, Address x, Address weight, Address bias, int64_t batch,
-         int64_t channels, int64_t sites, bool last, bool statistics, double eps, DType dtype, int threads) {
+      [](Address y, Address mean, Address var, Address x, Address weight, Address bias, int64_t batch, int64_t channels,
+         int64_t sites, bool last, bool statistics, double eps, DType dtype, int threads) {
         cpu::batch_norm_relu(at(y), at(mean), at(var), at(x), at(weight), at(bias),
                              cpu::Channels{batch, channels, sites, last}, statistics, eps, dtype, threads);
       });

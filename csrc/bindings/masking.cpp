@@ -1,5 +1,5 @@
-#include "bindings.h"
 #include "cpu/masking.h"
+#include "bindings.h"
 #ifdef PNF_WITH_CUDA
 #include "cuda/masking.h"
 #endif
@@ -15,12 +15,11 @@ void def_masking(py::module_& m) {
          Where where) { apply(at(out), at(x), Board{outer, height, width, inner}, size, parity, where); });
   def(m, "mask_pack",
       [](Address kept, Address rest, Address x, int64_t outer, int64_t height, int64_t width, int64_t inner, int size,
-         int parity, Where where) {
-        pack(at(kept), at(rest), at(x), Board{outer, height, width, inner}, size, parity, where);
-      });
+         int parity,
+         Where where) { pack(at(kept), at(rest), at(x), Board{outer, height, width, inner}, size, parity, where); });
   def(m, "mask_unpack",
-      [](Address out, Address kept, Address rest, int64_t outer, int64_t height, int64_t width, int64_t inner,
-         int size, int parity, Where where) {
+      [](Address out, Address kept, Address rest, int64_t outer, int64_t height, int64_t width, int64_t inner, int size,
+         int parity, Where where) {
         unpack(at(out), at(kept), at(rest), Board{outer, height, width, inner}, size, parity, where);
       });
   def(m, "mask_input",

@@ -6,9 +6,9 @@
 
 namespace pnf {
 
-// Arguments: the addresses of y, the scratch memory and h, of the directions, magnitudes and biases of all filters, list
-// after list, and of the four tensors of each norm; inputs, outputs, size, the strides of output, input and tap, and
-// whether there is a magnitude, for each filter; batch, height, width, eps, threads.
+// Arguments: the addresses of y, the scratch memory and h, of the directions, magnitudes and biases of all filters,
+// list after list, and of the four tensors of each norm; inputs, outputs, size, the strides of output, input and tap,
+// and whether there is a magnitude, for each filter; batch, height, width, eps, threads.
 void bind_residual_network(py::module_& cpu) {
   cpu.def("residual_network", [](const py::args& args) {
     const size_t others = args.size() - 6;

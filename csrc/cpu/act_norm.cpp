@@ -165,9 +165,8 @@ double total(const void* values, int64_t n) {
 // Calls body(T{}, std::bool_constant<inverse>{}) with the type of the entries.
 template <typename Body>
 void with_types(DType dtype, bool inverse, const Body& body) {
-  with_dtype(dtype, [&]<typename T>(T entry) {
-    inverse ? body(entry, std::true_type{}) : body(entry, std::false_type{});
-  });
+  with_dtype(dtype,
+             [&]<typename T>(T entry) { inverse ? body(entry, std::true_type{}) : body(entry, std::false_type{}); });
 }
 
 }  // namespace

@@ -399,7 +399,8 @@ struct Pattern {
       for (int64_t i = 0; i < r.plane; ++i) {
         keeps[static_cast<size_t>(i)] = static_cast<C>((i % c.width + i / c.width) % 2 == c.parity);
       }
-      for (int64_t i = r.plane; i < r.length; ++i) keeps[static_cast<size_t>(i)] = keeps[static_cast<size_t>(i - r.plane)];
+      for (int64_t i = r.plane; i < r.length; ++i)
+        keeps[static_cast<size_t>(i)] = keeps[static_cast<size_t>(i - r.plane)];
       repeat(keeps, r, tiles);
     }
   }
@@ -647,8 +648,8 @@ void affine_coupling_backward(void* grad_x, void* grad_raw, void* grad_scale, co
       return;
     }
     with_bools(inverse, c.mask == Mask::kCheckerboard && !c.last, [&](auto invert, auto board) {
-      const auto run = rows.by_planes<C>() ? backward_planes<invert(), board(), T, R>
-                                           : backward_tiles<invert(), board(), T, R>;
+      const auto run =
+          rows.by_planes<C>() ? backward_planes<invert(), board(), T, R> : backward_tiles<invert(), board(), T, R>;
       run(static_cast<T*>(grad_x), static_cast<R*>(grad_raw), static_cast<C*>(grad_scale),
           static_cast<const T*>(grad_y), static_cast<const C*>(grad_log_det), static_cast<const T*>(x),
           static_cast<const R*>(raw), static_cast<const C*>(scale), c, rows, threads);

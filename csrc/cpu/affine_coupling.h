@@ -26,14 +26,12 @@ struct CouplingDTypes {
 };
 
 // y = x exp(s) + shift and out = log_det + sum(s), s = scale tanh(u); or the inverse. scale is Wide<T>[transformed].
-PNF_KERNEL(affine_coupling, (void* y, void* out, const void* x, const void* raw, const void* scale,
-                             const void* log_det, const Coupling& coupling, bool inverse, CouplingDTypes dtypes,
-                             int threads))
+PNF_KERNEL(affine_coupling, (void* y, void* out, const void* x, const void* raw, const void* scale, const void* log_det,
+                             const Coupling& coupling, bool inverse, CouplingDTypes dtypes, int threads))
 
 // grad_scale and grad_log_det are Wide<T>.
-PNF_KERNEL(affine_coupling_backward,
-           (void* grad_x, void* grad_raw, void* grad_scale, const void* grad_y, const void* grad_log_det,
-            const void* x, const void* raw, const void* scale, const Coupling& coupling, bool inverse,
-            CouplingDTypes dtypes, int threads))
+PNF_KERNEL(affine_coupling_backward, (void* grad_x, void* grad_raw, void* grad_scale, const void* grad_y,
+                                      const void* grad_log_det, const void* x, const void* raw, const void* scale,
+                                      const Coupling& coupling, bool inverse, CouplingDTypes dtypes, int threads))
 
 }  // namespace pnf::cpu

@@ -34,7 +34,8 @@ void forward(T* y, C* mean, C* var, const T* x, const Parameters<C>& p, const Ch
       shape.channels, threads,
       [&](int64_t c, int64_t piece) {
         if (!statistics) return;
-        parts[c * n + piece] = piece_moments<C>(pieces, piece, [&](int64_t b, int64_t) { return Reader<T>{x + at(b, c)}; });
+        parts[c * n + piece] =
+            piece_moments<C>(pieces, piece, [&](int64_t b, int64_t) { return Reader<T>{x + at(b, c)}; });
       },
       [&](int64_t c) {
         if (!statistics) return;
@@ -49,9 +50,7 @@ void forward(T* y, C* mean, C* var, const T* x, const Parameters<C>& p, const Ch
           const T* from = x + at(b, c);
           for_vectors<C>(
               first, last, [&](int64_t i) { store(to + i, relu(affine(load(from + i)))); },
-              [&](int64_t i, int64_t k) {
-                store_part(to + i, relu(affine(load_part(from + i, k))), k);
-              });
+              [&](int64_t i, int64_t k) { store_part(to + i, relu(affine(load_part(from + i, k))), k); });
         });
       });
 }
@@ -61,9 +60,8 @@ void forward_rows(T* y, C* mean, C* var, const T* x, const Parameters<C>& p, con
                   int threads) {
   const Rows<C> rows(shape.batch * shape.sites, shape.channels);
   if (statistics) {
-    row_statistics<T>(mean, var, rows, threads, [&](int64_t first, int64_t, std::vector<T>&) {
-      return x + first * shape.channels;
-    });
+    row_statistics<T>(mean, var, rows, threads,
+                      [&](int64_t first, int64_t, std::vector<T>&) { return x + first * shape.channels; });
   }
   const Spread<C> affine = spread(rows, p);
   rows.run(threads, [&](int64_t begin, int64_t end) {

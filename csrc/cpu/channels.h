@@ -206,8 +206,8 @@ Moments total(int64_t n, const Part& part) {
   return all;
 }
 
-// Goes down `rows` rows of `width` entries, a multiple of a vector's: calls whole(row, j, prepare(j)) for the vector from
-// entry j of each row on, having prepared for some columns at a time.
+// Goes down `rows` rows of `width` entries, a multiple of a vector's: calls whole(row, j, prepare(j)) for the vector
+// from entry j of each row on, having prepared for some columns at a time.
 template <typename C, typename Prepare, typename Whole>
 inline void for_columns(int64_t rows, int64_t width, const Prepare& prepare, const Whole& whole) {
   constexpr int64_t n = kLanes<C>;
@@ -238,8 +238,8 @@ inline void fold(double* totals, const C* sums, int64_t width, int64_t channels)
   }
 }
 
-// Adds to totals [terms, channels] what term(row, j, prepare(j)) gives for each vector of rows of `width` entries, whose
-// channels repeat; `sums` has room for [terms, width]. Few rows are added before their sums are, in double.
+// Adds to totals [terms, channels] what term(row, j, prepare(j)) gives for each vector of rows of `width` entries,
+// whose channels repeat; `sums` has room for [terms, width]. Few rows are added before their sums are, in double.
 template <int terms, typename C, typename Prepare, typename Term>
 inline void sum_columns(double* totals, C* sums, int64_t rows, int64_t width, int64_t channels, const Prepare& prepare,
                         const Term& term) {
@@ -269,8 +269,8 @@ inline void sum_columns(double* totals, C* sums, int64_t rows, int64_t width, in
   }
 }
 
-// Rows of channels in blocks of about kBlock entries. The channels of a vector's lanes repeat after a period, which is a
-// multiple of both the channels and the lanes, so that memory may be seen as rows of a period.
+// Rows of channels in blocks of about kBlock entries. The channels of a vector's lanes repeat after a period, which is
+// a multiple of both the channels and the lanes, so that memory may be seen as rows of a period.
 template <typename C>
 struct Rows {
   static constexpr int64_t kBlock = 1 << 13;
@@ -296,8 +296,8 @@ struct Rows {
                  body);
   }
 
-  // Calls whole(i, prepare(j)) for the whole vectors of n entries that begin with channel 0, i their place and j that in
-  // a period, and rest(i, prepare(j), left) for the entries that are left.
+  // Calls whole(i, prepare(j)) for the whole vectors of n entries that begin with channel 0, i their place and j that
+  // in a period, and rest(i, prepare(j), left) for the entries that are left.
   template <typename Prepare, typename Whole, typename Rest>
   void each(int64_t n, const Prepare& prepare, const Whole& whole, const Rest& rest) const {
     for_columns<C>(n / period, period, prepare,

@@ -198,8 +198,8 @@ void set_lanes(Lanes<C>& lanes, int64_t first, int64_t last, const ConditionerIn
 
 // Rows of the kept channels without gaps, with zeros at the sites that are not kept and behind the last row.
 template <typename T, typename C>
-const T* gather(const T* x, int64_t first, int64_t count, const Lanes<C>& lanes, std::vector<T>& buffer, const Rows<C>& rows,
-                const ConditionerInput& shape) {
+const T* gather(const T* x, int64_t first, int64_t count, const Lanes<C>& lanes, std::vector<T>& buffer,
+                const Rows<C>& rows, const ConditionerInput& shape) {
   buffer.resize(padded(rows, count));
   T* const to = buffer.data();
   const T* const from = x + first * shape.channels + shape.start;
@@ -220,8 +220,8 @@ Spread<C> spread(const Rows<C>& rows, const Parameters<C>& p) {
 }
 
 template <typename T, typename C>
-void forward_rows(T* h, C* mean, C* var, const T* x, const T* condition, const C* offset,
-                  const ConditionerInput& shape, Norm norm, double gain, double eps, int threads) {
+void forward_rows(T* h, C* mean, C* var, const T* x, const T* condition, const C* offset, const ConditionerInput& shape,
+                  Norm norm, double gain, double eps, int threads) {
   const int64_t kept = shape.kept, columns = shape.columns();
   const Board<C> board(shape);
   const Rows<C> rows(shape.batch * shape.sites(), kept);
@@ -322,8 +322,8 @@ void backward(T* grad_x, C* grad_offset, const T* grad_h, const T* x, const Para
           [&](int64_t i, int64_t count) {
             const IntVec<C> lanes = cursor.next();
             const Vec<C> v = where<C>(lanes, load_part(from + i, count));
-            const Vec<C> d = split_backward(load_part(positive + i, count), load_part(negative + i, count),
-                                            affine(v) * p.gain);
+            const Vec<C> d =
+                split_backward(load_part(positive + i, count), load_part(negative + i, count), affine(v) * p.gain);
             body(d * p.gain, first_lanes<C>(affine.centred(v), count), lanes, grad_x + plane + i, count, 3);
           });
     });
@@ -389,9 +389,7 @@ void backward_rows(T* grad_x, C* grad_offset, const T* grad_h, const T* x, const
     Affine<C> affine;
     Vec<C> mean, slope;
   };
-  const auto prepare = [&](int64_t j) {
-    return Prepared{affine(j), load(mean.data() + j), load(slope.data() + j)};
-  };
+  const auto prepare = [&](int64_t j) { return Prepared{affine(j), load(mean.data() + j), load(slope.data() + j)}; };
   const auto pass = [&](bool reduce, bool write) {
     rows.run(threads, [&](int64_t begin, int64_t end) {
       Lanes<C> lanes;
@@ -402,8 +400,15 @@ void backward_rows(T* grad_x, C* grad_offset, const T* grad_h, const T* x, const
         set_lanes(lanes, first, first + count, shape, board);
         const T* const from = grad_h + first * columns;
         T* const to = grad_x + first * channels;
-        View view{x + first * channels + shape.start, from,     from + kept, to + shape.start, count, kept,
-                  channels,                           columns, channels};
+        View view{x + first * channels + shape.start,
+                  from,
+                  from + kept,
+                  to + shape.start,
+                  count,
+                  kept,
+                  channels,
+                  columns,
+                  channels};
         if (!in_place(shape)) {
           halves.resize(2 * n);
           grad.resize(n);
@@ -413,12 +418,17 @@ void backward_rows(T* grad_x, C* grad_offset, const T* grad_h, const T* x, const
           });
           zero_run(halves.data() + count * kept, n - count * kept);
           zero_run(halves.data() + n + count * kept, n - count * kept);
-          view = {gather(x, first, count, lanes, buffer, rows, shape), halves.data(), halves.data() + n, grad.data(),
-                  n / rows.period, rows.period, rows.period, rows.period, rows.period};
+          view = {gather(x, first, count, lanes, buffer, rows, shape),
+                  halves.data(),
+                  halves.data() + n,
+                  grad.data(),
+                  n / rows.period,
+                  rows.period,
+                  rows.period,
+                  rows.period,
+                  rows.period};
         }
-        const auto lanes_of = [&](int64_t row) {
-          return in_place(shape) ? lanes[row] - IntVec<C>{} : ~IntVec<C>{};
-        };
+        const auto lanes_of = [&](int64_t row) { return in_place(shape) ? lanes[row] - IntVec<C>{} : ~IntVec<C>{}; };
         // The gradient of u and the distance from the mean, of which there is a gradient where nothing is normalised
         // that needs neither.
         const auto gradients = [&](int64_t row, int64_t j, const Prepared& a) {

@@ -24,9 +24,9 @@ struct ConditionerInput {
 // Wide<T>[kept]; they are not read or written where nothing is normalised.
 enum class Norm : int { kNone = 0, kGiven = 1, kBatch = 2 };
 
-PNF_KERNEL(conditioner_input, (void* h, void* mean, void* var, const void* x, const void* condition, const void* offset,
-                               const ConditionerInput& shape, Norm norm, double gain, double eps, DType dtype,
-                               int threads))
+PNF_KERNEL(conditioner_input,
+           (void* h, void* mean, void* var, const void* x, const void* condition, const void* offset,
+            const ConditionerInput& shape, Norm norm, double gain, double eps, DType dtype, int threads))
 
 // The gradients of x and offset; that of the condition is a part of grad_h.
 PNF_KERNEL(conditioner_input_backward,

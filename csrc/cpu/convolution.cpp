@@ -102,16 +102,16 @@ inline void multiply_panel(float* c, const float* start, const float* a, const f
   }
 }
 
-// multiply_panel for any numbers of rows and columns, multiples of kRows and kWidth, the panels of b `panel` apart. With
-// start_row = 0, start is one row.
+// multiply_panel for any numbers of rows and columns, multiples of kRows and kWidth, the panels of b `panel` apart.
+// With start_row = 0, start is one row.
 void multiply(float* c, const float* start, const float* a, const float* b, int64_t rows, int64_t columns,
               int64_t depth, int64_t panel, int64_t c_row, int64_t start_row, int64_t a_row, int64_t a_column,
               float least = kLowest) {
   for (int64_t j = 0; j < columns; j += kPanel, b += panel) {
     const auto product = columns - j > kWidth ? multiply_panel<2> : multiply_panel<1>;
     for (int64_t i = 0; i < rows; i += kRows) {
-      product(c + i * c_row + j, start + i * start_row + j, a + i * a_row, b, depth, c_row, start_row, a_row,
-              a_column, least);
+      product(c + i * c_row + j, start + i * start_row + j, a + i * a_row, b, depth, c_row, start_row, a_row, a_column,
+              least);
     }
   }
 }
@@ -228,8 +228,8 @@ void transform_input(float* to, const float* x, const float* zeros, const Grid& 
 }
 
 // Results of tiles [first, last) from [points][tiles][channels], plus those of `add` if it is there.
-void transform_result(float* y, const float* add, const float* from, const float* bias, float least,
-                      const Grid& grid, int64_t channels, int64_t first, int64_t last, int64_t tiles) {
+void transform_result(float* y, const float* add, const float* from, const float* bias, float least, const Grid& grid,
+                      int64_t channels, int64_t first, int64_t last, int64_t tiles) {
   const int64_t point = tiles * channels;
   grid.each(first, last, [&](int64_t i, int64_t image, int64_t row, int64_t column) {
     const int64_t at = ((image * grid.height + row) * grid.width + column) * channels;
@@ -355,7 +355,8 @@ void transform_weight(float* to, const float* weight, int64_t depth, int64_t col
                       int64_t tap, bool turned, int threads) {
   const int64_t point = weight_point(depth, columns);
   const float* const end = weight + 9 * depth * columns;
-  parallel_for(depth / kDepth, std::max<int64_t>(4096 / (columns * kDepth), 1), threads, [&](int64_t begin, int64_t last) {
+  const int64_t grain = std::max<int64_t>(4096 / (columns * kDepth), 1);
+  parallel_for(depth / kDepth, grain, threads, [&](int64_t begin, int64_t last) {
     Taps taps(row, tap);
     for (int64_t first = begin * kDepth; first < last * kDepth; first += kDepth) {
       for (int64_t j = 0; j < columns; j += kWidth) {
@@ -405,8 +406,8 @@ void convolve(float* y, const float* add, const float* x, const float* bias, flo
       const int64_t rows = std::min(kTiles, end * kRows - first), last = std::min(first + rows, grid.count);
       transform_input(from, x, outside, grid, inputs, first, last, kTiles);
       for (int64_t p = 0; p < kPoints; ++p) {
-        multiply(to + p * kTiles * outputs, outside, from + p * kTiles * inputs,
-                 weight + p * point, rows, outputs, inputs, inputs * kPanel, outputs, 0, inputs, 1);
+        multiply(to + p * kTiles * outputs, outside, from + p * kTiles * inputs, weight + p * point, rows, outputs,
+                 inputs, inputs * kPanel, outputs, 0, inputs, 1);
       }
       transform_result(y, add, to, bias, least, grid, outputs, first, last, kTiles);
     }
@@ -552,9 +553,10 @@ void convolution_backward_input(float* grad_x, const float* grad_y, const float*
         c.input, threads);
     return;
   }
-  convolve(grad_x, nullptr, grad_y, nullptr, kLowest, Grid(c), c.outputs, c.inputs, threads, [&](float* to, int helpers) {
-    transform_weight(to, weight, c.outputs, c.inputs, c.output, c.input, c.tap, true, helpers);
-  });
+  convolve(grad_x, nullptr, grad_y, nullptr, kLowest, Grid(c), c.outputs, c.inputs, threads,
+           [&](float* to, int helpers) {
+             transform_weight(to, weight, c.outputs, c.inputs, c.output, c.input, c.tap, true, helpers);
+           });
 }
 
 void convolution_backward_weight(float* grad_weight, float* grad_bias, const float* grad_y, const float* x,

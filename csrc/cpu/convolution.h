@@ -6,9 +6,9 @@
 
 namespace pnf::cpu {
 
-// A convolution with zero padding that keeps the size: x is [batch, height, width, inputs] and y has `outputs` channels.
-// weight[output][input] has size x size taps, `tap` apart. The size is 1, or 3 where both numbers of channels are
-// multiples of 16.
+// A convolution with zero padding that keeps the size: x is [batch, height, width, inputs] and y has `outputs`
+// channels. weight[output][input] has size x size taps, `tap` apart. The size is 1, or 3 where both numbers of channels
+// are multiples of 16.
 struct Convolution {
   int64_t batch, height, width, inputs, outputs, size;
   int64_t output, input, tap;  // strides of the weight

@@ -110,7 +110,8 @@ int64_t merge_short_runs(C* x, const C* s, const C* d, int64_t n, int64_t run, C
     if (i - start == run) start += run;
     const int64_t x0 = start + i, x1 = start + i + run;
     halves[x0 / kLanes<C>][x0 % kLanes<C>] = static_cast<std::remove_reference_t<decltype(halves[0][0])>>(i);
-    halves[x1 / kLanes<C>][x1 % kLanes<C>] = static_cast<std::remove_reference_t<decltype(halves[0][0])>>(i + kLanes<C>);
+    halves[x1 / kLanes<C>][x1 % kLanes<C>] =
+        static_cast<std::remove_reference_t<decltype(halves[0][0])>>(i + kLanes<C>);
   }
   int64_t i = 0;
   for (; i + kLanes<C> <= n; i += whole) {
@@ -214,8 +215,8 @@ Pair<C> zip(Native<C> a, Native<C> b) {
   return {__builtin_shuffle(a, b, (zipped<C, 0>())), __builtin_shuffle(a, b, (zipped<C, kNative<C> / 2>()))};
 }
 
-// Both splits of a level without a second pass: x is [n / row, 2, row], a row whole pairs of vectors. d0 are the details
-// of the split that is taken first.
+// Both splits of a level without a second pass: x is [n / row, 2, row], a row whole pairs of vectors. d0 are the
+// details of the split that is taken first.
 template <typename C, bool height_first>
 void split_level(C* s, C* d0, C* d1, const C* x, int64_t n, int64_t row, C factor) {
   constexpr int k = kNative<C>;
@@ -292,14 +293,14 @@ void merge_runs(C* x, const C* s, const C* d, int64_t n, int64_t run, C factor) 
   for (; i < n; i += run) merge_rows(x + 2 * i, x + 2 * i + run, s + i, d + i, run, factor);
 }
 
-// A pyramid as splits of flat memory: x is [blocks, block], a block is what the coarsest entries need, and step k splits
-// [..., 2, runs[k]]. So a tile of whole blocks, and each of its parts, is contiguous.
+// A pyramid as splits of flat memory: x is [blocks, block], a block is what the coarsest entries need, and step k
+// splits [..., 2, runs[k]]. So a tile of whole blocks, and each of its parts, is contiguous.
 struct Steps {
   int64_t blocks, block, runs[kMostSteps];
   int count;
 
-  explicit Steps(const Pyramid& p) : blocks(p.rows * (p.width >> p.levels)), block(p.inner << p.levels), runs{},
-                                     count(p.steps()) {
+  explicit Steps(const Pyramid& p)
+      : blocks(p.rows * (p.width >> p.levels)), block(p.inner << p.levels), runs{}, count(p.steps()) {
     if (p.order != Order::kOneAxis) {
       blocks = p.rows >> p.levels;
       block = (p.width * p.inner) << p.levels;

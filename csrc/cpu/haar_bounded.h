@@ -12,9 +12,8 @@ namespace pnf::cpu {
 // twice as long, gamma is Wide<T>[channels] and log_det is Wide<T>[examples].
 
 // u = m^gamma atanh(d / m), and s and the log-determinant.
-PNF_KERNEL(haar_bounded_split,
-           (void* s, void* u, void* log_det, const void* x, const void* gamma, int64_t examples, int64_t channels,
-            int64_t length, int64_t stride, bool last, DType dtype, int threads))
+PNF_KERNEL(haar_bounded_split, (void* s, void* u, void* log_det, const void* x, const void* gamma, int64_t examples,
+                                int64_t channels, int64_t length, int64_t stride, bool last, DType dtype, int threads))
 
 PNF_KERNEL(haar_bounded_split_backward,
            (void* grad_x, void* grad_gamma, const void* grad_s, const void* grad_u, const void* grad_log_det,

@@ -29,8 +29,9 @@ struct Kernel {
   }
 };
 
+// clang-format off
 #ifdef PNF_X86_64
-#define PNF_KERNEL(name, ...)                   \
+#define PNF_KERNEL(name, ...)                     \
   namespace x86_64_v2 { void name __VA_ARGS__; } \
   namespace x86_64_v3 { void name __VA_ARGS__; } \
   namespace x86_64_v4 { void name __VA_ARGS__; } \
@@ -40,5 +41,6 @@ struct Kernel {
   namespace generic { void name __VA_ARGS__; } \
   inline constexpr Kernel<void __VA_ARGS__> name{{generic::name, generic::name, generic::name}};
 #endif
+// clang-format on
 
 }  // namespace pnf::cpu

@@ -32,8 +32,8 @@ struct Value {
   Vec<C> out, log_det;
 };
 
-// What a log-determinant holds beside log(4 - 8 alpha), from |y| and ratio = exp(-|y|). Without log(4) it is small where
-// y is, so that it is not rounded the same way in every entry of a sum.
+// What a log-determinant holds beside log(4 - 8 alpha), from |y| and ratio = exp(-|y|). Without log(4) it is small
+// where y is, so that it is not rounded the same way in every entry of a sum.
 template <typename C>
 Vec<C> log_det_of(Vec<C> magnitude, Vec<C> ratio) {
   return magnitude + 2 * log((1 + ratio) / 2);

@@ -91,8 +91,8 @@ Board join(const Board& board) {
   return board;
 }
 
-// Calls body(begin, end, kept) on the parts of [begin, end), sites of all planes, that lie in one row each; `kept` tells
-// of the first site.
+// Calls body(begin, end, kept) on the parts of [begin, end), sites of all planes, that lie in one row each; `kept`
+// tells of the first site.
 template <typename Body>
 void for_rows(const Sites<int64_t>& sites, int64_t begin, int64_t end, const Body& body) {
   while (begin < end) {

@@ -17,7 +17,7 @@ PNF_KERNEL(mask_input, (void* out, const void* x, const void* condition, const B
                         int size, int parity, int threads))
 
 // The gradient of x; that of the condition is a part of `grad` as it is.
-PNF_KERNEL(mask_input_backward, (void* x, const void* grad, const Beside& beside, const Board& board, int size,
-                                 int parity, int threads))
+PNF_KERNEL(mask_input_backward,
+           (void* x, const void* grad, const Beside& beside, const Board& board, int size, int parity, int threads))
 
 }  // namespace pnf::cpu

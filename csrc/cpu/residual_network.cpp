@@ -70,8 +70,8 @@ void residual_network(float* y, float* scratch, const float* h, const ResidualNe
 
   const auto convolve = [&](float* to, const float* add, const float* from, size_t i, bool relu) {
     const Filter& f = filters[i];
-    const Convolution shape{network.batch, network.height, network.width, f.inputs, f.outputs, f.size, f.output, f.input,
-                            f.tap};
+    const Convolution shape{network.batch, network.height, network.width, f.inputs, f.outputs,
+                            f.size,        f.output,       f.input,       f.tap};
     convolution(to, add, from, folded[i].weight, folded[i].bias.data(), shape, relu, threads);
   };
   const Channels channels{network.batch, hidden, network.height * network.width, true};

@@ -33,7 +33,6 @@ constexpr int64_t kLine = 16;
 
 // The network of h [batch, height, width, hidden], its channels last. The scratch memory has room for all filters and
 // four times h, each rounded up to kLine.
-PNF_KERNEL(residual_network,
-           (float* y, float* scratch, const float* h, const ResidualNetwork& network, int threads))
+PNF_KERNEL(residual_network, (float* y, float* scratch, const float* h, const ResidualNetwork& network, int threads))
 
 }  // namespace pnf::cpu

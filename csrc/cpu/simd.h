@@ -1,8 +1,8 @@
 // Vectors of float or double, as long as the registers of the instruction set.
 //
-// They are GCC and Clang vector types, so + - * / < ? : work on whole vectors, and a comparison gives a vector of masks.
-// The functions below keep to what the C library promises for NaN, infinities, denormals and signed zeros, within about
-// 1.5 units in the last place for float; those of double call the C library for each entry.
+// They are GCC and Clang vector types, so + - * / < ? : work on whole vectors, and a comparison gives a vector of
+// masks. The functions below keep to what the C library promises for NaN, infinities, denormals and signed zeros,
+// within about 1.5 units in the last place for float; those of double call the C library for each entry.
 #pragma once
 
 #include <cmath>

@@ -15,9 +15,8 @@ void standard_normal(void* out, const void* z, int64_t rows, int64_t length, DTy
           first, last, [&](int64_t i) { return square(load(x + i)); },
           [&](int64_t i, int64_t n) { return square(load_part(x + i, n)); });
     };
-    sum_rows(rows, length, threads, part, [&](int64_t row, double total) {
-      static_cast<C*>(out)[row] = static_cast<C>(-0.5 * total - constant);
-    });
+    sum_rows(rows, length, threads, part,
+             [&](int64_t row, double total) { static_cast<C*>(out)[row] = static_cast<C>(-0.5 * total - constant); });
   });
 }
 

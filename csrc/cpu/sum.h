@@ -68,7 +68,8 @@ class LaneSum {
     if (i < last) add(rest(i, last - i));
   }
   void add(const C* values, int64_t n) {
-    add(0, n, [&](int64_t i) { return load(values + i); },
+    add(
+        0, n, [&](int64_t i) { return load(values + i); },
         [&](int64_t i, int64_t left) { return load_part(values + i, left); });
   }
   double total() const {
@@ -81,7 +82,8 @@ class LaneSum {
   double lanes_[kLanes<C>] = {};
 };
 
-// The sum of term(i) over the whole vectors of entries [first, last) and of rest(i, n) over the n entries that are left.
+// The sum of term(i) over the whole vectors of entries [first, last) and of rest(i, n) over the n entries that are
+// left.
 template <typename C, typename Term, typename Rest>
 double sum_terms(int64_t first, int64_t last, const Term& term, const Rest& rest) {
   LaneSum<C> sum;

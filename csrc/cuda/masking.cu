@@ -140,9 +140,9 @@ __global__ void input_kernel(T* __restrict__ out, const T* __restrict__ x, const
   for (Index line = thread_index<Index>(); line < lines; line += grid_size<Index>()) {
     const Index i = line * V, row = i / length, j = i - row * length;
     const Index flat = row * rows.x + rows.start + j;
-    store(out + i, j < rows.kept ? masked<T, V>(x, sites, flat, flat)
-                                 : *reinterpret_cast<const Vector<T, V>*>(condition + row * rows.condition + j -
-                                                                          rows.kept));
+    store(out + i, j < rows.kept
+                       ? masked<T, V>(x, sites, flat, flat)
+                       : *reinterpret_cast<const Vector<T, V>*>(condition + row * rows.condition + j - rows.kept));
   }
 }
 
@@ -214,8 +214,8 @@ void mask_apply(void* out, const void* x, const Board& entries, int size, int pa
         apply_kernel<T, kPerLine<T>><<<grid(numel / kPerLine<T>), kThreads, 0, as_stream(stream)>>>(
             static_cast<T*>(out), static_cast<const T*>(x), sites, numel);
       } else {
-        apply_kernel<T, 1><<<grid(numel), kThreads, 0, as_stream(stream)>>>(
-            static_cast<T*>(out), static_cast<const T*>(x), sites, numel);
+        apply_kernel<T, 1><<<grid(numel), kThreads, 0, as_stream(stream)>>>(static_cast<T*>(out),
+                                                                            static_cast<const T*>(x), sites, numel);
       }
     });
   });

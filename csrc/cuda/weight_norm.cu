@@ -165,9 +165,7 @@ void run(const char* op, const std::vector<L>& layers, DType dtype, std::uintptr
     const int64_t rows = table.first[table.count];
     if (rows == 0) continue;
     const int blocks = static_cast<int>(std::min<int64_t>(rows, int64_t{1} << 30));
-    with_dtype(dtype, [&]<typename T>(T) {
-      rows_kernel<T, L><<<blocks, kRowThreads, 0, as_stream(stream)>>>(table);
-    });
+    with_dtype(dtype, [&]<typename T>(T) { rows_kernel<T, L><<<blocks, kRowThreads, 0, as_stream(stream)>>>(table); });
     check_launch(op);
   }
 }
