@@ -54,11 +54,6 @@ def empty_like(x: Tensor, last: bool = False) -> Tensor:
     return empty(x, x.shape, last) if memory_format is None else torch.empty_like(x, memory_format=memory_format)
 
 
-def wide(dtype: torch.dtype) -> torch.dtype:
-    """The dtype of arithmetic and of sums: float32, or float64 for float64."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
-
-
 def cast(x: Tensor, dtype: torch.dtype) -> Tensor:
     """``x.to(dtype)``, which takes a microsecond even where nothing is to be done."""
     return x if x.dtype is dtype else x.to(dtype)

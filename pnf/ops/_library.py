@@ -186,7 +186,7 @@ def documented_by(reference: Callable[..., Any]) -> Callable[[Function], Functio
 def _differentiated(reference: Callable[..., Any]) -> tuple[Callable[..., Any], Callable[..., None]]:
     """``backward, setup_context`` of an op by differentiating its reference: second derivatives need no kernel."""
 
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:  # noqa: ARG001
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         flat, ctx.tree = tree_flatten(inputs, is_leaf=_is_constant_list)
         ctx.save_for_backward(*(x for x in flat if isinstance(x, Tensor)))
         ctx.others = [None if isinstance(x, Tensor) else x for x in flat]

@@ -10,12 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pnf.ops._layout import cast, dense, dense_as, empty_like, wide
+from pnf.ops._layout import cast, dense, dense_as, empty_like
 from pnf.ops._library import DTYPES, Kernel, Launch, cpp, documented_by, kernels, register, triton
 from pnf.reference import act_norm as reference
 from pnf.reference import act_norm_inverse as reference_inverse
+from pnf.reference._channels import other_dims, per_channel
+from pnf.reference._precision import wide
 from pnf.reference.act_norm import check_act_norm
-from pnf.reference.batch_norm_relu import other_dims, per_channel
 
 __all__ = ["act_norm", "act_norm_inverse"]
 
@@ -96,8 +97,8 @@ def _reference_backward(inverse: bool) -> Callable[..., tuple[Tensor, Tensor, Te
 
 def _fake(
     x: Tensor,
-    shift: Tensor,  # noqa: ARG001
-    log_scale: Tensor,  # noqa: ARG001
+    shift: Tensor,
+    log_scale: Tensor,
     log_det: Tensor,
 ) -> tuple[Tensor, Tensor]:
     out = log_det.new_empty(log_det.shape, dtype=torch.promote_types(log_det.dtype, wide(x.dtype)))
@@ -105,8 +106,8 @@ def _fake(
 
 
 def _fake_backward(
-    grad_y: Tensor,  # noqa: ARG001
-    grad_log_det: Tensor,  # noqa: ARG001
+    grad_y: Tensor,
+    grad_log_det: Tensor,
     x: Tensor,
     shift: Tensor,
     log_scale: Tensor,
@@ -114,7 +115,7 @@ def _fake_backward(
     return empty_like(x, dense(x)[1]), shift.new_empty(shift.shape), log_scale.new_empty(log_scale.shape)
 
 
-def _save(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, Tensor]) -> None:  # noqa: ARG001
+def _save(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, Tensor]) -> None:
     *saved, log_det = inputs
     ctx.save_for_backward(*saved)
     ctx.log_det_dtype = log_det.dtype

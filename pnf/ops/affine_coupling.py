@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pnf.ops._layout import cast, dense, dense_as, empty_like, wide
+from pnf.ops._layout import cast, dense, dense_as, empty_like
 from pnf.ops._library import DTYPES, Kernel, Launch, cpp, documented_by, kernels, register, triton
 from pnf.reference import affine_coupling as reference
 from pnf.reference import affine_coupling_inverse as reference_inverse
+from pnf.reference._precision import wide
 from pnf.reference.affine_coupling import check_affine_coupling
 from pnf.reference.masking import kept_entries
 
@@ -147,30 +148,30 @@ def _reference_backward(inverse: bool) -> Callable[..., tuple[Tensor, Tensor, Te
 
 def _fake(
     x: Tensor,
-    raw: Tensor,  # noqa: ARG001
-    scale: Tensor,  # noqa: ARG001
+    raw: Tensor,
+    scale: Tensor,
     log_det: Tensor,
-    mask: str | None,  # noqa: ARG001
-    parity: int,  # noqa: ARG001
+    mask: str | None,
+    parity: int,
 ) -> tuple[Tensor, Tensor]:
     out = log_det.new_empty(log_det.shape, dtype=torch.promote_types(log_det.dtype, wide(x.dtype)))
     return empty_like(x, dense(x)[1]), out
 
 
 def _fake_backward(
-    grad_y: Tensor,  # noqa: ARG001
-    grad_log_det: Tensor,  # noqa: ARG001
+    grad_y: Tensor,
+    grad_log_det: Tensor,
     x: Tensor,
     raw: Tensor,
     scale: Tensor,
-    mask: str | None,  # noqa: ARG001
-    parity: int,  # noqa: ARG001
+    mask: str | None,
+    parity: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     last = dense(x)[1]
     return empty_like(x, last), empty_like(raw, last), scale.new_empty(scale.shape)
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:  # noqa: ARG001
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     x, raw, scale, log_det, ctx.mask, ctx.parity = inputs
     ctx.save_for_backward(x, raw, scale)
     ctx.log_det_dtype = log_det.dtype

@@ -7,10 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pnf.ops._layout import cast, dense, dense_as, empty_like, wide
+from pnf.ops._layout import cast, dense, dense_as, empty_like
 from pnf.ops._library import DTYPES, Launch, cpp, documented_by, kernels, register, triton
+from pnf.reference._channels import other_dims, own, per_channel, statistics
+from pnf.reference._precision import wide
 from pnf.reference.batch_norm_relu import batch_norm_relu as reference
-from pnf.reference.batch_norm_relu import check_batch_norm_relu, other_dims, own, per_channel, statistics
+from pnf.reference.batch_norm_relu import check_batch_norm_relu
 
 __all__ = ["batch_norm_relu"]
 
@@ -91,25 +93,25 @@ def _reference_backward(
 
 def _fake(
     x: Tensor,
-    weight: Tensor,  # noqa: ARG001
-    bias: Tensor,  # noqa: ARG001
-    mean: Tensor | None,  # noqa: ARG001
-    var: Tensor | None,  # noqa: ARG001
-    eps: float,  # noqa: ARG001
+    weight: Tensor,
+    bias: Tensor,
+    mean: Tensor | None,
+    var: Tensor | None,
+    eps: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     used = [x.new_empty(x.shape[1], dtype=wide(x.dtype)) for _ in range(2)]
     return empty_like(x, dense(x)[1]), used[0], used[1]
 
 
 def _fake_backward(
-    grad_y: Tensor,  # noqa: ARG001
+    grad_y: Tensor,
     x: Tensor,
     weight: Tensor,
     bias: Tensor,
-    mean: Tensor,  # noqa: ARG001
-    var: Tensor,  # noqa: ARG001
-    eps: float,  # noqa: ARG001
-    batch: bool,  # noqa: ARG001
+    mean: Tensor,
+    var: Tensor,
+    eps: float,
+    batch: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     return empty_like(x, dense(x)[1]), weight.new_empty(weight.shape), bias.new_empty(bias.shape)
 

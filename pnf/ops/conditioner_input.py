@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pnf.ops._layout import cast, dense, dense_as, empty, empty_like, wide
+from pnf.ops._layout import cast, dense, dense_as, empty, empty_like
 from pnf.ops._library import DTYPES, Launch, cpp, documented_by, kernels, register, triton
-from pnf.reference.batch_norm_relu import other_dims, own, per_channel, statistics
+from pnf.reference._channels import other_dims, own, per_channel, statistics
+from pnf.reference._precision import wide
 from pnf.reference.conditioner_input import check_conditioner_input
 from pnf.reference.conditioner_input import conditioner_input as reference
 from pnf.reference.masking import mask_apply
@@ -190,12 +191,12 @@ def _fake(
     x: Tensor,
     condition: Tensor | None,
     offset: Tensor | None,
-    mean: Tensor | None,  # noqa: ARG001
-    var: Tensor | None,  # noqa: ARG001
+    mean: Tensor | None,
+    var: Tensor | None,
     mask: str,
-    parity: int,  # noqa: ARG001
-    gain: float,  # noqa: ARG001
-    eps: float,  # noqa: ARG001
+    parity: int,
+    gain: float,
+    eps: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     channels = 0 if offset is None else offset.shape[0]
     used = [x.new_empty(channels, dtype=wide(x.dtype)) for _ in range(2)]
@@ -203,16 +204,16 @@ def _fake(
 
 
 def _fake_backward(
-    grad_h: Tensor,  # noqa: ARG001
+    grad_h: Tensor,
     x: Tensor,
     offset: Tensor | None,
     mean: Tensor,
-    var: Tensor,  # noqa: ARG001
-    mask: str,  # noqa: ARG001
-    parity: int,  # noqa: ARG001
-    gain: float,  # noqa: ARG001
-    eps: float,  # noqa: ARG001
-    batch: bool,  # noqa: ARG001
+    var: Tensor,
+    mask: str,
+    parity: int,
+    gain: float,
+    eps: float,
+    batch: bool,
 ) -> tuple[Tensor, Tensor]:
     dtype = wide(x.dtype) if offset is None else offset.dtype
     return empty_like(x, dense(x)[1]), mean.new_empty(mean.shape, dtype=dtype)

@@ -110,12 +110,12 @@ def _reference_backward(grad_y: Tensor, x: Tensor, weight: Tensor, of_input: boo
     return grad_x, grad_weight, grad_y.sum((0, 2, 3))
 
 
-def _fake(x: Tensor, weight: Tensor, bias: Tensor, add: Tensor | None, relu: bool) -> Tensor:  # noqa: ARG001
+def _fake(x: Tensor, weight: Tensor, bias: Tensor, add: Tensor | None, relu: bool) -> Tensor:
     return empty(x, (x.shape[0], weight.shape[0], *x.shape[2:]), True)
 
 
 def _fake_backward(
-    grad_y: Tensor,  # noqa: ARG001
+    grad_y: Tensor,
     x: Tensor,
     weight: Tensor,
     of_input: bool,

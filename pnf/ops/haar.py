@@ -7,12 +7,12 @@ transpose, so that they differentiate one another to any order.
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from pnf.ops._layout import dense, dense_as, empty, wide
+from pnf.ops._layout import dense, dense_as, empty
 from pnf.ops._library import DTYPES, Launch, cpp, documented_by, kernels, register, triton
 from pnf.reference import haar as reference
+from pnf.reference._precision import widen
 
 __all__ = ["haar_merge", "haar_pyramid", "haar_pyramid_inverse", "haar_split"]
 
@@ -167,16 +167,16 @@ def _image(x: Tensor, last: bool, axes: str, levels: int) -> tuple[int, int, int
 
 
 def _reference_split(x: Tensor, dim: int, factor: float) -> tuple[Tensor, Tensor]:
-    s, d = _halves(x.to(wide(x.dtype)), dim, factor)
+    s, d = _halves(x, dim, factor)
     return s.to(x.dtype), d.to(x.dtype)
 
 
 def _reference_merge(s: Tensor, d: Tensor, dim: int, factor: float) -> Tensor:
-    return _whole(s.to(wide(s.dtype)), d.to(wide(s.dtype)), dim, factor).to(s.dtype)
+    return _whole(widen(s), widen(d), dim, factor).to(s.dtype)
 
 
 def _reference_pyramid(x: Tensor, levels: int, axes: str, factor: float) -> list[Tensor]:
-    s, details = x.to(wide(x.dtype)), []
+    s, details = widen(x), []
     for axis in axes[::-1] * levels:
         s, d = _halves(s, _dim(axis), factor)
         details.append(d)
@@ -184,51 +184,48 @@ def _reference_pyramid(x: Tensor, levels: int, axes: str, factor: float) -> list
 
 
 def _reference_pyramid_inverse(parts: Sequence[Tensor], axes: str, factor: float) -> Tensor:
-    x, *details = (part.to(wide(part.dtype)) for part in parts)
+    x, *details = map(widen, parts)
     for i, d in enumerate(details):
         x = _whole(x, d, _dim(axes[i % len(axes)]), factor)
     return x.to(parts[0].dtype)
 
 
 def _halves(x: Tensor, dim: int, factor: float) -> tuple[Tensor, Tensor]:
-    dim %= x.dim()
-    paired = x.reshape(*x.shape[:dim], x.shape[dim] // 2, 2, *x.shape[dim + 1 :])
-    x0, x1 = paired.select(dim + 1, 0), paired.select(dim + 1, 1)
+    x0, x1 = reference.pairs(x, dim)
     return factor * (x0 + x1), factor * (x0 - x1)
 
 
 def _whole(s: Tensor, d: Tensor, dim: int, factor: float) -> Tensor:
-    dim %= s.dim()
-    return torch.stack((factor * (s + d), factor * (s - d)), dim + 1).reshape(_resized(s, dim, 2, 1))
+    return reference.interleave(factor * (s + d), factor * (s - d), dim)
 
 
-def _fake_split(x: Tensor, dim: int, factor: float) -> tuple[Tensor, Tensor]:  # noqa: ARG001
+def _fake_split(x: Tensor, dim: int, factor: float) -> tuple[Tensor, Tensor]:
     last, shape = dense(x)[1], _resized(x, dim, 1, 2)
     return empty(x, shape, last), empty(x, shape, last)
 
 
-def _fake_merge(s: Tensor, d: Tensor, dim: int, factor: float) -> Tensor:  # noqa: ARG001
+def _fake_merge(s: Tensor, d: Tensor, dim: int, factor: float) -> Tensor:
     return empty(s, _resized(s, dim, 2, 1), dense(s)[1])
 
 
-def _fake_pyramid(x: Tensor, levels: int, axes: str, factor: float) -> list[Tensor]:  # noqa: ARG001
+def _fake_pyramid(x: Tensor, levels: int, axes: str, factor: float) -> list[Tensor]:
     last = dense(x)[1]
     return [empty(x, shape, last) for shape in _shapes(x, levels, axes)]
 
 
-def _fake_pyramid_inverse(parts: Sequence[Tensor], axes: str, factor: float) -> Tensor:  # noqa: ARG001
+def _fake_pyramid_inverse(parts: Sequence[Tensor], axes: str, factor: float) -> Tensor:
     return empty(parts[0], _shape(parts, axes), dense(parts[0])[1])
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:  # noqa: ARG001
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     ctx.others = inputs[1:]
 
 
-def _save_merge(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG001
+def _save_merge(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.others = inputs[2:]
 
 
-def _save_pyramid_inverse(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:  # noqa: ARG001
+def _save_pyramid_inverse(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     parts, axes, factor = inputs
     ctx.others = (len(parts) - 1) // len(axes), axes, factor
 

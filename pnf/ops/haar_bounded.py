@@ -7,9 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pnf.ops._layout import cast, dense, dense_as, empty, empty_like, wide
+from pnf.ops._layout import cast, dense, dense_as, empty, empty_like
 from pnf.ops._library import DTYPES, Launch, cpp, documented_by, kernels, register, triton
 from pnf.reference import haar, haar_bounded
+from pnf.reference._channels import per_channel
+from pnf.reference._precision import wide, widen
 from pnf.reference.haar_bounded import BOUNDARY, LARGEST_EXPONENT
 
 __all__ = ["haar_bounded_merge", "haar_bounded_split"]
@@ -116,13 +118,13 @@ def _reference_split_backward(
     a, b, m = torch.where(low, x0, 1 - x1), torch.where(low, x1, 1 - x0), torch.where(low, s, 1 - s)
     inner_a, inner_b, inner_m = a.clamp(min=BOUNDARY), b.clamp(min=BOUNDARY), m.clamp(min=BOUNDARY)
     log_m, log_ratio = inner_m.log(), inner_a.log() - inner_b.log()
-    g, grad_u, grad = haar_bounded.per_channel(gamma, s), haar.wide(grad_u), _per_example(grad_log_det, s)
+    g, grad_u, grad = per_channel(gamma.to(s.dtype), s), widen(grad_u), _per_example(grad_log_det, s)
     half = grad_u * (g * log_m).clamp(max=LARGEST_EXPONENT).exp() / 2
     of_exponent = torch.where(g * log_m <= LARGEST_EXPONENT, half * log_ratio, 0)
     of_a = torch.where(a >= BOUNDARY, (half - grad) / inner_a, 0)
     of_b = torch.where(b >= BOUNDARY, (-half - grad) / inner_b, 0)
     of_m = torch.where(m >= BOUNDARY, (of_exponent * g + grad * (1 + g)) / inner_m, 0)
-    mean = (haar.wide(grad_s) + torch.where(low, of_m, -of_m)) / 2
+    mean = (widen(grad_s) + torch.where(low, of_m, -of_m)) / 2
     grad_x = haar.interleave(mean + torch.where(low, of_a, -of_b), mean + torch.where(low, of_b, -of_a), dim)
     return grad_x.to(x.dtype), _per_gamma((of_exponent + grad) * log_m, gamma)
 
@@ -130,12 +132,12 @@ def _reference_split_backward(
 def _reference_merge_backward(
     grad_x: Tensor, grad_log_det: Tensor, s: Tensor, u: Tensor, gamma: Tensor, dim: int
 ) -> tuple[Tensor, ...]:
-    wide_s, wide_u = haar.wide(s), haar.wide(u)
+    wide_s, wide_u = widen(s), widen(u)
     low = wide_s <= 0.5
     m = torch.where(low, wide_s, 1 - wide_s)
     inner_m = m.clamp(min=BOUNDARY)
     log_m = inner_m.log()
-    g, grad = haar_bounded.per_channel(gamma, wide_s), _per_example(grad_log_det, wide_s)
+    g, grad = per_channel(gamma.to(wide_s.dtype), wide_s), _per_example(grad_log_det, wide_s)
     factor = 2 * (-g * log_m).clamp(max=LARGEST_EXPONENT).exp()
     v = wide_u * factor
     up, down = v.sigmoid(), (-v).sigmoid()
@@ -165,7 +167,7 @@ def _per_gamma(grad: Tensor, gamma: Tensor) -> Tensor:
     return grad.transpose(0, 1).flatten(1).sum(1).to(gamma.dtype)
 
 
-def _fake_split(x: Tensor, gamma: Tensor, dim: int) -> tuple[Tensor, ...]:  # noqa: ARG001
+def _fake_split(x: Tensor, gamma: Tensor, dim: int) -> tuple[Tensor, ...]:
     shape, last = _scaled(x.shape, dim, 1, 2), dense(x)[1]
     return empty(x, shape, last), empty(x, shape, last), x.new_empty(shape[0], dtype=wide(x.dtype))
 
@@ -175,7 +177,7 @@ def _fake_split_backward(*inputs: Any) -> tuple[Tensor, ...]:
     return empty_like(x, dense(x)[1]), gamma.new_empty(gamma.shape)
 
 
-def _fake_merge(s: Tensor, u: Tensor, gamma: Tensor, dim: int) -> tuple[Tensor, ...]:  # noqa: ARG001
+def _fake_merge(s: Tensor, u: Tensor, gamma: Tensor, dim: int) -> tuple[Tensor, ...]:
     return empty(s, _scaled(s.shape, dim, 2), dense(s)[1]), s.new_empty(s.shape[0], dtype=wide(s.dtype))
 
 
@@ -185,7 +187,7 @@ def _fake_merge_backward(*inputs: Any) -> tuple[Tensor, ...]:
     return empty_like(s, last), empty_like(s, last), gamma.new_empty(gamma.shape)
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:  # noqa: ARG001
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     *tensors, ctx.dim = inputs
     ctx.save_for_backward(*tensors)
 

@@ -6,8 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pnf.ops._layout import cast, dense, dense_as, empty_like, rows, wide
+from pnf.ops._layout import cast, dense, dense_as, empty_like, rows
 from pnf.ops._library import DTYPES, Kernel, Launch, cpp, documented_by, kernels, register, triton
+from pnf.reference._precision import wide
 from pnf.reference.logit import BOUNDARY, check_logit
 from pnf.reference.logit import logit as reference
 from pnf.reference.logit import logit_inverse as reference_inverse
@@ -76,15 +77,15 @@ def _beside(log_det: Tensor, x: Tensor) -> Tensor:
     return log_det.to(wide(x.dtype)).view(-1, *(1,) * (x.dim() - 1))
 
 
-def _fake(x: Tensor, alpha: float) -> tuple[Tensor, Tensor]:  # noqa: ARG001
+def _fake(x: Tensor, alpha: float) -> tuple[Tensor, Tensor]:
     return empty_like(x, dense(x)[1]), x.new_empty(x.shape[0], dtype=wide(x.dtype))
 
 
-def _fake_backward(grad_out: Tensor, grad_log_det: Tensor, x: Tensor, alpha: float) -> Tensor:  # noqa: ARG001
+def _fake_backward(grad_out: Tensor, grad_log_det: Tensor, x: Tensor, alpha: float) -> Tensor:
     return empty_like(x, dense(x)[1])
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:  # noqa: ARG001
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     x, ctx.alpha = inputs
     ctx.save_for_backward(x)
 

@@ -193,7 +193,7 @@ def _reference_input_backward(grad: Tensor, channels: int, mask: str, parity: in
     return reference.mask_apply(x, mask, parity)
 
 
-def _fake_apply(x: Tensor, mask: str, parity: int) -> Tensor:  # noqa: ARG001
+def _fake_apply(x: Tensor, mask: str, parity: int) -> Tensor:
     return empty_like(x, dense(x)[1])
 
 
@@ -205,24 +205,24 @@ def _fake_pack(x: Tensor, mask: str, parity: int) -> tuple[Tensor, Tensor]:
 
 def _fake_unpack(
     kept: Tensor,
-    rest: Tensor,  # noqa: ARG001
+    rest: Tensor,
     mask: str,
-    parity: int,  # noqa: ARG001
+    parity: int,
     size: Sequence[int],
 ) -> Tensor:
     return empty(kept, _unpacked_shape(kept, mask, size), dense(kept)[1])
 
 
-def _fake_input(x: Tensor, condition: Tensor, mask: str, parity: int) -> Tensor:  # noqa: ARG001
+def _fake_input(x: Tensor, condition: Tensor, mask: str, parity: int) -> Tensor:
     channels = _kept_channels(x.shape[1], mask) + condition.shape[1]
     return empty(x, [x.shape[0], channels, *x.shape[2:]], dense(x)[1])
 
 
-def _fake_input_backward(grad: Tensor, channels: int, mask: str, parity: int) -> Tensor:  # noqa: ARG001
+def _fake_input_backward(grad: Tensor, channels: int, mask: str, parity: int) -> Tensor:
     return empty(grad, [grad.shape[0], channels, *grad.shape[2:]], dense(grad)[1])
 
 
-def _save_apply(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG001
+def _save_apply(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     _, ctx.mask, ctx.parity = inputs
 
 
@@ -230,7 +230,7 @@ def _apply_backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
     return _apply(grad, ctx.mask, ctx.parity), None, None
 
 
-def _save_pack(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:  # noqa: ARG001
+def _save_pack(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     x, ctx.mask, ctx.parity = inputs
     ctx.size = x.shape[2:]
 
@@ -239,7 +239,7 @@ def _pack_backward(ctx: Any, kept: Tensor, rest: Tensor) -> tuple[Tensor, None, 
     return _unpack(kept, rest, ctx.mask, ctx.parity, ctx.size), None, None
 
 
-def _save_unpack(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG001
+def _save_unpack(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     _, _, ctx.mask, ctx.parity, _ = inputs
 
 
@@ -252,7 +252,7 @@ def _unpack_backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None
     return kept, rest, None, None, None
 
 
-def _save_input(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG001
+def _save_input(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     x, _, ctx.mask, ctx.parity = inputs
     ctx.channels = x.shape[1]
 
@@ -262,7 +262,7 @@ def _differentiate_input(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, 
     return x, grad[:, _kept_channels(ctx.channels, ctx.mask) :], None, None
 
 
-def _save_input_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG001
+def _save_input_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     grad, channels, ctx.mask, ctx.parity = inputs
     ctx.condition = grad.shape[1] - _kept_channels(channels, ctx.mask)
 

@@ -90,11 +90,11 @@ def _reference(
 def _fake(
     h: Tensor,
     directions: Tensors,
-    magnitudes: Tensors,  # noqa: ARG001
-    scaled: Sequence[int],  # noqa: ARG001
-    biases: Tensors,  # noqa: ARG001
-    norms: Tensors,  # noqa: ARG001
-    eps: float,  # noqa: ARG001
+    magnitudes: Tensors,
+    scaled: Sequence[int],
+    biases: Tensors,
+    norms: Tensors,
+    eps: float,
 ) -> Tensor:
     return empty(h, _shape(h, directions), True)
 

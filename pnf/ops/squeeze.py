@@ -60,17 +60,17 @@ def _compiled_inverse(launch: Launch) -> Callable[..., Tensor]:
     return run
 
 
-def _fake(x: Tensor, order: str) -> Tensor:  # noqa: ARG001
+def _fake(x: Tensor, order: str) -> Tensor:
     b, c, h, w = x.shape
     return empty(x, (b, 4 * c, h // 2, w // 2), dense(x)[1])
 
 
-def _fake_inverse(y: Tensor, order: str) -> Tensor:  # noqa: ARG001
+def _fake_inverse(y: Tensor, order: str) -> Tensor:
     b, c, h, w = y.shape
     return empty(y, (b, c // 4, 2 * h, 2 * w), dense(y)[1])
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG001
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.order = inputs[1]
 
 

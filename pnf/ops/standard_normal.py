@@ -5,8 +5,9 @@ from typing import Any
 
 from torch import Tensor
 
-from pnf.ops._layout import cast, dense, empty_like, rows, wide
+from pnf.ops._layout import cast, dense, empty_like, rows
 from pnf.ops._library import DTYPES, Launch, cpp, documented_by, kernels, register, triton
+from pnf.reference._precision import wide
 from pnf.reference.standard_normal import check_standard_normal
 from pnf.reference.standard_normal import standard_normal as reference
 
@@ -49,11 +50,11 @@ def _fake(z: Tensor) -> Tensor:
     return z.new_empty(z.shape[0], dtype=wide(z.dtype))
 
 
-def _fake_backward(grad: Tensor, z: Tensor) -> Tensor:  # noqa: ARG001
+def _fake_backward(grad: Tensor, z: Tensor) -> Tensor:
     return empty_like(z, dense(z)[1])
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG001
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.save_for_backward(*inputs)
 
 

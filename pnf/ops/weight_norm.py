@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pnf.ops._layout import dense, dense_as, empty_like, wide
+from pnf.ops._layout import dense, dense_as, empty_like
 from pnf.ops._library import DTYPES, Kernel, Launch, cpp, cuda, documented_by, kernels, register
+from pnf.reference._precision import wide
 from pnf.reference.weight_norm import LEAST_SQUARE, check_weight_norm
 from pnf.reference.weight_norm import weight_norm as reference
 
@@ -109,22 +110,22 @@ def _reference_backward(
 
 def _fake(
     directions: Sequence[Tensor],
-    magnitudes: Sequence[Tensor],  # noqa: ARG001
-    scaled: Sequence[int],  # noqa: ARG001
+    magnitudes: Sequence[Tensor],
+    scaled: Sequence[int],
 ) -> list[Tensor]:
     return [empty_like(x, dense(x)[1]) for x in directions]
 
 
 def _fake_backward(
-    grads: Sequence[Tensor],  # noqa: ARG001
+    grads: Sequence[Tensor],
     directions: Sequence[Tensor],
     magnitudes: Sequence[Tensor],
-    scaled: Sequence[int],  # noqa: ARG001
+    scaled: Sequence[int],
 ) -> list[Tensor]:
     return [empty_like(x, dense(x)[1]) for x in directions] + [empty_like(m) for m in magnitudes]
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:  # noqa: ARG001
+def _save(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
     directions, magnitudes, ctx.scaled = inputs
     ctx.save_for_backward(*directions, *magnitudes)
 

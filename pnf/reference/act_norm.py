@@ -5,10 +5,11 @@ Source: Kingma and Dhariwal, "Glow: Generative flow with invertible 1x1 convolut
 
 import math
 
-import torch
 from torch import Tensor
 
-from pnf.reference.batch_norm_relu import check_floating, per_channel
+from pnf.reference._channels import per_channel
+from pnf.reference._checks import check_floating
+from pnf.reference._precision import wide
 
 
 def act_norm(
@@ -34,8 +35,8 @@ def act_norm(
         ValueError: shapes that do not belong together.
     """
     check_act_norm("act_norm", x, shift, log_scale, log_det)
-    wide, shift, log_scale = _wide(x, shift, log_scale)
-    y = (wide + per_channel(shift, x)) * per_channel(log_scale.exp(), x)
+    each, shift, log_scale = _widened(x, shift, log_scale)
+    y = (each + per_channel(shift, x)) * per_channel(log_scale.exp(), x)
     return y.to(x.dtype), log_det + _gain(x, log_scale)
 
 
@@ -59,14 +60,15 @@ def act_norm_inverse(
         ValueError: shapes that do not belong together.
     """
     check_act_norm("act_norm_inverse", y, shift, log_scale, log_det)
-    wide, shift, log_scale = _wide(y, shift, log_scale)
-    x = wide * per_channel((-log_scale).exp(), y) - per_channel(shift, y)
+    each, shift, log_scale = _widened(y, shift, log_scale)
+    x = each * per_channel((-log_scale).exp(), y) - per_channel(shift, y)
     return x.to(y.dtype), log_det - _gain(y, log_scale)
 
 
 def check_act_norm(op: str, x: Tensor, shift: Tensor, log_scale: Tensor, log_det: Tensor) -> None:
     """Raise the errors that :func:`act_norm` documents."""
-    check_floating(op, {"x": x, "shift": shift, "log_scale": log_scale, "log_det": log_det})
+    for name, tensor in (("x", x), ("shift", shift), ("log_scale", log_scale), ("log_det", log_det)):
+        check_floating(op, name, tensor)
     if x.dim() < 2:
         raise ValueError(f"{op}: x must be [B, C, ...], got {list(x.shape)}")
     batch, channels = x.shape[:2]
@@ -77,10 +79,9 @@ def check_act_norm(op: str, x: Tensor, shift: Tensor, log_scale: Tensor, log_det
         raise ValueError(f"{op}: log_det must be [{batch}], got {list(log_det.shape)}")
 
 
-def _wide(*tensors: Tensor) -> list[Tensor]:
-    """All of them in float32, or in float64 if the first is."""
-    dtype = torch.promote_types(tensors[0].dtype, torch.float32)
-    return [tensor.to(dtype) for tensor in tensors]
+def _widened(*tensors: Tensor) -> list[Tensor]:
+    """All of them in the dtype of arithmetic of the first."""
+    return [tensor.to(wide(tensors[0].dtype)) for tensor in tensors]
 
 
 def _gain(x: Tensor, log_scale: Tensor) -> Tensor:

@@ -9,6 +9,8 @@ Source: Dinh, Sohl-Dickstein and Bengio, "Density estimation using Real NVP" (20
 import torch
 from torch import Tensor
 
+from pnf.reference._checks import check_floating
+from pnf.reference._precision import wide
 from pnf.reference.masking import check_mask, kept_entries, mask_apply
 
 
@@ -41,8 +43,8 @@ def affine_coupling(
         ValueError: an unknown mask or parity, or shapes that do not belong together.
     """
     check_affine_coupling("affine_coupling", x, raw, scale, log_det, mask, parity)
-    wide, shift, s = _transformed(x, raw, scale, mask, parity)
-    y = _put_back(wide * s.exp() + shift, x, mask, parity)
+    moved, shift, s = _transformed(x, raw, scale, mask, parity)
+    y = _put_back(moved * s.exp() + shift, x, mask, parity)
     return y.to(x.dtype), log_det + _transformed_sum(s, mask, parity)
 
 
@@ -68,8 +70,8 @@ def affine_coupling_inverse(
         ValueError: an unknown mask or parity, or shapes that do not belong together.
     """
     check_affine_coupling("affine_coupling_inverse", y, raw, scale, log_det, mask, parity)
-    wide, shift, s = _transformed(y, raw, scale, mask, parity)
-    x = _put_back((wide - shift) * (-s).exp(), y, mask, parity)
+    moved, shift, s = _transformed(y, raw, scale, mask, parity)
+    x = _put_back((moved - shift) * (-s).exp(), y, mask, parity)
     return x.to(y.dtype), log_det - _transformed_sum(s, mask, parity)
 
 
@@ -78,9 +80,7 @@ def check_affine_coupling(
 ) -> None:
     """Raise the errors that the coupling documents."""
     for name, tensor in (("x", x), ("raw", raw), ("scale", scale), ("log_det", log_det)):
-        if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
-            got = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
-            raise TypeError(f"{op}: {name} must be a floating Tensor, got {got}")
+        check_floating(op, name, tensor)
     if mask is not None:
         check_mask(op, x, mask, parity)
     elif x.dim() < 2:
@@ -102,7 +102,7 @@ def _transformed(x: Tensor, raw: Tensor, scale: Tensor, mask: str | None, parity
     """The transformed channels, their shift and their log-scale, in float32 or wider."""
     if mask == "channel":
         x = x.chunk(2, 1)[1 - parity]
-    dtype = torch.promote_types(x.dtype, torch.float32)
+    dtype = wide(x.dtype)
     shift, u = raw.to(dtype).chunk(2, 1)
     return x.to(dtype), shift, scale.to(dtype).view(-1, *(1,) * (x.dim() - 2)) * u.tanh()
 

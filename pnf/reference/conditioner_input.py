@@ -3,7 +3,9 @@
 import torch
 from torch import Tensor
 
-from pnf.reference.batch_norm_relu import check_floating, check_statistics, per_channel, statistics
+from pnf.reference._channels import check_statistics, per_channel, statistics
+from pnf.reference._checks import check_floating
+from pnf.reference._precision import widen
 from pnf.reference.masking import check_condition, check_mask, mask_apply
 
 
@@ -51,8 +53,8 @@ def conditioner_input(
     Source: the code that Dinh, Sohl-Dickstein and Bengio published with "Density estimation using Real NVP" (2016).
     """
     check_conditioner_input(x, condition, offset, mean, var, mask, parity)
-    wide = x.to(torch.promote_types(x.dtype, torch.float32))
-    v = wide.chunk(2, 1)[parity] if mask == "channel" else mask_apply(wide, mask, parity)
+    each = widen(x)
+    v = each.chunk(2, 1)[parity] if mask == "channel" else mask_apply(each, mask, parity)
     if offset is not None:
         mean, var = statistics(v, mean, var)
         v = (v - per_channel(mean, x)) * per_channel((var + eps).rsqrt(), x) + per_channel(offset.to(v.dtype), x)
@@ -60,7 +62,7 @@ def conditioner_input(
     v = v * gain
     parts = [v.relu(), (-v).relu()]
     if mask == "checkerboard":
-        parts.append(mask_apply(wide.new_ones(wide.shape[0], 1, *wide.shape[2:]), mask, parity))
+        parts.append(mask_apply(each.new_ones(each.shape[0], 1, *each.shape[2:]), mask, parity))
     h = torch.cat(parts, 1).to(x.dtype)
     return h if condition is None else torch.cat((h, condition), 1), mean, var
 
@@ -76,7 +78,7 @@ def check_conditioner_input(
 ) -> None:
     """Raise the errors that :func:`conditioner_input` documents."""
     op = "conditioner_input"
-    check_floating(op, {"x": x})
+    check_floating(op, "x", x)
     check_mask(op, x, mask, parity)
     if condition is not None:
         check_condition(op, x, condition)
@@ -84,7 +86,7 @@ def check_conditioner_input(
         if mean is not None or var is not None:
             raise ValueError(f"{op}: mean and var must be None without an offset, for nothing is normalised")
         return
-    check_floating(op, {"offset": offset})
+    check_floating(op, "offset", offset)
     kept = x.shape[1] // 2 if mask == "channel" else x.shape[1]
     if offset.shape != (kept,):
         raise ValueError(f"{op}: offset must be [{kept}], got {list(offset.shape)}")

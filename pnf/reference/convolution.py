@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import conv2d
 
-from pnf.reference.batch_norm_relu import check_floating
+from pnf.reference._checks import check_floating
 
 
 def convolution(
@@ -47,7 +47,8 @@ def check_convolution(x: Tensor, weight: Tensor, bias: Tensor, add: Tensor | Non
     """Raise the errors that :func:`convolution` documents."""
     op = "convolution"
     tensors = {"x": x, "weight": weight, "bias": bias} | ({} if add is None else {"add": add})
-    check_floating(op, tensors)
+    for name, tensor in tensors.items():
+        check_floating(op, name, tensor)
     dtype = x.dtype
     for name, tensor in tensors.items():
         # Autocast makes the dtypes equal.

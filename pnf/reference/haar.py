@@ -14,6 +14,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from pnf.reference._checks import check_floating
+from pnf.reference._precision import widen
+
 
 def haar_split(
     x: Tensor,  # [..., 2n, ...]
@@ -57,7 +60,7 @@ def haar_merge(
         ValueError: the shapes differ, or have no such dim.
     """
     check_merge("haar_merge", s, d, "d", dim)
-    wide_s, wide_d = wide(s), wide(d)
+    wide_s, wide_d = widen(s), widen(d)
     return interleave(wide_s + wide_d, wide_s - wide_d, dim).to(s.dtype)
 
 
@@ -118,13 +121,6 @@ def haar_pyramid_inverse(
     return base
 
 
-def check_floating(op: str, name: str, x: Tensor) -> None:
-    """Raise unless x is a floating tensor."""
-    if not isinstance(x, Tensor) or not x.is_floating_point():
-        got = x.dtype if isinstance(x, Tensor) else type(x).__name__
-        raise TypeError(f"{op}: {name} must be a floating Tensor, got {got}")
-
-
 def check_split(op: str, x: Tensor, dim: int) -> None:
     """Raise unless x is floating and has an even size along dim."""
     check_floating(op, "x", x)
@@ -176,21 +172,20 @@ def _check_detail(op: str, dtype: torch.dtype, shape: tuple[int, ...], d: Tensor
         raise ValueError(f"{op}: s must have a dim {dim}, got {list(shape)}")
 
 
-def wide(x: Tensor) -> Tensor:
-    """At least float32, in which every op computes."""
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+# Not by flatten and unflatten, for which PyTorch cannot batch gradients.
 
 
 def pairs(x: Tensor, dim: int) -> tuple[Tensor, Tensor]:
     """The first and the second entries of the pairs along dim, at least in float32."""
-    x0, x1 = wide(x).unflatten(dim, (x.shape[dim] // 2, 2)).unbind(dim if dim < 0 else dim + 1)
+    dim %= x.dim()
+    x0, x1 = widen(x).reshape(*x.shape[:dim], x.shape[dim] // 2, 2, *x.shape[dim + 1 :]).unbind(dim + 1)
     return x0, x1
 
 
 def interleave(x0: Tensor, x1: Tensor, dim: int) -> Tensor:
     """A tensor of such pairs."""
     dim %= x0.dim()
-    return torch.stack((x0, x1), dim + 1).flatten(dim, dim + 1)
+    return torch.stack((x0, x1), dim + 1).reshape(*x0.shape[:dim], 2 * x0.shape[dim], *x0.shape[dim + 1 :])
 
 
 def _dims(axes: str) -> list[int]:

@@ -9,7 +9,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from pnf.reference.haar import check_floating, check_merge, check_split, interleave, pairs, wide
+from pnf.reference._channels import per_channel
+from pnf.reference._checks import check_floating
+from pnf.reference._precision import widen
+from pnf.reference.haar import check_merge, check_split, interleave, pairs
 
 BOUNDARY = 2.0**-24
 """Distance from 0 and 1 below which the bounded-detail map takes a pixel to be this far inside."""
@@ -59,7 +62,7 @@ def haar_bounded_split(
     b = torch.where(low, x1, 1 - x0).clamp(min=BOUNDARY)
     log_m = torch.where(low, s, 1 - s).clamp(min=BOUNDARY).log()
     log_a, log_b = a.log(), b.log()
-    g = per_channel(gamma, s)
+    g = per_channel(gamma.to(s.dtype), s)
     u = (g * log_m).clamp(max=LARGEST_EXPONENT).exp() * (log_a - log_b) / 2
     log_det = ((1 + g) * log_m - log_a - log_b - math.log(2)).flatten(1).sum(1)
     return s.to(x.dtype), u.to(x.dtype), log_det
@@ -91,12 +94,12 @@ def haar_bounded_merge(
     """
     check_merge("haar_bounded_merge", s, u, "u", dim)
     check_gamma("haar_bounded_merge", s, gamma, dim)
-    wide_s = wide(s)
+    wide_s = widen(s)
     low = wide_s <= 0.5
     m = torch.where(low, wide_s, 1 - wide_s)
     log_m = m.clamp(min=BOUNDARY).log()
-    g = per_channel(gamma, wide_s)
-    v = 2 * wide(u) * (-g * log_m).clamp(max=LARGEST_EXPONENT).exp()
+    g = per_channel(gamma.to(wide_s.dtype), wide_s)
+    v = 2 * widen(u) * (-g * log_m).clamp(max=LARGEST_EXPONENT).exp()
     a, b = 2 * m * v.sigmoid(), 2 * m * (-v).sigmoid()
     x0, x1 = torch.where(low, a, 1 - b), torch.where(low, b, 1 - a)
     log_det = ((1 - g) * log_m + 3 * math.log(2) + logsigmoid(v) + logsigmoid(-v)).flatten(1).sum(1)
@@ -110,8 +113,3 @@ def check_gamma(op: str, x: Tensor, gamma: Tensor, dim: int) -> None:
         raise ValueError(f"{op}: dim must be a spatial axis of [B, C, ...], got dim {dim} of {list(x.shape)}")
     if gamma.shape != (x.shape[1],):
         raise ValueError(f"{op}: gamma must be [{x.shape[1]}], one for each channel, got {list(gamma.shape)}")
-
-
-def per_channel(gamma: Tensor, x: Tensor) -> Tensor:
-    """Gamma ``[C]`` beside x ``[B, C, ...]``, in its dtype."""
-    return gamma.to(x.dtype).view(-1, *(1,) * (x.dim() - 2))

@@ -6,9 +6,11 @@ Source: Dinh, Sohl-Dickstein and Bengio, "Density estimation using Real NVP" (20
 
 import math
 
-import torch
 from torch import Tensor
 from torch.nn.functional import softplus
+
+from pnf.reference._checks import check_floating
+from pnf.reference._precision import widen
 
 BOUNDARY = 2.0**-24
 """Least distance from 0 and 1 at which the logit is taken."""
@@ -34,10 +36,10 @@ def logit(
         ValueError: alpha is outside [0, 1/2), or x has no dims.
     """
     check_logit("logit", x, alpha)
-    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    each = widen(x)
     # Not log1p(-p): near white the rounding of p would show.
-    p = (alpha + (1 - 2 * alpha) * wide).clamp(min=BOUNDARY)
-    q = (alpha + (1 - 2 * alpha) * (1 - wide)).clamp(min=BOUNDARY)
+    p = (alpha + (1 - 2 * alpha) * each).clamp(min=BOUNDARY)
+    q = (alpha + (1 - 2 * alpha) * (1 - each)).clamp(min=BOUNDARY)
     y = p.log() - q.log()
     return y.to(x.dtype), _log_det(y, alpha)
 
@@ -61,15 +63,13 @@ def logit_inverse(
         ValueError: alpha is outside [0, 1/2), or y has no dims.
     """
     check_logit("logit_inverse", y, alpha)
-    wide = y.to(torch.promote_types(y.dtype, torch.float32))
-    return ((wide.sigmoid() - alpha) / (1 - 2 * alpha)).to(y.dtype), -_log_det(wide, alpha)
+    each = widen(y)
+    return ((each.sigmoid() - alpha) / (1 - 2 * alpha)).to(y.dtype), -_log_det(each, alpha)
 
 
 def check_logit(op: str, x: Tensor, alpha: float) -> None:
     """Raise unless the input is a floating batch and alpha is in [0, 1/2)."""
-    if not isinstance(x, Tensor) or not x.is_floating_point():
-        got = x.dtype if isinstance(x, Tensor) else type(x).__name__
-        raise TypeError(f"{op}: the input must be a floating Tensor, got {got}")
+    check_floating(op, "the input", x)
     if x.dim() == 0:
         raise ValueError(f"{op}: the input must be [B, ...], got []")
     if not 0 <= alpha < 0.5:

@@ -5,7 +5,8 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from pnf.reference.batch_norm_relu import batch_norm_relu, check_floating
+from pnf.reference._checks import check_floating
+from pnf.reference.batch_norm_relu import batch_norm_relu
 from pnf.reference.convolution import convolution
 from pnf.reference.weight_norm import check_weight_norm, weight_norm
 
@@ -86,7 +87,7 @@ def check_residual_network(
 ) -> None:
     """Raise the errors that :func:`residual_network` documents."""
     op = "residual_network"
-    check_floating(op, {"h": h})
+    check_floating(op, "h", h)
     check_weight_norm(directions, magnitudes)
     blocks, odd = divmod(len(directions) - 2, 3)
     if odd or blocks < 0:

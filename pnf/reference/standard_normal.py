@@ -2,8 +2,10 @@
 
 import math
 
-import torch
 from torch import Tensor
+
+from pnf.reference._checks import check_floating
+from pnf.reference._precision import widen
 
 
 def standard_normal(
@@ -22,14 +24,12 @@ def standard_normal(
         ValueError: z has no dims.
     """
     check_standard_normal(z)
-    wide = z.to(torch.promote_types(z.dtype, torch.float32)).reshape(z.shape[0], math.prod(z.shape[1:]))
-    return -0.5 * (wide.square().sum(1) + wide.shape[1] * math.log(2 * math.pi))
+    rows = widen(z).reshape(z.shape[0], math.prod(z.shape[1:]))
+    return -0.5 * (rows.square().sum(1) + rows.shape[1] * math.log(2 * math.pi))
 
 
 def check_standard_normal(z: Tensor) -> None:
     """Raise the errors that :func:`standard_normal` documents."""
-    if not isinstance(z, Tensor) or not z.is_floating_point():
-        got = z.dtype if isinstance(z, Tensor) else type(z).__name__
-        raise TypeError(f"standard_normal: z must be a floating Tensor, got {got}")
+    check_floating("standard_normal", "z", z)
     if z.dim() == 0:
         raise ValueError("standard_normal: z must be [B, ...], got []")

@@ -7,8 +7,10 @@ Sohl-Dickstein and Bengio, "Density estimation using Real NVP" (2016) have none.
 import math
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
+
+from pnf.reference._checks import check_floating
+from pnf.reference._precision import widen
 
 LEAST_SQUARE = 1e-12
 """The least squared norm that a direction is taken to have."""
@@ -44,9 +46,7 @@ def check_weight_norm(directions: Sequence[Tensor], magnitudes: Sequence[Tensor 
             f"weight_norm: magnitudes must be as many as directions, {len(directions)}, got {len(magnitudes)}"
         )
     for i, (direction, magnitude) in enumerate(zip(directions, magnitudes, strict=True)):
-        if not isinstance(direction, Tensor) or not direction.is_floating_point():
-            got = direction.dtype if isinstance(direction, Tensor) else type(direction).__name__
-            raise TypeError(f"weight_norm: directions[{i}] must be a floating Tensor, got {got}")
+        check_floating("weight_norm", f"directions[{i}]", direction)
         if direction.dtype != directions[0].dtype:
             raise TypeError(
                 f"weight_norm: directions[{i}] must have the dtype of the first, {directions[0].dtype}, "
@@ -65,7 +65,7 @@ def check_weight_norm(directions: Sequence[Tensor], magnitudes: Sequence[Tensor 
 
 
 def _weight(direction: Tensor, magnitude: Tensor | None) -> Tensor:
-    wide = direction.to(torch.promote_types(direction.dtype, torch.float32))
+    wide = widen(direction)
     rows = wide.reshape(wide.shape[0], math.prod(wide.shape[1:]))
     norm = rows.square().sum(1).clamp(min=LEAST_SQUARE).sqrt().view(-1, *(1,) * (wide.dim() - 1))
     scale = norm.reciprocal() if magnitude is None else magnitude.to(wide.dtype) / norm
