@@ -143,7 +143,20 @@ def _parameter_grads(
     tl.store(grad_log_scale + o_channel, -b_of_log_scale if INVERSE else b_of_log_scale, mask=m_channel)
 
 
-def _run(inverse, y, out, x, shift, log_scale, log_det, batch, channels, sites, last) -> None:
+def act_norm(
+    y: Tensor,  # [batch, channels, sites], or [batch, sites, channels] with the channels last
+    out: Tensor,  # [batch]
+    x: Tensor,  # as y
+    shift: Tensor,  # [channels]
+    log_scale: Tensor,  # [channels]
+    log_det: Tensor,  # [batch]
+    batch: int,
+    channels: int,
+    sites: int,
+    last: bool,
+    inverse: bool,
+) -> None:
+    """``y = (x + shift) exp(log_scale)``, ``out = log_det + sites sum(log_scale)``, or what undoes that."""
     if batch:
         grid = (triton.cdiv(batch, BLOCK),)
         _log_det[grid](out, log_scale, log_det, batch, channels, sites, INVERSE=inverse, BLOCK=BLOCK)
@@ -154,10 +167,22 @@ def _run(inverse, y, out, x, shift, log_scale, log_det, batch, channels, sites, 
     _forward[grid](y, x, shift, log_scale, channels, *tiles, INVERSE=inverse, num_warps=WARPS)
 
 
-def _run_backward(
-    inverse, grad_x, grad_shift, grad_log_scale, grad_y, grad_log_det, x, shift, log_scale,
-    batch, channels, sites, last,
-) -> None:  # fmt: skip
+def act_norm_backward(
+    grad_x: Tensor,  # [batch, channels, sites], or [batch, sites, channels] with the channels last
+    grad_shift: Tensor,  # [channels]
+    grad_log_scale: Tensor,  # [channels]
+    grad_y: Tensor,  # as grad_x
+    grad_log_det: Tensor,  # [batch]
+    x: Tensor,  # as grad_x
+    shift: Tensor,  # [channels]
+    log_scale: Tensor,  # [channels]
+    batch: int,
+    channels: int,
+    sites: int,
+    last: bool,
+    inverse: bool,
+) -> None:
+    """The gradients of :func:`act_norm` in x, shift and log_scale."""
     if batch * channels * sites == 0:
         grad_shift.zero_()
         grad_log_scale.zero_()
@@ -184,77 +209,3 @@ def _run_backward(
         PARTS=triton.next_power_of_2(tiles.parts),
         BLOCK=BLOCK,
     )
-
-
-def act_norm(
-    y: Tensor,  # [batch, channels, sites], or [batch, sites, channels] with the channels last
-    out: Tensor,  # [batch]
-    x: Tensor,  # as y
-    shift: Tensor,  # [channels]
-    log_scale: Tensor,  # [channels]
-    log_det: Tensor,  # [batch]
-    batch: int,
-    channels: int,
-    sites: int,
-    last: bool,
-) -> None:
-    """``y = (x + shift) exp(log_scale)``, ``out = log_det + sites sum(log_scale)``."""
-    _run(False, y, out, x, shift, log_scale, log_det, batch, channels, sites, last)
-
-
-def act_norm_inverse(
-    x: Tensor,  # [batch, channels, sites], or [batch, sites, channels] with the channels last
-    out: Tensor,  # [batch]
-    y: Tensor,  # as x
-    shift: Tensor,  # [channels]
-    log_scale: Tensor,  # [channels]
-    log_det: Tensor,  # [batch]
-    batch: int,
-    channels: int,
-    sites: int,
-    last: bool,
-) -> None:
-    """``x = y exp(-log_scale) - shift``, ``out = log_det - sites sum(log_scale)``."""
-    _run(True, x, out, y, shift, log_scale, log_det, batch, channels, sites, last)
-
-
-def act_norm_backward(
-    grad_x: Tensor,  # [batch, channels, sites], or [batch, sites, channels] with the channels last
-    grad_shift: Tensor,  # [channels]
-    grad_log_scale: Tensor,  # [channels]
-    grad_y: Tensor,  # as grad_x
-    grad_log_det: Tensor,  # [batch]
-    x: Tensor,  # as grad_x
-    shift: Tensor,  # [channels]
-    log_scale: Tensor,  # [channels]
-    batch: int,
-    channels: int,
-    sites: int,
-    last: bool,
-) -> None:
-    """The gradients of :func:`act_norm` in x, shift and log_scale."""
-    _run_backward(
-        False, grad_x, grad_shift, grad_log_scale, grad_y, grad_log_det, x, shift, log_scale,
-        batch, channels, sites, last,
-    )  # fmt: skip
-
-
-def act_norm_inverse_backward(
-    grad_y: Tensor,  # [batch, channels, sites], or [batch, sites, channels] with the channels last
-    grad_shift: Tensor,  # [channels]
-    grad_log_scale: Tensor,  # [channels]
-    grad_x: Tensor,  # as grad_y
-    grad_log_det: Tensor,  # [batch]
-    y: Tensor,  # as grad_y
-    shift: Tensor,  # [channels]
-    log_scale: Tensor,  # [channels]
-    batch: int,
-    channels: int,
-    sites: int,
-    last: bool,
-) -> None:
-    """The gradients of :func:`act_norm_inverse` in y, shift and log_scale."""
-    _run_backward(
-        True, grad_y, grad_shift, grad_log_scale, grad_x, grad_log_det, y, shift, log_scale,
-        batch, channels, sites, last,
-    )  # fmt: skip

@@ -250,41 +250,6 @@ class Tiling(NamedTuple):
         )
 
 
-def _run(inverse, y, out, x, raw, scale, log_det, batch, channels, height, width, mask, parity, last) -> None:
-    transformed = channels // 2 if mask == CHANNEL.value else channels
-    if batch * transformed * height * width == 0:
-        out.copy_(log_det)
-        return
-    tiling = Tiling.of(batch, channels, transformed, height, width, mask, parity, last, widest=TILE)
-    n = tiling.blocks if tiling.options["DENSE"] else tiling.groups * tiling.blocks
-    parts = out if n == 1 else scale.new_empty(batch, n)
-    _forward[(tiling.programs,)](
-        y, parts, x, raw, scale, log_det, *tiling.strides, *tiling.sizes, INVERSE=inverse, **tiling.options
-    )
-    if n > 1:
-        block = min(triton.next_power_of_2(n), TILE)
-        _add_log_det[(batch,)](out, parts, log_det, n, INVERSE=inverse, BLOCK=block, num_warps=max(block // 256, 1))
-
-
-def _run_backward(
-    inverse, grad_x, grad_raw, grad_scale, grad_y, grad_log_det, x, raw, scale,
-    batch, channels, height, width, mask, parity, last,
-) -> None:  # fmt: skip
-    transformed = channels // 2 if mask == CHANNEL.value else channels
-    if batch * transformed * height * width == 0:
-        grad_scale.zero_()
-        return
-    tiling = Tiling.of(batch, channels, transformed, height, width, mask, parity, last, widest=COLUMNS)
-    n = tiling.examples * (tiling.groups if tiling.options["LAST"] else tiling.blocks)
-    parts = grad_scale if n == 1 else grad_scale.new_empty(transformed, n)
-    _backward[(tiling.programs,)](
-        grad_x, grad_raw, parts, grad_y, grad_log_det, x, raw, scale, *tiling.strides, *tiling.sizes, n,
-        INVERSE=inverse, **tiling.options,
-    )  # fmt: skip
-    if n > 1:
-        add_parts(grad_scale, parts)
-
-
 def affine_coupling(
     y: Tensor,  # [batch, channels, height, width], contiguous or with its channels last
     out: Tensor,  # [batch]
@@ -299,28 +264,22 @@ def affine_coupling(
     mask: int,
     parity: int,
     last: bool,
+    inverse: bool,
 ) -> None:
-    """``y = x exp(s) + shift``, ``out = log_det + sum(s)``, ``s = scale tanh(u)``."""
-    _run(False, y, out, x, raw, scale, log_det, batch, channels, height, width, mask, parity, last)
-
-
-def affine_coupling_inverse(
-    x: Tensor,  # [batch, channels, height, width], contiguous or with its channels last
-    out: Tensor,  # [batch]
-    y: Tensor,
-    raw: Tensor,  # the same with 2 K channels
-    scale: Tensor,  # [K]
-    log_det: Tensor,  # [batch]
-    batch: int,
-    channels: int,
-    height: int,
-    width: int,
-    mask: int,
-    parity: int,
-    last: bool,
-) -> None:
-    """``x = (y - shift) exp(-s)``, ``out = log_det - sum(s)``."""
-    _run(True, x, out, y, raw, scale, log_det, batch, channels, height, width, mask, parity, last)
+    """``y = x exp(s) + shift``, ``out = log_det + sum(s)``, ``s = scale tanh(u)``, or what undoes that."""
+    transformed = channels // 2 if mask == CHANNEL.value else channels
+    if batch * transformed * height * width == 0:
+        out.copy_(log_det)
+        return
+    tiling = Tiling.of(batch, channels, transformed, height, width, mask, parity, last, widest=TILE)
+    n = tiling.blocks if tiling.options["DENSE"] else tiling.groups * tiling.blocks
+    parts = out if n == 1 else scale.new_empty(batch, n)
+    _forward[(tiling.programs,)](
+        y, parts, x, raw, scale, log_det, *tiling.strides, *tiling.sizes, INVERSE=inverse, **tiling.options
+    )
+    if n > 1:
+        block = min(triton.next_power_of_2(n), TILE)
+        _add_log_det[(batch,)](out, parts, log_det, n, INVERSE=inverse, BLOCK=block, num_warps=max(block // 256, 1))
 
 
 def affine_coupling_backward(
@@ -339,33 +298,19 @@ def affine_coupling_backward(
     mask: int,
     parity: int,
     last: bool,
+    inverse: bool,
 ) -> None:
     """The gradients of :func:`affine_coupling` in x, raw and scale."""
-    _run_backward(
-        False, grad_x, grad_raw, grad_scale, grad_y, grad_log_det, x, raw, scale,
-        batch, channels, height, width, mask, parity, last,
+    transformed = channels // 2 if mask == CHANNEL.value else channels
+    if batch * transformed * height * width == 0:
+        grad_scale.zero_()
+        return
+    tiling = Tiling.of(batch, channels, transformed, height, width, mask, parity, last, widest=COLUMNS)
+    n = tiling.examples * (tiling.groups if tiling.options["LAST"] else tiling.blocks)
+    parts = grad_scale if n == 1 else grad_scale.new_empty(transformed, n)
+    _backward[(tiling.programs,)](
+        grad_x, grad_raw, parts, grad_y, grad_log_det, x, raw, scale, *tiling.strides, *tiling.sizes, n,
+        INVERSE=inverse, **tiling.options,
     )  # fmt: skip
-
-
-def affine_coupling_inverse_backward(
-    grad_y: Tensor,  # [batch, channels, height, width], contiguous or with its channels last
-    grad_raw: Tensor,  # the same with 2 K channels
-    grad_scale: Tensor,  # [K]
-    grad_x: Tensor,
-    grad_log_det: Tensor,  # [batch]
-    y: Tensor,
-    raw: Tensor,
-    scale: Tensor,
-    batch: int,
-    channels: int,
-    height: int,
-    width: int,
-    mask: int,
-    parity: int,
-    last: bool,
-) -> None:
-    """The gradients of :func:`affine_coupling_inverse` in y, raw and scale."""
-    _run_backward(
-        True, grad_y, grad_raw, grad_scale, grad_x, grad_log_det, y, raw, scale,
-        batch, channels, height, width, mask, parity, last,
-    )  # fmt: skip
+    if n > 1:
+        add_parts(grad_scale, parts)

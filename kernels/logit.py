@@ -107,58 +107,18 @@ def _backward(
 
 
 def logit(
-    y: Tensor,  # [rows, length]
+    out: Tensor,  # [rows, length]
     log_det: Tensor,  # [rows]
     x: Tensor,  # [rows, length]
     rows: int,
     length: int,
     alpha: float,
+    inverse: bool,
 ) -> None:
-    """``y = log p - log q`` of ``p = alpha + (1 - 2 alpha) x`` and ``q = 1 - p``, and each row's log-determinant."""
-    _launch_forward(y, log_det, x, rows, length, alpha, False)
+    """``out = log p - log q`` of ``p = alpha + (1 - 2 alpha) x`` and ``q = 1 - p``, and each row's log-determinant.
 
-
-def logit_inverse(
-    x: Tensor,  # [rows, length]
-    log_det: Tensor,  # [rows]
-    y: Tensor,  # [rows, length]
-    rows: int,
-    length: int,
-    alpha: float,
-) -> None:
-    """``x = (sigmoid(y) - alpha) / (1 - 2 alpha)``, and each row's log-determinant."""
-    _launch_forward(x, log_det, y, rows, length, alpha, True)
-
-
-def logit_backward(
-    grad_x: Tensor,  # [rows, length]
-    grad_y: Tensor,  # [rows, length]
-    grad_log_det: Tensor,  # [rows]
-    x: Tensor,  # [rows, length]
-    rows: int,
-    length: int,
-    alpha: float,
-) -> None:
-    """``grad_x = (grad_y + grad_log_det tanh(y / 2)) (1 - 2 alpha) (1 / p + 1 / q)``, what is clamped adding 0."""
-    _launch_backward(grad_x, grad_y, grad_log_det, x, rows, length, alpha, False)
-
-
-def logit_inverse_backward(
-    grad_y: Tensor,  # [rows, length]
-    grad_x: Tensor,  # [rows, length]
-    grad_log_det: Tensor,  # [rows]
-    y: Tensor,  # [rows, length]
-    rows: int,
-    length: int,
-    alpha: float,
-) -> None:
-    """``grad_y = grad_x sigmoid(y) sigmoid(-y) / (1 - 2 alpha) - grad_log_det tanh(y / 2)``."""
-    _launch_backward(grad_y, grad_x, grad_log_det, y, rows, length, alpha, True)
-
-
-def _launch_forward(
-    out: Tensor, log_det: Tensor, x: Tensor, rows: int, length: int, alpha: float, inverse: bool
-) -> None:
+    The inverse is ``out = (sigmoid(x) - alpha) / (1 - 2 alpha)``.
+    """
     if rows == 0:
         return
     blocks = max(triton.cdiv(length, BLOCK), 1)
@@ -171,16 +131,20 @@ def _launch_forward(
         add_parts(log_det, parts)
 
 
-def _launch_backward(
-    grad_in: Tensor,
-    grad_out: Tensor,
-    grad_log_det: Tensor,
-    x: Tensor,
+def logit_backward(
+    grad_in: Tensor,  # [rows, length]
+    grad_out: Tensor,  # [rows, length]
+    grad_log_det: Tensor,  # [rows]
+    x: Tensor,  # [rows, length]
     rows: int,
     length: int,
     alpha: float,
     inverse: bool,
 ) -> None:
+    """``grad_in = (grad_out + grad_log_det tanh(y / 2)) (1 - 2 alpha) (1 / p + 1 / q)``, what is clamped adding 0.
+
+    That of the inverse is ``grad_in = grad_out sigmoid(x) sigmoid(-x) / (1 - 2 alpha) - grad_log_det tanh(x / 2)``.
+    """
     blocks = triton.cdiv(length, BLOCK)
     if rows and blocks:
         _backward[(rows * blocks,)](

@@ -129,36 +129,8 @@ def _pixels(
 
 
 def squeeze(
-    y: Tensor,  # [B, 4C, h, w]
-    x: Tensor,  # [B, C, 2h, 2w]
-    batch: int,
-    channels: int,
-    height: int,
-    width: int,
-    factor: bool,
-    last: bool,
-) -> None:
-    """Move each 2x2 block of pixels into channels; ``height`` and ``width`` are those of y."""
-    _launch(y, x, batch, channels, height, width, factor, last, False)
-
-
-def squeeze_inverse(
-    x: Tensor,  # [B, C, 2h, 2w]
-    y: Tensor,  # [B, 4C, h, w]
-    batch: int,
-    channels: int,
-    height: int,
-    width: int,
-    factor: bool,
-    last: bool,
-) -> None:
-    """Move them back; ``height`` and ``width`` are those of y."""
-    _launch(y, x, batch, channels, height, width, factor, last, True)
-
-
-def _launch(
-    y: Tensor,
-    x: Tensor,
+    out: Tensor,  # y [B, 4C, h, w], or x [B, C, 2h, 2w] if inverse
+    given: Tensor,  # x, or y if inverse
     batch: int,
     channels: int,
     height: int,
@@ -167,6 +139,8 @@ def _launch(
     last: bool,
     inverse: bool,
 ) -> None:
+    """Move each 2x2 block of pixels of x into channels of y, or back; ``height`` and ``width`` are those of y."""
+    y, x = (given, out) if inverse else (out, given)
     if x.numel() == 0:
         return
     words = max(x.element_size() // 8, 1)

@@ -86,10 +86,11 @@ def has_triton() -> bool:
     return importlib.util.find_spec("triton") is not None
 
 
-def triton(family: str, name: str) -> Launch | None:
+def triton(family: str, name: str, **constants: Any) -> Launch | None:
     """The Triton launcher of that name, imported at its first call; if Triton is installed.
 
-    It takes the tensors one by one, and no dtype, which is the last of the others.
+    It takes the tensors one by one, then the others without their last, the dtype, and the constants by keyword:
+    ``inverse=True`` for a launcher of both directions.
     """
     if not has_triton():
         return None
@@ -97,7 +98,7 @@ def triton(family: str, name: str) -> Launch | None:
     @functools.cache
     def launcher() -> Callable[..., None]:
         function: Callable[..., None] = getattr(importlib.import_module(f"pnf.kernels.{family}"), name)
-        return function
+        return functools.partial(function, **constants)
 
     def launch(tensors: Sequence[Tensor], *others: Any) -> None:
         with torch.cuda.device_of(tensors[0]):
@@ -114,15 +115,33 @@ def kernels(implement: Callable[[Launch], Callable[..., Any]], **launches: Launc
 DEVICES = {"cpp": "cpu", "cuda": "cuda", "triton": "cuda"}
 
 
+class Backward(NamedTuple):
+    """The backward of an op as an op of its own, ``<name>_backward``, whose derivative is that of its reference.
+
+    Attributes:
+        schema: ``"(Tensor grad, Tensor x, ...) -> Tensor"``, the op's arguments and results.
+        call: ``call(backward, ctx, *grads)``, a gradient or None for each argument of the forward; it calls the op
+            ``backward`` with what the forward saved.
+        reference: as for :func:`register`, and so are the others.
+    """
+
+    schema: str
+    call: Callable[..., Any]
+    reference: Callable[..., Any]
+    fake: Callable[..., Any]
+    kernels: Sequence[Kernel] = ()
+    fallback: Callable[..., Any] | None = None
+
+
 def register(
     family: str,
     schema: str,
     *,
     reference: Callable[..., Any],
     fake: Callable[..., Any],
-    backward: Callable[..., Any] | None = None,
-    setup_context: Callable[..., None] | None = None,
     kernels: Sequence[Kernel] = (),
+    setup_context: Callable[..., None] | None = None,
+    backward: Callable[..., Any] | Backward | None = None,
     fallback: Callable[..., Any] | None = None,
 ) -> Callable[..., Any]:
     """Define an op and everything PyTorch needs to run, differentiate, trace and compile it.
@@ -133,16 +152,26 @@ def register(
         reference: the op in plain PyTorch, in any layout and differentiable to any order. It stands for the op under
             the transforms of ``torch.func`` and in forward mode.
         fake: the result's shapes, strides and dtypes, without its values.
-        backward: ``backward(ctx, *grads)``, a gradient or None for each argument; it calls differentiable ops. By
-            default the reference is differentiated.
-        setup_context: ``setup_context(ctx, inputs, output)``, saves what the backward needs.
         kernels: the compiled implementations.
+        setup_context: ``setup_context(ctx, inputs, output)``, saves what the backward needs.
+        backward: an op of its own; or ``backward(ctx, *grads)``, a gradient or None for each argument, made of other
+            differentiable ops. By default the reference is differentiated.
         fallback: runs on every device that has no kernel; by default the reference.
 
     Returns:
         The op, to be called with positional arguments.
     """
     name = schema.partition("(")[0]
+    if isinstance(backward, Backward):
+        run = register(
+            family,
+            f"{name}_backward{backward.schema}",
+            reference=backward.reference,
+            fake=backward.fake,
+            kernels=backward.kernels,
+            fallback=backward.fallback,
+        )
+        backward = functools.partial(backward.call, run)
     if backward is None or setup_context is None:
         backward, setup_context = _differentiated(reference)
     # The strides of a result follow those of the arguments, so that a compiler must not change the latter.

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pnf.ops._layout import cast, dense, dense_as, empty_like
-from pnf.ops._library import DTYPES, Kernel, Launch, cpp, documented_by, kernels, register, triton
+from pnf.ops._library import DTYPES, Backward, Launch, cpp, documented_by, kernels, register, triton
 from pnf.reference import act_norm as reference
 from pnf.reference import act_norm_inverse as reference_inverse
 from pnf.reference._channels import other_dims, per_channel
@@ -79,7 +79,7 @@ def _compiled_backward(launch: Launch) -> Callable[..., tuple[Tensor, Tensor, Te
 
 
 def _reference_backward(inverse: bool) -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
-    def backward(
+    def run(
         grad_y: Tensor, grad_log_det: Tensor, x: Tensor, shift: Tensor, log_scale: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         dtype, dims, sign = wide(x.dtype), other_dims(x), -1 if inverse else 1
@@ -92,25 +92,16 @@ def _reference_backward(inverse: bool) -> Callable[..., tuple[Tensor, Tensor, Te
         grad_log_scale = sign * ((grad_x * factor).sum(dims) + gain)
         return grad_x.to(x.dtype), grad_shift.to(shift.dtype), grad_log_scale.to(log_scale.dtype)
 
-    return backward
+    return run
 
 
-def _fake(
-    x: Tensor,
-    shift: Tensor,
-    log_scale: Tensor,
-    log_det: Tensor,
-) -> tuple[Tensor, Tensor]:
+def _fake(x: Tensor, shift: Tensor, log_scale: Tensor, log_det: Tensor) -> tuple[Tensor, Tensor]:
     out = log_det.new_empty(log_det.shape, dtype=torch.promote_types(log_det.dtype, wide(x.dtype)))
     return empty_like(x, dense(x)[1]), out
 
 
 def _fake_backward(
-    grad_y: Tensor,
-    grad_log_det: Tensor,
-    x: Tensor,
-    shift: Tensor,
-    log_scale: Tensor,
+    grad_y: Tensor, grad_log_det: Tensor, x: Tensor, shift: Tensor, log_scale: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     return empty_like(x, dense(x)[1]), shift.new_empty(shift.shape), log_scale.new_empty(log_scale.shape)
 
@@ -121,36 +112,30 @@ def _save(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, Tensor]) -
     ctx.log_det_dtype = log_det.dtype
 
 
-def _differentiate(backward: Callable[..., Any]) -> Callable[..., Any]:
-    def differentiate(ctx: Any, grad_y: Tensor, grad_log_det: Tensor) -> tuple[Tensor, ...]:
-        return *backward(grad_y, grad_log_det, *ctx.saved_tensors), cast(grad_log_det, ctx.log_det_dtype)
-
-    return differentiate
-
-
-def _kernels(name: str, implement: Callable[[Launch], Callable[..., Any]]) -> list[Kernel]:
-    return kernels(implement, cpp=cpp(name), triton=triton("act_norm", name))
+def _differentiate(backward: Callable[..., Any], ctx: Any, grad_y: Tensor, grad_log_det: Tensor) -> tuple[Tensor, ...]:
+    return *backward(grad_y, grad_log_det, *ctx.saved_tensors), cast(grad_log_det, ctx.log_det_dtype)
 
 
 def _register(name: str, reference: Callable[..., Any], inverse: bool) -> Callable[..., Any]:
-    backward_name = f"{name}_backward"
-    reference_backward = _reference_backward(inverse)
-    backward = register(
-        "act_norm",
-        f"{backward_name}(Tensor grad_y, Tensor grad_log_det, Tensor x, Tensor shift, Tensor log_scale)"
-        " -> (Tensor, Tensor, Tensor)",
-        reference=reference_backward,
-        fake=_fake_backward,
-        kernels=_kernels(backward_name, _compiled_backward),
-    )
     return register(
         "act_norm",
         f"{name}(Tensor x, Tensor shift, Tensor log_scale, Tensor log_det) -> (Tensor, Tensor)",
         reference=reference,
         fake=_fake,
-        backward=_differentiate(backward),
+        kernels=kernels(_compiled, cpp=cpp(name), triton=triton("act_norm", "act_norm", inverse=inverse)),
         setup_context=_save,
-        kernels=_kernels(name, _compiled),
+        backward=Backward(
+            "(Tensor grad_y, Tensor grad_log_det, Tensor x, Tensor shift, Tensor log_scale)"
+            " -> (Tensor, Tensor, Tensor)",
+            call=_differentiate,
+            reference=_reference_backward(inverse),
+            fake=_fake_backward,
+            kernels=kernels(
+                _compiled_backward,
+                cpp=cpp(f"{name}_backward"),
+                triton=triton("act_norm", "act_norm_backward", inverse=inverse),
+            ),
+        ),
     )
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pnf.ops._layout import cast, dense, dense_as, empty_like
-from pnf.ops._library import DTYPES, Kernel, Launch, cpp, documented_by, kernels, register, triton
+from pnf.ops._library import DTYPES, Backward, Launch, cpp, documented_by, kernels, register, triton
 from pnf.reference import affine_coupling as reference
 from pnf.reference import affine_coupling_inverse as reference_inverse
 from pnf.reference._precision import wide
@@ -119,7 +119,7 @@ def _halves(x: Tensor, mask: str | None, parity: int) -> tuple[Tensor, Tensor]:
 
 
 def _reference_backward(inverse: bool) -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
-    def backward(
+    def run(
         grad_y: Tensor, grad_log_det: Tensor, x: Tensor, raw: Tensor, scale: Tensor, mask: str | None, parity: int
     ) -> tuple[Tensor, Tensor, Tensor]:
         dtype = wide(x.dtype)
@@ -143,29 +143,18 @@ def _reference_backward(inverse: bool) -> Callable[..., tuple[Tensor, Tensor, Te
         grad_scale = grad_bound.movedim(1, 0).flatten(1).sum(1)
         return grad_moved.to(x.dtype), grad_raw.to(raw.dtype), grad_scale.to(scale.dtype)
 
-    return backward
+    return run
 
 
 def _fake(
-    x: Tensor,
-    raw: Tensor,
-    scale: Tensor,
-    log_det: Tensor,
-    mask: str | None,
-    parity: int,
+    x: Tensor, raw: Tensor, scale: Tensor, log_det: Tensor, mask: str | None, parity: int
 ) -> tuple[Tensor, Tensor]:
     out = log_det.new_empty(log_det.shape, dtype=torch.promote_types(log_det.dtype, wide(x.dtype)))
     return empty_like(x, dense(x)[1]), out
 
 
 def _fake_backward(
-    grad_y: Tensor,
-    grad_log_det: Tensor,
-    x: Tensor,
-    raw: Tensor,
-    scale: Tensor,
-    mask: str | None,
-    parity: int,
+    grad_y: Tensor, grad_log_det: Tensor, x: Tensor, raw: Tensor, scale: Tensor, mask: str | None, parity: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     last = dense(x)[1]
     return empty_like(x, last), empty_like(raw, last), scale.new_empty(scale.shape)
@@ -177,37 +166,33 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
     ctx.log_det_dtype = log_det.dtype
 
 
-def _differentiate(backward: Callable[..., Any]) -> Callable[..., Any]:
-    def differentiate(ctx: Any, grad_y: Tensor, grad_log_det: Tensor) -> tuple[Tensor | None, ...]:
-        grads = backward(grad_y, grad_log_det, *ctx.saved_tensors, ctx.mask, ctx.parity)
-        return *grads, cast(grad_log_det, ctx.log_det_dtype), None, None
-
-    return differentiate
-
-
-def _kernels(name: str, implement: Callable[[Launch], Callable[..., Any]]) -> list[Kernel]:
-    return kernels(implement, cpp=cpp(name), triton=triton("affine_coupling", name))
+def _differentiate(
+    backward: Callable[..., Any], ctx: Any, grad_y: Tensor, grad_log_det: Tensor
+) -> tuple[Tensor | None, ...]:
+    grads = backward(grad_y, grad_log_det, *ctx.saved_tensors, ctx.mask, ctx.parity)
+    return *grads, cast(grad_log_det, ctx.log_det_dtype), None, None
 
 
 def _register(name: str, reference: Callable[..., Any], inverse: bool) -> Callable[..., Any]:
-    backward_name = f"{name}_backward"
-    reference_backward = _reference_backward(inverse)
-    backward = register(
-        "affine_coupling",
-        f"{backward_name}(Tensor grad_y, Tensor grad_log_det, Tensor x, Tensor raw, Tensor scale, "
-        "str? mask, int parity) -> (Tensor, Tensor, Tensor)",
-        reference=reference_backward,
-        fake=_fake_backward,
-        kernels=_kernels(backward_name, _compiled_backward),
-    )
     return register(
         "affine_coupling",
         f"{name}(Tensor x, Tensor raw, Tensor scale, Tensor log_det, str? mask, int parity) -> (Tensor, Tensor)",
         reference=reference,
         fake=_fake,
-        backward=_differentiate(backward),
+        kernels=kernels(_compiled, cpp=cpp(name), triton=triton("affine_coupling", "affine_coupling", inverse=inverse)),
         setup_context=_save,
-        kernels=_kernels(name, _compiled),
+        backward=Backward(
+            "(Tensor grad_y, Tensor grad_log_det, Tensor x, Tensor raw, Tensor scale, str? mask, int parity)"
+            " -> (Tensor, Tensor, Tensor)",
+            call=_differentiate,
+            reference=_reference_backward(inverse),
+            fake=_fake_backward,
+            kernels=kernels(
+                _compiled_backward,
+                cpp=cpp(f"{name}_backward"),
+                triton=triton("affine_coupling", "affine_coupling_backward", inverse=inverse),
+            ),
+        ),
     )
 
 

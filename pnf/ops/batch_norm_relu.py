@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pnf.ops._layout import cast, dense, dense_as, empty_like
-from pnf.ops._library import DTYPES, Launch, cpp, documented_by, kernels, register, triton
+from pnf.ops._library import DTYPES, Backward, Launch, cpp, documented_by, kernels, register, triton
 from pnf.reference._channels import other_dims, own, per_channel, statistics
 from pnf.reference._precision import wide
 from pnf.reference.batch_norm_relu import batch_norm_relu as reference
@@ -92,26 +92,14 @@ def _reference_backward(
 
 
 def _fake(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    mean: Tensor | None,
-    var: Tensor | None,
-    eps: float,
+    x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor | None, var: Tensor | None, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     used = [x.new_empty(x.shape[1], dtype=wide(x.dtype)) for _ in range(2)]
     return empty_like(x, dense(x)[1]), used[0], used[1]
 
 
 def _fake_backward(
-    grad_y: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    mean: Tensor,
-    var: Tensor,
-    eps: float,
-    batch: bool,
+    grad_y: Tensor, x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, var: Tensor, eps: float, batch: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     return empty_like(x, dense(x)[1]), weight.new_empty(weight.shape), bias.new_empty(bias.shape)
 
@@ -124,10 +112,12 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tenso
     ctx.set_materialize_grads(False)
 
 
-def _differentiate(ctx: Any, grad_y: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+def _differentiate(
+    backward: Callable[..., Any], ctx: Any, grad_y: Tensor | None, *_: None
+) -> tuple[Tensor | None, ...]:
     if grad_y is None:
         return (None,) * 6
-    return *_backward(grad_y, *ctx.saved_tensors, ctx.eps, ctx.batch), None, None, None
+    return *backward(grad_y, *ctx.saved_tensors, ctx.eps, ctx.batch), None, None, None
 
 
 _batch_norm_relu = register(
@@ -136,21 +126,19 @@ _batch_norm_relu = register(
     " -> (Tensor, Tensor, Tensor)",
     reference=reference,
     fake=_fake,
-    backward=_differentiate,
-    setup_context=_save,
     kernels=kernels(_compiled, cpp=cpp("batch_norm_relu"), triton=triton("batch_norm_relu", "batch_norm_relu")),
-)
-
-_backward = register(
-    "batch_norm_relu",
-    "batch_norm_relu_backward(Tensor grad_y, Tensor x, Tensor weight, Tensor bias, Tensor mean, Tensor var, float eps,"
-    " bool batch) -> (Tensor, Tensor, Tensor)",
-    reference=_reference_backward,
-    fake=_fake_backward,
-    fallback=_fallback_backward,
-    kernels=kernels(
-        _compiled_backward,
-        cpp=cpp("batch_norm_relu_backward"),
-        triton=triton("batch_norm_relu", "batch_norm_relu_backward"),
+    setup_context=_save,
+    backward=Backward(
+        "(Tensor grad_y, Tensor x, Tensor weight, Tensor bias, Tensor mean, Tensor var, float eps, bool batch)"
+        " -> (Tensor, Tensor, Tensor)",
+        call=_differentiate,
+        reference=_reference_backward,
+        fallback=_fallback_backward,
+        fake=_fake_backward,
+        kernels=kernels(
+            _compiled_backward,
+            cpp=cpp("batch_norm_relu_backward"),
+            triton=triton("batch_norm_relu", "batch_norm_relu_backward"),
+        ),
     ),
 )

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pnf.ops._layout import cast, dense, dense_as, empty, empty_like
-from pnf.ops._library import DTYPES, Launch, cpp, documented_by, kernels, register, triton
+from pnf.ops._library import DTYPES, Backward, Launch, cpp, documented_by, kernels, register, triton
 from pnf.reference._channels import other_dims, own, per_channel, statistics
 from pnf.reference._precision import wide
 from pnf.reference.conditioner_input import check_conditioner_input
@@ -228,11 +228,13 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tenso
     ctx.set_materialize_grads(False)
 
 
-def _differentiate(ctx: Any, grad_h: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+def _differentiate(
+    backward: Callable[..., Any], ctx: Any, grad_h: Tensor | None, *_: None
+) -> tuple[Tensor | None, ...]:
     if grad_h is None:
         return (None,) * 9
     x, offset, mean, var = ctx.saved_tensors
-    grad_x, grad_offset = _backward(grad_h, x, offset, mean, var, *ctx.others, ctx.batch)
+    grad_x, grad_offset = backward(grad_h, x, offset, mean, var, *ctx.others, ctx.batch)
     # As that of torch.cat, this gradient is a view.
     columns = ctx.condition
     condition = None if columns is None else grad_h.narrow(1, grad_h.shape[1] - columns, columns)
@@ -245,21 +247,19 @@ _conditioner_input = register(
     " float gain, float eps) -> (Tensor, Tensor, Tensor)",
     reference=_reference,
     fake=_fake,
-    backward=_differentiate,
-    setup_context=_save,
     kernels=kernels(_compiled, cpp=cpp("conditioner_input"), triton=triton("conditioner_input", "conditioner_input")),
-)
-
-_backward = register(
-    "conditioner_input",
-    "conditioner_input_backward(Tensor grad_h, Tensor x, Tensor? offset, Tensor mean, Tensor var, str mask, int parity,"
-    " float gain, float eps, bool batch) -> (Tensor, Tensor)",
-    reference=_reference_backward,
-    fake=_fake_backward,
-    fallback=_fallback_backward,
-    kernels=kernels(
-        _compiled_backward,
-        cpp=cpp("conditioner_input_backward"),
-        triton=triton("conditioner_input", "conditioner_input_backward"),
+    setup_context=_save,
+    backward=Backward(
+        "(Tensor grad_h, Tensor x, Tensor? offset, Tensor mean, Tensor var, str mask, int parity, float gain,"
+        " float eps, bool batch) -> (Tensor, Tensor)",
+        call=_differentiate,
+        reference=_reference_backward,
+        fallback=_fallback_backward,
+        fake=_fake_backward,
+        kernels=kernels(
+            _compiled_backward,
+            cpp=cpp("conditioner_input_backward"),
+            triton=triton("conditioner_input", "conditioner_input_backward"),
+        ),
     ),
 )

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import conv2d, unfold
 
 from pnf.ops._layout import dense, empty, empty_like
-from pnf.ops._library import KERNELS, Launch, cpp, documented_by, kernels, register
+from pnf.ops._library import KERNELS, Backward, Launch, cpp, documented_by, kernels, register
 from pnf.reference.convolution import check_convolution
 from pnf.reference.convolution import convolution as reference
 
@@ -114,12 +114,7 @@ def _fake(x: Tensor, weight: Tensor, bias: Tensor, add: Tensor | None, relu: boo
     return empty(x, (x.shape[0], weight.shape[0], *x.shape[2:]), True)
 
 
-def _fake_backward(
-    grad_y: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    of_input: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
+def _fake_backward(grad_y: Tensor, x: Tensor, weight: Tensor, of_input: bool) -> tuple[Tensor, Tensor, Tensor]:
     grad_x = empty_like(x, True) if of_input else x.new_empty(0)
     return grad_x, empty_like(weight, dense(weight)[1]), weight.new_empty(weight.shape[0])
 
@@ -130,11 +125,11 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.save_for_backward(x, weight, output if relu else None)
 
 
-def _differentiate(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
+def _differentiate(backward: Callable[..., Any], ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
     x, weight, y = ctx.saved_tensors
     if y is not None:
         grad_y = torch.ops.aten.threshold_backward(grad_y, y, 0)
-    grad_x, grad_weight, grad_bias = _backward(grad_y, x, weight, ctx.of_input)
+    grad_x, grad_weight, grad_bias = backward(grad_y, x, weight, ctx.of_input)
     return grad_x if ctx.of_input else None, grad_weight, grad_bias, grad_y if ctx.added else None, None
 
 
@@ -143,16 +138,14 @@ _convolution = register(
     "convolution(Tensor x, Tensor weight, Tensor bias, Tensor? add, bool relu) -> Tensor",
     reference=reference,
     fake=_fake,
-    backward=_differentiate,
-    setup_context=_save,
     kernels=kernels(_compiled, cpp=cpp("convolution")),
-)
-
-_backward = register(
-    "convolution",
-    "convolution_backward(Tensor grad_y, Tensor x, Tensor weight, bool of_input) -> (Tensor, Tensor, Tensor)",
-    reference=_reference_backward,
-    fake=_fake_backward,
-    fallback=_fallback_backward,
-    kernels=kernels(_compiled_backward, cpp=cpp("convolution_backward")),
+    setup_context=_save,
+    backward=Backward(
+        "(Tensor grad_y, Tensor x, Tensor weight, bool of_input) -> (Tensor, Tensor, Tensor)",
+        call=_differentiate,
+        reference=_reference_backward,
+        fallback=_fallback_backward,
+        fake=_fake_backward,
+        kernels=kernels(_compiled_backward, cpp=cpp("convolution_backward")),
+    ),
 )

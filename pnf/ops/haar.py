@@ -253,38 +253,38 @@ _split = register(
     "haar_split(Tensor x, int dim, float factor) -> (Tensor, Tensor)",
     reference=_reference_split,
     fake=_fake_split,
-    backward=_split_backward,
-    setup_context=_save,
     kernels=kernels(_compiled_split, cpp=cpp("haar_split"), triton=triton("haar", "haar_split")),
+    setup_context=_save,
+    backward=_split_backward,
 )
 _merge = register(
     "haar",
     "haar_merge(Tensor s, Tensor d, int dim, float factor) -> Tensor",
     reference=_reference_merge,
     fake=_fake_merge,
-    backward=_merge_backward,
-    setup_context=_save_merge,
     kernels=kernels(_compiled_merge, cpp=cpp("haar_merge"), triton=triton("haar", "haar_merge")),
+    setup_context=_save_merge,
+    backward=_merge_backward,
 )
 _pyramid = register(
     "haar",
     "haar_pyramid(Tensor x, int levels, str axes, float factor) -> Tensor[]",
     reference=_reference_pyramid,
     fake=_fake_pyramid,
-    backward=_pyramid_backward,
-    setup_context=_save,
     kernels=kernels(_compiled_pyramid, cpp=cpp("haar_pyramid"), triton=triton("haar", "haar_pyramid")),
+    setup_context=_save,
+    backward=_pyramid_backward,
 )
 _pyramid_inverse = register(
     "haar",
     "haar_pyramid_inverse(Tensor[] parts, str axes, float factor) -> Tensor",
     reference=_reference_pyramid_inverse,
     fake=_fake_pyramid_inverse,
-    backward=_pyramid_inverse_backward,
-    setup_context=_save_pyramid_inverse,
     kernels=kernels(
         _compiled_pyramid_inverse,
         cpp=cpp("haar_pyramid_inverse"),
         triton=triton("haar", "haar_pyramid_inverse"),
     ),
+    setup_context=_save_pyramid_inverse,
+    backward=_pyramid_inverse_backward,
 )

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pnf.ops._layout import cast, dense, dense_as, empty, empty_like
-from pnf.ops._library import DTYPES, Launch, cpp, documented_by, kernels, register, triton
+from pnf.ops._library import DTYPES, Backward, Launch, cpp, documented_by, kernels, register, triton
 from pnf.reference import haar, haar_bounded
 from pnf.reference._channels import per_channel
 from pnf.reference._precision import wide, widen
@@ -192,16 +192,8 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
     ctx.save_for_backward(*tensors)
 
 
-def _differentiate_split(ctx: Any, grad_s: Tensor, grad_u: Tensor, grad_log_det: Tensor) -> tuple[Tensor | None, ...]:
-    return *_split_backward(grad_s, grad_u, grad_log_det, *ctx.saved_tensors, ctx.dim), None
-
-
-def _differentiate_merge(ctx: Any, grad_x: Tensor, grad_log_det: Tensor) -> tuple[Tensor | None, ...]:
-    return *_merge_backward(grad_x, grad_log_det, *ctx.saved_tensors, ctx.dim), None
-
-
-def _launches(name: str) -> dict[str, Launch | None]:
-    return {"cpp": cpp(name), "triton": triton("haar_bounded", name)}
+def _differentiate(backward: Callable[..., Any], ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    return *backward(*grads, *ctx.saved_tensors, ctx.dim), None
 
 
 _split = register(
@@ -209,18 +201,23 @@ _split = register(
     "haar_bounded_split(Tensor x, Tensor gamma, int dim) -> (Tensor, Tensor, Tensor)",
     reference=haar_bounded.haar_bounded_split,
     fake=_fake_split,
-    backward=_differentiate_split,
+    kernels=kernels(
+        _compiled_split,
+        cpp=cpp("haar_bounded_split"),
+        triton=triton("haar_bounded", "haar_bounded_split"),
+    ),
     setup_context=_save,
-    kernels=kernels(_compiled_split, **_launches("haar_bounded_split")),
-)
-
-_split_backward = register(
-    "haar_bounded",
-    "haar_bounded_split_backward("
-    "Tensor grad_s, Tensor grad_u, Tensor grad_log_det, Tensor x, Tensor gamma, int dim) -> (Tensor, Tensor)",
-    reference=_reference_split_backward,
-    fake=_fake_split_backward,
-    kernels=kernels(_compiled_split_backward, **_launches("haar_bounded_split_backward")),
+    backward=Backward(
+        "(Tensor grad_s, Tensor grad_u, Tensor grad_log_det, Tensor x, Tensor gamma, int dim) -> (Tensor, Tensor)",
+        call=_differentiate,
+        reference=_reference_split_backward,
+        fake=_fake_split_backward,
+        kernels=kernels(
+            _compiled_split_backward,
+            cpp=cpp("haar_bounded_split_backward"),
+            triton=triton("haar_bounded", "haar_bounded_split_backward"),
+        ),
+    ),
 )
 
 _merge = register(
@@ -228,16 +225,21 @@ _merge = register(
     "haar_bounded_merge(Tensor s, Tensor u, Tensor gamma, int dim) -> (Tensor, Tensor)",
     reference=haar_bounded.haar_bounded_merge,
     fake=_fake_merge,
-    backward=_differentiate_merge,
+    kernels=kernels(
+        _compiled_merge,
+        cpp=cpp("haar_bounded_merge"),
+        triton=triton("haar_bounded", "haar_bounded_merge"),
+    ),
     setup_context=_save,
-    kernels=kernels(_compiled_merge, **_launches("haar_bounded_merge")),
-)
-
-_merge_backward = register(
-    "haar_bounded",
-    "haar_bounded_merge_backward("
-    "Tensor grad_x, Tensor grad_log_det, Tensor s, Tensor u, Tensor gamma, int dim) -> (Tensor, Tensor, Tensor)",
-    reference=_reference_merge_backward,
-    fake=_fake_merge_backward,
-    kernels=kernels(_compiled_merge_backward, **_launches("haar_bounded_merge_backward")),
+    backward=Backward(
+        "(Tensor grad_x, Tensor grad_log_det, Tensor s, Tensor u, Tensor gamma, int dim) -> (Tensor, Tensor, Tensor)",
+        call=_differentiate,
+        reference=_reference_merge_backward,
+        fake=_fake_merge_backward,
+        kernels=kernels(
+            _compiled_merge_backward,
+            cpp=cpp("haar_bounded_merge_backward"),
+            triton=triton("haar_bounded", "haar_bounded_merge_backward"),
+        ),
+    ),
 )

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from pnf.ops._layout import cast, dense, dense_as, empty_like, rows
-from pnf.ops._library import DTYPES, Kernel, Launch, cpp, documented_by, kernels, register, triton
+from pnf.ops._library import DTYPES, Backward, Launch, cpp, documented_by, kernels, register, triton
 from pnf.reference._precision import wide
 from pnf.reference.logit import BOUNDARY, check_logit
 from pnf.reference.logit import logit as reference
@@ -90,16 +90,10 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
     ctx.save_for_backward(x)
 
 
-def _differentiate(ctx: Any, grad_y: Tensor, grad_log_det: Tensor) -> tuple[Tensor, None]:
-    return _backward(grad_y, grad_log_det, *ctx.saved_tensors, ctx.alpha), None
-
-
-def _differentiate_inverse(ctx: Any, grad_x: Tensor, grad_log_det: Tensor) -> tuple[Tensor, None]:
-    return _inverse_backward(grad_x, grad_log_det, *ctx.saved_tensors, ctx.alpha), None
-
-
-def _kernels(name: str, implement: Callable[[Launch], Callable[..., Any]]) -> list[Kernel]:
-    return kernels(implement, cpp=cpp(name), triton=triton("logit", name))
+def _differentiate(
+    backward: Callable[..., Any], ctx: Any, grad_out: Tensor, grad_log_det: Tensor
+) -> tuple[Tensor, None]:
+    return backward(grad_out, grad_log_det, *ctx.saved_tensors, ctx.alpha), None
 
 
 _logit = register(
@@ -107,31 +101,37 @@ _logit = register(
     "logit(Tensor x, float alpha) -> (Tensor, Tensor)",
     reference=reference,
     fake=_fake,
-    backward=_differentiate,
+    kernels=kernels(_compiled, cpp=cpp("logit"), triton=triton("logit", "logit", inverse=False)),
     setup_context=_save,
-    kernels=_kernels("logit", _compiled),
+    backward=Backward(
+        "(Tensor grad_y, Tensor grad_log_det, Tensor x, float alpha) -> Tensor",
+        call=_differentiate,
+        reference=_reference_backward,
+        fake=_fake_backward,
+        kernels=kernels(
+            _compiled_backward,
+            cpp=cpp("logit_backward"),
+            triton=triton("logit", "logit_backward", inverse=False),
+        ),
+    ),
 )
+
 _inverse = register(
     "logit",
     "logit_inverse(Tensor y, float alpha) -> (Tensor, Tensor)",
     reference=reference_inverse,
     fake=_fake,
-    backward=_differentiate_inverse,
+    kernels=kernels(_compiled, cpp=cpp("logit_inverse"), triton=triton("logit", "logit", inverse=True)),
     setup_context=_save,
-    kernels=_kernels("logit_inverse", _compiled),
-)
-
-_backward = register(
-    "logit",
-    "logit_backward(Tensor grad_y, Tensor grad_log_det, Tensor x, float alpha) -> Tensor",
-    reference=_reference_backward,
-    fake=_fake_backward,
-    kernels=_kernels("logit_backward", _compiled_backward),
-)
-_inverse_backward = register(
-    "logit",
-    "logit_inverse_backward(Tensor grad_x, Tensor grad_log_det, Tensor y, float alpha) -> Tensor",
-    reference=_reference_inverse_backward,
-    fake=_fake_backward,
-    kernels=_kernels("logit_inverse_backward", _compiled_backward),
+    backward=Backward(
+        "(Tensor grad_x, Tensor grad_log_det, Tensor y, float alpha) -> Tensor",
+        call=_differentiate,
+        reference=_reference_inverse_backward,
+        fake=_fake_backward,
+        kernels=kernels(
+            _compiled_backward,
+            cpp=cpp("logit_inverse_backward"),
+            triton=triton("logit", "logit_backward", inverse=True),
+        ),
+    ),
 )

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pnf.ops._layout import dense, dense_as, empty, empty_like
-from pnf.ops._library import Kernel, Launch, cpp, cuda, documented_by, kernels, register
+from pnf.ops._library import Backward, Launch, cpp, cuda, documented_by, kernels, register
 from pnf.reference import masking as reference
 
 __all__ = ["mask_apply", "mask_input", "mask_pack", "mask_unpack"]
@@ -203,13 +203,7 @@ def _fake_pack(x: Tensor, mask: str, parity: int) -> tuple[Tensor, Tensor]:
     return empty(x, kept, last), empty(x, rest, last)
 
 
-def _fake_unpack(
-    kept: Tensor,
-    rest: Tensor,
-    mask: str,
-    parity: int,
-    size: Sequence[int],
-) -> Tensor:
+def _fake_unpack(kept: Tensor, rest: Tensor, mask: str, parity: int, size: Sequence[int]) -> Tensor:
     return empty(kept, _unpacked_shape(kept, mask, size), dense(kept)[1])
 
 
@@ -257,23 +251,9 @@ def _save_input(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.channels = x.shape[1]
 
 
-def _differentiate_input(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
-    x = _input_backward(grad, ctx.channels, ctx.mask, ctx.parity)
+def _input_backward(backward: Callable[..., Any], ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
+    x = backward(grad, ctx.channels, ctx.mask, ctx.parity)
     return x, grad[:, _kept_channels(ctx.channels, ctx.mask) :], None, None
-
-
-def _save_input_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    grad, channels, ctx.mask, ctx.parity = inputs
-    ctx.condition = grad.shape[1] - _kept_channels(channels, ctx.mask)
-
-
-def _differentiate_input_backward(ctx: Any, x: Tensor) -> tuple[Tensor, None, None, None]:
-    condition = x.new_zeros(x.shape[0], ctx.condition, *x.shape[2:])
-    return _input(x, condition, ctx.mask, ctx.parity), None, None, None
-
-
-def _kernels(name: str, implement: Callable[[Launch], Callable[..., Any]]) -> list[Kernel]:
-    return kernels(implement, cpp=cpp(name), cuda=cuda(name))
 
 
 _apply = register(
@@ -281,43 +261,40 @@ _apply = register(
     "mask_apply(Tensor x, str mask, int parity) -> Tensor",
     reference=reference.mask_apply,
     fake=_fake_apply,
-    backward=_apply_backward,
+    kernels=kernels(_compiled_apply, cpp=cpp("mask_apply"), cuda=cuda("mask_apply")),
     setup_context=_save_apply,
-    kernels=_kernels("mask_apply", _compiled_apply),
+    backward=_apply_backward,
 )
 _pack = register(
     "masking",
     "mask_pack(Tensor x, str mask, int parity) -> (Tensor, Tensor)",
     reference=reference.mask_pack,
     fake=_fake_pack,
-    backward=_pack_backward,
+    kernels=kernels(_compiled_pack, cpp=cpp("mask_pack"), cuda=cuda("mask_pack")),
     setup_context=_save_pack,
-    kernels=_kernels("mask_pack", _compiled_pack),
+    backward=_pack_backward,
 )
 _unpack = register(
     "masking",
     "mask_unpack(Tensor kept, Tensor rest, str mask, int parity, SymInt[] size) -> Tensor",
     reference=reference.mask_unpack,
     fake=_fake_unpack,
-    backward=_unpack_backward,
+    kernels=kernels(_compiled_unpack, cpp=cpp("mask_unpack"), cuda=cuda("mask_unpack")),
     setup_context=_save_unpack,
-    kernels=_kernels("mask_unpack", _compiled_unpack),
+    backward=_unpack_backward,
 )
 _input = register(
     "masking",
     "mask_input(Tensor x, Tensor condition, str mask, int parity) -> Tensor",
     reference=reference.mask_input,
     fake=_fake_input,
-    backward=_differentiate_input,
+    kernels=kernels(_compiled_input, cpp=cpp("mask_input"), cuda=cuda("mask_input")),
     setup_context=_save_input,
-    kernels=_kernels("mask_input", _compiled_input),
-)
-_input_backward = register(
-    "masking",
-    "mask_input_backward(Tensor grad, SymInt channels, str mask, int parity) -> Tensor",
-    reference=_reference_input_backward,
-    fake=_fake_input_backward,
-    backward=_differentiate_input_backward,
-    setup_context=_save_input_backward,
-    kernels=_kernels("mask_input_backward", _compiled_input_backward),
+    backward=Backward(
+        "(Tensor grad, SymInt channels, str mask, int parity) -> Tensor",
+        call=_input_backward,
+        reference=_reference_input_backward,
+        fake=_fake_input_backward,
+        kernels=kernels(_compiled_input_backward, cpp=cpp("mask_input_backward"), cuda=cuda("mask_input_backward")),
+    ),
 )

@@ -87,16 +87,16 @@ _squeeze = register(
     "squeeze(Tensor x, str order) -> Tensor",
     reference=reference,
     fake=_fake,
-    backward=_differentiate,
+    kernels=kernels(_compiled, cpp=cpp("squeeze"), triton=triton("squeeze", "squeeze", inverse=False)),
     setup_context=_save,
-    kernels=kernels(_compiled, cpp=cpp("squeeze"), triton=triton("squeeze", "squeeze")),
+    backward=_differentiate,
 )
 _inverse = register(
     "squeeze",
     "squeeze_inverse(Tensor y, str order) -> Tensor",
     reference=reference_inverse,
     fake=_fake_inverse,
-    backward=_differentiate_inverse,
+    kernels=kernels(_compiled_inverse, cpp=cpp("squeeze_inverse"), triton=triton("squeeze", "squeeze", inverse=True)),
     setup_context=_save,
-    kernels=kernels(_compiled_inverse, cpp=cpp("squeeze_inverse"), triton=triton("squeeze", "squeeze_inverse")),
+    backward=_differentiate_inverse,
 )

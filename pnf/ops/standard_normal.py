@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from pnf.ops._layout import cast, dense, empty_like, rows
-from pnf.ops._library import DTYPES, Launch, cpp, documented_by, kernels, register, triton
+from pnf.ops._library import DTYPES, Backward, Launch, cpp, documented_by, kernels, register, triton
 from pnf.reference._precision import wide
 from pnf.reference.standard_normal import check_standard_normal
 from pnf.reference.standard_normal import standard_normal as reference
@@ -58,8 +58,8 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.save_for_backward(*inputs)
 
 
-def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor]:
-    return (_backward(grad, *ctx.saved_tensors),)
+def _differentiate(backward: Callable[..., Any], ctx: Any, grad: Tensor) -> tuple[Tensor]:
+    return (backward(grad, *ctx.saved_tensors),)
 
 
 _standard_normal = register(
@@ -67,19 +67,17 @@ _standard_normal = register(
     "standard_normal(Tensor z) -> Tensor",
     reference=reference,
     fake=_fake,
-    backward=_differentiate,
-    setup_context=_save,
     kernels=kernels(_compiled, cpp=cpp("standard_normal"), triton=triton("standard_normal", "standard_normal")),
-)
-
-_backward = register(
-    "standard_normal",
-    "standard_normal_backward(Tensor grad, Tensor z) -> Tensor",
-    reference=_reference_backward,
-    fake=_fake_backward,
-    kernels=kernels(
-        _compiled_backward,
-        cpp=cpp("standard_normal_backward"),
-        triton=triton("standard_normal", "standard_normal_backward"),
+    setup_context=_save,
+    backward=Backward(
+        "(Tensor grad, Tensor z) -> Tensor",
+        call=_differentiate,
+        reference=_reference_backward,
+        fake=_fake_backward,
+        kernels=kernels(
+            _compiled_backward,
+            cpp=cpp("standard_normal_backward"),
+            triton=triton("standard_normal", "standard_normal_backward"),
+        ),
     ),
 )

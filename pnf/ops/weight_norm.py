@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pnf.ops._layout import dense, dense_as, empty_like
-from pnf.ops._library import DTYPES, Kernel, Launch, cpp, cuda, documented_by, kernels, register
+from pnf.ops._library import DTYPES, Backward, Launch, cpp, cuda, documented_by, kernels, register
 from pnf.reference._precision import wide
 from pnf.reference.weight_norm import LEAST_SQUARE, check_weight_norm
 from pnf.reference.weight_norm import weight_norm as reference
@@ -108,19 +108,12 @@ def _reference_backward(
     return found + found_magnitudes
 
 
-def _fake(
-    directions: Sequence[Tensor],
-    magnitudes: Sequence[Tensor],
-    scaled: Sequence[int],
-) -> list[Tensor]:
+def _fake(directions: Sequence[Tensor], magnitudes: Sequence[Tensor], scaled: Sequence[int]) -> list[Tensor]:
     return [empty_like(x, dense(x)[1]) for x in directions]
 
 
 def _fake_backward(
-    grads: Sequence[Tensor],
-    directions: Sequence[Tensor],
-    magnitudes: Sequence[Tensor],
-    scaled: Sequence[int],
+    grads: Sequence[Tensor], directions: Sequence[Tensor], magnitudes: Sequence[Tensor], scaled: Sequence[int]
 ) -> list[Tensor]:
     return [empty_like(x, dense(x)[1]) for x in directions] + [empty_like(m) for m in magnitudes]
 
@@ -130,14 +123,12 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
     ctx.save_for_backward(*directions, *magnitudes)
 
 
-def _differentiate(ctx: Any, grads: list[Tensor]) -> tuple[list[Tensor], list[Tensor], None]:
+def _differentiate(
+    backward: Callable[..., Any], ctx: Any, grads: list[Tensor]
+) -> tuple[list[Tensor], list[Tensor], None]:
     saved, layers = ctx.saved_tensors, len(grads)
-    found = _backward(grads, list(saved[:layers]), list(saved[layers:]), ctx.scaled)
+    found = backward(grads, list(saved[:layers]), list(saved[layers:]), ctx.scaled)
     return found[:layers], found[layers:], None
-
-
-def _kernels(name: str, implement: Callable[[Launch], Callable[..., Any]]) -> list[Kernel]:
-    return kernels(implement, cpp=cpp(name), cuda=cuda(name))
 
 
 _weight_norm = register(
@@ -145,14 +136,13 @@ _weight_norm = register(
     "weight_norm(Tensor[] directions, Tensor[] magnitudes, int[] scaled) -> Tensor[]",
     reference=_reference,
     fake=_fake,
-    backward=_differentiate,
+    kernels=kernels(_compiled, cpp=cpp("weight_norm"), cuda=cuda("weight_norm")),
     setup_context=_save,
-    kernels=_kernels("weight_norm", _compiled),
-)
-_backward = register(
-    "weight_norm",
-    "weight_norm_backward(Tensor[] grads, Tensor[] directions, Tensor[] magnitudes, int[] scaled) -> Tensor[]",
-    reference=_reference_backward,
-    fake=_fake_backward,
-    kernels=_kernels("weight_norm_backward", _compiled_backward),
+    backward=Backward(
+        "(Tensor[] grads, Tensor[] directions, Tensor[] magnitudes, int[] scaled) -> Tensor[]",
+        call=_differentiate,
+        reference=_reference_backward,
+        fake=_fake_backward,
+        kernels=kernels(_compiled_backward, cpp=cpp("weight_norm_backward"), cuda=cuda("weight_norm_backward")),
+    ),
 )
