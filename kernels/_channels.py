@@ -14,28 +14,29 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from pnf.kernels._common import wide
+from pnf.kernels._common import on_board, wide
 
 TILE = 4096
 WARPS = 8
 
 
 class Tiling(NamedTuple):
-    """How a tensor is cut; a kernel takes all of it."""
+    """How a tensor is cut. A kernel takes it as one argument, ``tiles``."""
 
+    channels: int
     rows: int
     sites: int
     across: int  # tiles beside one another
-    tiles: int  # of a block of channels
+    total: int  # of a block of channels
     loops: int
     parts: int
-    LAST: bool
-    ROWS: int
-    COLUMNS: int
+    LAST: tl.constexpr
+    ROWS: tl.constexpr
+    COLUMNS: tl.constexpr
 
     def blocks(self, channels: int) -> int:
-        """Blocks of channels."""
-        return triton.cdiv(channels, self.COLUMNS) if self.LAST else channels
+        """Blocks of so many channels."""
+        return triton.cdiv(channels, self.COLUMNS.value) if self.LAST.value else channels
 
 
 def tiling(x: Tensor, batch: int, channels: int, sites: int, last: bool) -> Tiling:
@@ -45,143 +46,148 @@ def tiling(x: Tensor, batch: int, channels: int, sites: int, last: bool) -> Tili
     # With the channels last an access of a thread may be as narrow as an entry, and its addresses fill the registers.
     height = min(triton.next_power_of_2(rows), (TILE // 2 if last else TILE) // columns)
     across = 1 if last else triton.cdiv(sites, columns)
-    tiles = triton.cdiv(rows, height) * across
+    total = triton.cdiv(rows, height) * across
     # Every program of a block reads 16 bytes from all of them, and no more than a twentieth of what three passes over
     # x move.
     most = math.isqrt(batch * sites * x.element_size() * 3 // (20 * 16))
-    loops = triton.cdiv(tiles, min(max(most, 1), 64))
-    return Tiling(rows, sites, across, tiles, loops, triton.cdiv(tiles, loops), last, height, columns)
+    loops = triton.cdiv(total, min(max(most, 1), 64))
+    constants = tl.constexpr(last), tl.constexpr(height), tl.constexpr(columns)
+    return Tiling(channels, rows, sites, across, total, loops, triton.cdiv(total, loops), *constants)
+
+
+class Kept(NamedTuple):
+    """The entries of x that take part: some channels, and of them those on one half of a checkerboard if BOARD.
+
+    A kernel takes it as one argument, ``kept``.
+    """
+
+    channels: int  # of x
+    start: int  # the first of them
+    width: int
+    parity: int
+    BOARD: tl.constexpr
 
 
 @triton.jit
-def tile(i_block, i_tile, rows, channels, sites, across, LAST: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+def program(tiles):
+    """The block and the part of a program, and the first of its tiles and the one after its last."""
+    i_block, i_part = tl.program_id(0) // tiles.parts, tl.program_id(0) % tiles.parts
+    return i_block, i_part, i_part * tiles.loops, tl.minimum(i_part * tiles.loops + tiles.loops, tiles.total)
+
+
+@triton.jit
+def tile(i_block, i_tile, channels, tiles):
     """Rows, channels and sites of a tile, and which of them exist; they broadcast to [ROWS, COLUMNS]."""
-    o_row = (i_tile // across).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
-    o_channel, m_tile = of_block(i_block, channels, LAST, COLUMNS)
-    if LAST:
-        o_site = (o_row % sites).to(tl.int32)
+    o_row = (i_tile // tiles.across).to(tl.int64) * tiles.ROWS + tl.arange(0, tiles.ROWS)[:, None]
+    o_channel, m_tile = of_block(i_block, channels, tiles)
+    if tiles.LAST:
+        o_site = (o_row % tiles.sites).to(tl.int32)
     else:
-        o_site = i_tile % across * COLUMNS + tl.arange(0, COLUMNS)[None, :]
-        m_tile = o_site < sites
-    return o_row, o_channel, o_site, (o_row < rows) & m_tile
+        o_site = i_tile % tiles.across * tiles.COLUMNS + tl.arange(0, tiles.COLUMNS)[None, :]
+        m_tile = o_site < tiles.sites
+    return o_row, o_channel, o_site, (o_row < tiles.rows) & m_tile
 
 
 @triton.jit
-def of_block(i_block, channels, LAST: tl.constexpr, COLUMNS: tl.constexpr):
+def of_block(i_block, channels, tiles):
     """The channels of a block, and which of them exist: [1, COLUMNS] or [1, 1]."""
     o_channel = i_block + tl.zeros([1, 1], tl.int32)
-    if LAST:
-        o_channel = o_channel * COLUMNS + tl.arange(0, COLUMNS)[None, :]
+    if tiles.LAST:
+        o_channel = o_channel * tiles.COLUMNS + tl.arange(0, tiles.COLUMNS)[None, :]
     return o_channel, o_channel < channels
 
 
 @triton.jit
-def place(o_row, o_channel, o_site, channels, sites, LAST: tl.constexpr):
+def place(o_row, o_channel, o_site, channels, tiles):
     """Offsets in a tensor of so many channels."""
     o_x = o_row * channels + o_channel
-    if not LAST:
-        o_x = o_x * sites + o_site
+    if not tiles.LAST:
+        o_x = o_x * tiles.sites + o_site
     return o_x
 
 
 @triton.jit
-def kept(o_site, width, parity):
-    """Whether a checkerboard keeps a site."""
-    return (o_site // width + o_site % width) % 2 == parity
+def tile_of_x(i_block, i_tile, tiles, kept):
+    """The rows, channels and sites of a tile of what is kept of x, which of them exist, and where they lie in x."""
+    o_row, o_channel, o_site, m_x = tile(i_block, i_tile, tiles.channels, tiles)
+    return o_row, o_channel, o_site, m_x, place(o_row, kept.start + o_channel, o_site, kept.channels, tiles)
 
 
 @triton.jit
-def load_kept(x, o_x, o_site, m_x, width, parity, LAST: tl.constexpr, BOARD: tl.constexpr):
+def load_kept(x, o_x, o_site, m_x, tiles, kept):
     """The entries that a board keeps, and zeros for the others."""
-    if BOARD and LAST:
-        b_x = wide(tl.load(x + o_x, mask=m_x & kept(o_site, width, parity), other=0.0))
-    elif BOARD:
+    if kept.BOARD and tiles.LAST:
+        b_x = wide(tl.load(x + o_x, mask=m_x & on_board(o_site, kept.width, kept.parity), other=0.0))
+    elif kept.BOARD:
         # Neighbours share their bytes with those that are kept, and 16 of them are read at once without a mask.
         b_x = wide(tl.load(x + o_x, mask=m_x, other=0.0))
-        b_x = tl.where(kept(o_site, width, parity), b_x, 0.0)
+        b_x = tl.where(on_board(o_site, kept.width, kept.parity), b_x, 0.0)
     else:
         b_x = wide(tl.load(x + o_x, mask=m_x, other=0.0))
     return b_x
 
 
 @triton.jit
-def over_rows(b_x, LAST: tl.constexpr):
+def over_rows(b_x, tiles):
     """The sum for each channel of a block."""
     b_sum = tl.sum(b_x, 0, keep_dims=True)
-    if not LAST:
+    if not tiles.LAST:
         b_sum = tl.sum(b_sum, 1, keep_dims=True)
     return b_sum
 
 
 @triton.jit
-def entries_before(i_tile, rows, sites, across, LAST: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+def entries_before(i_tile, tiles):
     """Entries of a channel in the tiles before one, in float64."""
     o_tile = tl.zeros([1, 1], tl.int64) + i_tile
-    o_row = o_tile // across * ROWS
-    entries = tl.minimum(o_row, rows)
-    if not LAST:
-        height = tl.minimum(o_row + ROWS, rows) - entries
-        entries = entries * sites + height * tl.minimum(o_tile % across * COLUMNS, sites)
+    o_row = o_tile // tiles.across * tiles.ROWS
+    entries = tl.minimum(o_row, tiles.rows)
+    if not tiles.LAST:
+        height = tl.minimum(o_row + tiles.ROWS, tiles.rows) - entries
+        entries = entries * tiles.sites + height * tl.minimum(o_tile % tiles.across * tiles.COLUMNS, tiles.sites)
     return entries.to(tl.float64)
 
 
 @triton.jit
-def part_offsets(o_channel, o_part, channels, n_parts, LAST: tl.constexpr):
-    """Where the parts of channels lie in [channels, n_parts], or in [n_parts, channels] with the channels last."""
-    return o_part * channels + o_channel if LAST else o_channel * n_parts + o_part
+def part_offsets(o_channel, o_part, tiles):
+    """Where the parts of channels lie in [channels, parts], or in [parts, channels] with the channels last."""
+    return o_part * tiles.channels + o_channel if tiles.LAST else o_channel * tiles.parts + o_part
 
 
 @triton.jit
-def store_parts(
-    parts, i_block, i_part, b_first, b_second, channels, n_parts, LAST: tl.constexpr, COLUMNS: tl.constexpr
-):  # [2, channels, n_parts]
+def store_parts(parts, i_block, i_part, b_first, b_second, tiles):  # parts: [2, channels, parts]
     """Write what a program found for each channel of its block."""
-    o_channel, m_channel = of_block(i_block, channels, LAST, COLUMNS)
-    o_parts = part_offsets(o_channel, i_part, channels, n_parts, LAST)
+    o_channel, m_channel = of_block(i_block, tiles.channels, tiles)
+    o_parts = part_offsets(o_channel, i_part, tiles)
     tl.store(parts + o_parts, b_first, mask=m_channel)
-    tl.store(parts + channels * n_parts + o_parts, b_second, mask=m_channel)
+    tl.store(parts + tiles.channels * tiles.parts + o_parts, b_second, mask=m_channel)
 
 
 @triton.jit
-def load_parts(parts, o_channel, m_channel, channels, n_parts, LAST: tl.constexpr, PARTS: tl.constexpr):
+def load_parts(parts, o_channel, m_channel, tiles, PARTS: tl.constexpr):
     """What all programs of a block found: two of [PARTS, channels of the block]."""
     o_part = tl.arange(0, PARTS)[:, None]
-    o_parts = part_offsets(o_channel, o_part, channels, n_parts, LAST)
-    m_parts = m_channel & (o_part < n_parts)
+    o_parts = part_offsets(o_channel, o_part, tiles)
+    m_parts = m_channel & (o_part < tiles.parts)
     b_first = tl.load(parts + o_parts, mask=m_parts, other=0.0)
-    return b_first, tl.load(parts + channels * n_parts + o_parts, mask=m_parts, other=0.0)
+    return b_first, tl.load(parts + tiles.channels * tiles.parts + o_parts, mask=m_parts, other=0.0)
 
 
 @triton.jit
-def merge_sums(parts, o_channel, m_channel, channels, n_parts, LAST: tl.constexpr, PARTS: tl.constexpr):
+def merge_sums(parts, o_channel, m_channel, tiles, PARTS: tl.constexpr):
     """The two sums of each channel."""
-    b_first, b_second = load_parts(parts, o_channel, m_channel, channels, n_parts, LAST, PARTS)
+    b_first, b_second = load_parts(parts, o_channel, m_channel, tiles, PARTS)
     return tl.sum(b_first, 0, keep_dims=True), tl.sum(b_second, 0, keep_dims=True)
 
 
 @triton.jit
-def merge_moments(
-    parts,
-    o_channel,
-    m_channel,
-    channels,
-    rows,
-    sites,
-    across,
-    tiles,
-    loops,
-    n_parts,
-    LAST: tl.constexpr,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    PARTS: tl.constexpr,
-):
+def merge_moments(parts, o_channel, m_channel, tiles, PARTS: tl.constexpr):
     """Mean and biased variance of each channel, from the mean and the squared deviations of every part."""
-    b_means, b_squares = load_parts(parts, o_channel, m_channel, channels, n_parts, LAST, PARTS)
-    o_first = tl.minimum(tl.arange(0, PARTS)[:, None] * loops, tiles)
-    b_count = entries_before(tl.minimum(o_first + loops, tiles), rows, sites, across, LAST, ROWS, COLUMNS)
-    b_count -= entries_before(o_first, rows, sites, across, LAST, ROWS, COLUMNS)
-    entries = entries_before(tiles, rows, sites, across, LAST, ROWS, COLUMNS)
+    b_means, b_squares = load_parts(parts, o_channel, m_channel, tiles, PARTS)
+    o_first = tl.minimum(tl.arange(0, PARTS)[:, None] * tiles.loops, tiles.total)
+    b_count = entries_before(tl.minimum(o_first + tiles.loops, tiles.total), tiles)
+    b_count -= entries_before(o_first, tiles)
+    entries = entries_before(tiles.total, tiles)
     b_mean = tl.sum(b_count * b_means, 0, keep_dims=True) / entries
     b_distance = b_means - b_mean
     return b_mean, tl.sum(b_squares + b_count * b_distance * b_distance, 0, keep_dims=True) / entries
@@ -189,47 +195,60 @@ def merge_moments(
 
 @triton.jit
 def moments(
-    parts,  # [2, channels, n_parts], float64
+    parts,  # [2, channels, parts], float64
     x,
-    channels,
-    x_channels,
-    start,
-    width,
-    parity,
-    rows,
-    sites,
-    across,
     tiles,
-    loops,
-    n_parts,
-    LAST: tl.constexpr,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    BOARD: tl.constexpr,
+    kept,
 ):
-    """Mean and sum of squared deviations of the parts of channels [start, start + channels) of x.
+    """Mean and sum of squared deviations of the parts of what is kept of x.
 
-    Under a board the sites that are not kept count as zeros. Distances are taken from the mean of the first tile, which
-    is near enough for float32.
+    Sites that a board does not keep count as zeros. Distances are taken from the mean of the first tile, which is near
+    enough for float32.
     """
-    i_block, i_part = tl.program_id(0) // n_parts, tl.program_id(0) % n_parts
-    first, last = i_part * loops, tl.minimum(i_part * loops + loops, tiles)
-    o_row, o_channel, o_site, m_x = tile(i_block, first, rows, channels, sites, across, LAST, ROWS, COLUMNS)
-    o_x = place(o_row, start + o_channel, o_site, x_channels, sites, LAST)
-    b_x = load_kept(x, o_x, o_site, m_x, width, parity, LAST, BOARD)
-    b_shift = over_rows(b_x, LAST) / tl.maximum(over_rows(m_x.to(b_x.dtype), LAST), 1.0)
+    i_block, i_part, first, last = program(tiles)
+    _, _, o_site, m_x, o_x = tile_of_x(i_block, first, tiles, kept)
+    b_x = load_kept(x, o_x, o_site, m_x, tiles, kept)
+    b_shift = over_rows(b_x, tiles) / tl.maximum(over_rows(m_x.to(b_x.dtype), tiles), 1.0)
     b_sum = tl.where(m_x, b_x - b_shift, 0.0)
     b_squares = b_sum * b_sum
     for i_tile in range(first + 1, last):
-        o_row, o_channel, o_site, m_x = tile(i_block, i_tile, rows, channels, sites, across, LAST, ROWS, COLUMNS)
-        o_x = place(o_row, start + o_channel, o_site, x_channels, sites, LAST)
-        b_x = load_kept(x, o_x, o_site, m_x, width, parity, LAST, BOARD)
-        b_distance = tl.where(m_x, b_x - b_shift, 0.0)
+        _, _, o_site, m_x, o_x = tile_of_x(i_block, i_tile, tiles, kept)
+        b_distance = tl.where(m_x, load_kept(x, o_x, o_site, m_x, tiles, kept) - b_shift, 0.0)
         b_sum += b_distance
         b_squares += b_distance * b_distance
-    count = entries_before(last, rows, sites, across, LAST, ROWS, COLUMNS)
-    count -= entries_before(first, rows, sites, across, LAST, ROWS, COLUMNS)
-    b_total = over_rows(b_sum, LAST).to(tl.float64)
-    b_deviations = over_rows(b_squares, LAST).to(tl.float64) - b_total * b_total / count
+    count = entries_before(last, tiles) - entries_before(first, tiles)
+    b_total = over_rows(b_sum, tiles).to(tl.float64)
+    b_deviations = over_rows(b_squares, tiles).to(tl.float64) - b_total * b_total / count
     b_deviations = tl.where(b_deviations < 0, 0.0, b_deviations)  # not the maximum, which would lose NaN
-    store_parts(parts, i_block, i_part, b_shift + b_total / count, b_deviations, channels, n_parts, LAST, COLUMNS)
+    store_parts(parts, i_block, i_part, b_shift + b_total / count, b_deviations, tiles)
+
+
+@triton.jit
+def batch_statistics(
+    mean, var, parts, i_part, o_channel, m_channel, tiles, EPS: tl.constexpr, PARTS: tl.constexpr
+):  # mean, var: [channels]
+    """Mean and reciprocal standard deviation of each channel, from its moments, which the first part writes."""
+    b_mean, b_var = merge_moments(parts, o_channel, m_channel, tiles, PARTS)
+    b_mean, b_var = b_mean.to(mean.dtype.element_ty), b_var.to(var.dtype.element_ty)
+    tl.store(mean + o_channel, b_mean, mask=m_channel & (i_part == 0))
+    tl.store(var + o_channel, b_var, mask=m_channel & (i_part == 0))
+    return b_mean, 1.0 / tl.sqrt(b_var + EPS)
+
+
+@triton.jit
+def given_statistics(mean, var, o_channel, m_channel, EPS: tl.constexpr):  # mean, var: [channels]
+    """Mean and reciprocal standard deviation of each channel."""
+    b_mean = tl.load(mean + o_channel, mask=m_channel, other=0.0)
+    b_var = tl.load(var + o_channel, mask=m_channel, other=0.0)
+    return b_mean, 1.0 / tl.sqrt(b_var + EPS)
+
+
+@triton.jit
+def through_statistics(b_sum, b_product, b_reciprocal, tiles):
+    """What the gradients through mean and variance take from that of each entry: a constant, and a slope.
+
+    Of each channel the sums are those of the gradient, and of it times the distance from the mean.
+    """
+    entries = entries_before(tiles.total, tiles)
+    b_slope = b_product * b_reciprocal * b_reciprocal / entries
+    return (b_sum / entries).to(b_reciprocal.dtype), b_slope.to(b_reciprocal.dtype)

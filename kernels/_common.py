@@ -13,6 +13,13 @@ def wide(b_x):
 
 
 @triton.jit
+def on_board(o_site, width, parity):
+    """Whether a checkerboard keeps a site."""
+    o_row = o_site // width
+    return ((o_row + o_site - o_row * width) & 1) == parity
+
+
+@triton.jit
 def tanh(b_u):
     """The hyperbolic tangent and its slope, 1 minus its square, by one exp that cannot overflow; neither cancels."""
     b_a = tl.abs(b_u)

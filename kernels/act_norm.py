@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from pnf.kernels._channels import WARPS, merge_sums, of_block, over_rows, place, store_parts, tile, tiling
+from pnf.kernels._channels import WARPS, merge_sums, of_block, over_rows, place, program, store_parts, tile, tiling
 from pnf.kernels._common import wide
 
 BLOCK = 1024
@@ -40,25 +40,16 @@ def _forward(
     x,
     shift,  # [channels]
     log_scale,  # [channels]
-    channels,
-    rows,
-    sites,
-    across,
     tiles,
-    loops,
-    n_parts,
-    LAST: tl.constexpr,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
     INVERSE: tl.constexpr,
 ):
-    i_block, i_part = tl.program_id(0) // n_parts, tl.program_id(0) % n_parts
-    o_channel, m_channel = of_block(i_block, channels, LAST, COLUMNS)
+    i_block, _, first, last = program(tiles)
+    o_channel, m_channel = of_block(i_block, tiles.channels, tiles)
     b_shift = tl.load(shift + o_channel, mask=m_channel, other=0.0)
     b_scale = _scale(log_scale, o_channel, m_channel, INVERSE)
-    for i_tile in range(i_part * loops, tl.minimum(i_part * loops + loops, tiles)):
-        o_row, o_channel, o_site, m_x = tile(i_block, i_tile, rows, channels, sites, across, LAST, ROWS, COLUMNS)
-        o_x = place(o_row, o_channel, o_site, channels, sites, LAST)
+    for i_tile in range(first, last):
+        o_row, o_channel, o_site, m_x = tile(i_block, i_tile, tiles.channels, tiles)
+        o_x = place(o_row, o_channel, o_site, tiles.channels, tiles)
         b_x = wide(tl.load(x + o_x, mask=m_x, other=0.0))
         tl.store(y + o_x, b_x * b_scale - b_shift if INVERSE else (b_x + b_shift) * b_scale, mask=m_x)
 
@@ -87,35 +78,26 @@ def _backward(
     x,
     shift,  # [channels]
     log_scale,  # [channels]
-    parts,  # [2, channels, n_parts]
-    channels,
-    rows,
-    sites,
-    across,
+    parts,  # [2, channels, parts]
     tiles,
-    loops,
-    n_parts,
-    LAST: tl.constexpr,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
     INVERSE: tl.constexpr,
 ):
-    i_block, i_part = tl.program_id(0) // n_parts, tl.program_id(0) % n_parts
-    o_channel, m_channel = of_block(i_block, channels, LAST, COLUMNS)
+    i_block, i_part, first, last = program(tiles)
+    o_channel, m_channel = of_block(i_block, tiles.channels, tiles)
     b_shift = tl.load(shift + o_channel, mask=m_channel, other=0.0)
     b_scale = _scale(log_scale, o_channel, m_channel, INVERSE)
-    b_sum = tl.zeros([ROWS, COLUMNS], b_shift.dtype)
-    b_product = tl.zeros([ROWS, COLUMNS], b_shift.dtype)
-    for i_tile in range(i_part * loops, tl.minimum(i_part * loops + loops, tiles)):
-        o_row, o_channel, o_site, m_x = tile(i_block, i_tile, rows, channels, sites, across, LAST, ROWS, COLUMNS)
-        o_x = place(o_row, o_channel, o_site, channels, sites, LAST)
+    b_sum = tl.zeros([tiles.ROWS, tiles.COLUMNS], b_shift.dtype)
+    b_product = tl.zeros([tiles.ROWS, tiles.COLUMNS], b_shift.dtype)
+    for i_tile in range(first, last):
+        o_row, o_channel, o_site, m_x = tile(i_block, i_tile, tiles.channels, tiles)
+        o_x = place(o_row, o_channel, o_site, tiles.channels, tiles)
         b_grad = wide(tl.load(grad_y + o_x, mask=m_x, other=0.0))
         b_x = wide(tl.load(x + o_x, mask=m_x, other=0.0))
         b_sum += b_grad
         b_product += tl.where(m_x, b_grad * (b_x if INVERSE else b_x + b_shift), 0.0)
         tl.store(grad_x + o_x, b_grad * b_scale, mask=m_x)
-    b_sum, b_product = over_rows(b_sum, LAST), over_rows(b_product, LAST)
-    store_parts(parts, i_block, i_part, b_sum, b_product, channels, n_parts, LAST, COLUMNS)
+    b_sum, b_product = over_rows(b_sum, tiles), over_rows(b_product, tiles)
+    store_parts(parts, i_block, i_part, b_sum, b_product, tiles)
 
 
 @triton.jit
@@ -124,20 +106,17 @@ def _parameter_grads(
     grad_log_scale,  # [channels]
     grad_log_det,  # [batch]
     log_scale,  # [channels]
-    parts,  # [2, channels, n_parts]
+    parts,  # [2, channels, parts]
     batch,
-    channels,
     sites,
-    n_parts,
-    LAST: tl.constexpr,
-    COLUMNS: tl.constexpr,
+    tiles,
     INVERSE: tl.constexpr,
     PARTS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    o_channel, m_channel = of_block(tl.program_id(0), channels, LAST, COLUMNS)
+    o_channel, m_channel = of_block(tl.program_id(0), tiles.channels, tiles)
     b_scale = _scale(log_scale, o_channel, m_channel, INVERSE)
-    b_sum, b_product = merge_sums(parts, o_channel, m_channel, channels, n_parts, LAST, PARTS)
+    b_sum, b_product = merge_sums(parts, o_channel, m_channel, tiles, PARTS)
     b_of_log_scale = b_product * b_scale + _sum(grad_log_det, batch, BLOCK) * sites
     tl.store(grad_shift + o_channel, -b_sum if INVERSE else b_sum * b_scale, mask=m_channel)
     tl.store(grad_log_scale + o_channel, -b_of_log_scale if INVERSE else b_of_log_scale, mask=m_channel)
@@ -164,7 +143,7 @@ def act_norm(
         return
     tiles = tiling(x, batch, channels, sites, last or sites == 1)
     grid = (tiles.blocks(channels) * tiles.parts,)
-    _forward[grid](y, x, shift, log_scale, channels, *tiles, INVERSE=inverse, num_warps=WARPS)
+    _forward[grid](y, x, shift, log_scale, tiles, INVERSE=inverse, num_warps=WARPS)
 
 
 def act_norm_backward(
@@ -191,7 +170,7 @@ def act_norm_backward(
     count = tiles.blocks(channels)
     parts = shift.new_empty(2, channels, tiles.parts, dtype=torch.float64)
     _backward[(count * tiles.parts,)](
-        grad_x, grad_y, x, shift, log_scale, parts, channels, *tiles, INVERSE=inverse, num_warps=WARPS
+        grad_x, grad_y, x, shift, log_scale, parts, tiles, INVERSE=inverse, num_warps=WARPS
     )
     _parameter_grads[(count,)](
         grad_shift,
@@ -200,11 +179,8 @@ def act_norm_backward(
         log_scale,
         parts,
         batch,
-        channels,
         sites,
-        tiles.parts,
-        tiles.LAST,
-        tiles.COLUMNS if tiles.LAST else 1,
+        tiles,
         INVERSE=inverse,
         PARTS=triton.next_power_of_2(tiles.parts),
         BLOCK=BLOCK,

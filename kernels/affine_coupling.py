@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from pnf.kernels._common import add_parts, tanh, wide
+from pnf.kernels._common import add_parts, on_board, tanh, wide
 
 TILE = 1024
 COLUMNS = 128  # of a tile of the backward with the channels last, which leaves it enough rows to add up
@@ -20,23 +20,28 @@ CHANNEL: tl.constexpr = tl.constexpr(2)
 
 
 @triton.jit
-def _tile(groups, blocks, ROWS: tl.constexpr, COLUMNS: tl.constexpr, HUGE: tl.constexpr):
+def _tile(tiles):
     """The example of a program, the number of its tile there, and the tile's rows and columns."""
-    i_tile = tl.program_id(0) % (groups * blocks)
-    i_example = (tl.program_id(0) // (groups * blocks)).to(tl.int64)
-    o_row = (i_tile // blocks).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
-    i_block = i_tile % blocks
-    if HUGE:
+    i_tile = tl.program_id(0) % (tiles.groups * tiles.blocks)
+    i_example = (tl.program_id(0) // (tiles.groups * tiles.blocks)).to(tl.int64)
+    o_row = (i_tile // tiles.blocks).to(tl.int64) * tiles.ROWS + tl.arange(0, tiles.ROWS)[:, None]
+    i_block = i_tile % tiles.blocks
+    if tiles.HUGE:
         i_block = i_block.to(tl.int64)
-    return i_example, i_tile, o_row, i_block * COLUMNS + tl.arange(0, COLUMNS)[None, :]
+    return i_example, i_tile, o_row, i_block * tiles.COLUMNS + tl.arange(0, tiles.COLUMNS)[None, :]
 
 
 @triton.jit
-def _kept(o_site, sites, width, parity):
-    """Whether a site of a checkerboard is kept."""
-    o_site = o_site % sites
-    o_row = o_site // width
-    return ((o_row + o_site - o_row * width) & 1) == parity
+def _load_scale(scale, o_row, o, tiles):
+    """The bound of the log-scale of each row or column of a tile."""
+    o_scale, n_scale = (o, tiles.columns) if tiles.LAST else (o_row, tiles.rows)
+    return tl.load(scale + o_scale, mask=o_scale < n_scale, other=0.0)
+
+
+@triton.jit
+def _on_board(o_row, o, tiles):
+    """Which entries of a tile a checkerboard keeps."""
+    return on_board(o_row % tiles.sites if tiles.LAST else o, tiles.width, tiles.parity)
 
 
 @triton.jit
@@ -47,50 +52,33 @@ def _forward(
     raw,  # [examples, 2 rows, columns] or [examples, rows, 2 columns]
     scale,  # [rows] or [columns]
     log_det,  # [examples] or [rows]
-    example_x,
-    row_x,
-    moved,  # where in an example of x the entries that are transformed begin
-    kept,
-    example_raw,
-    row_raw,
-    half,  # from shift to u
-    rows,
-    columns,
-    sites,
-    width,
-    parity,
-    groups,  # of rows
-    blocks,  # of columns
+    places,
+    tiles,
     MASK: tl.constexpr,
-    LAST: tl.constexpr,
-    DENSE: tl.constexpr,
     INVERSE: tl.constexpr,
-    HUGE: tl.constexpr,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
 ):
-    i_example, i_tile, o_row, o = _tile(groups, blocks, ROWS, COLUMNS, HUGE)
-    m_row = o_row < rows
-    m = m_row & (o < columns)
-    x += i_example * example_x + o_row * row_x
-    y += i_example * example_x + o_row * row_x
-    raw += i_example * example_raw + o_row * row_raw
-    b_scale = tl.load(scale + o, mask=o < columns, other=0.0) if LAST else tl.load(scale + o_row, mask=m_row, other=0.0)
-    b_x = wide(tl.load(x + moved + o, mask=m, other=0.0))
+    i_example, i_tile, o_row, o = _tile(tiles)
+    m_row = o_row < tiles.rows
+    m = m_row & (o < tiles.columns)
+    x += i_example * places.example_x + o_row * places.row_x
+    y += i_example * places.example_x + o_row * places.row_x
+    raw += i_example * places.example_raw + o_row * places.row_raw
+    b_scale = _load_scale(scale, o_row, o, tiles)
+    b_x = wide(tl.load(x + places.moved + o, mask=m, other=0.0))
     b_shift = wide(tl.load(raw + o, mask=m, other=0.0))
-    b_s = b_scale * tanh(wide(tl.load(raw + half + o, mask=m, other=0.0)))[0]
+    b_s = b_scale * tanh(wide(tl.load(raw + places.half + o, mask=m, other=0.0)))[0]
     b_y = (b_x - b_shift) * tl.exp(-b_s) if INVERSE else b_x * tl.exp(b_s) + b_shift
     if MASK == CHECKERBOARD:
-        m_kept = _kept(o_row if LAST else o, sites, width, parity)
+        m_kept = _on_board(o_row, o, tiles)
         b_y = tl.where(m_kept, b_x, b_y)
         b_s = tl.where(m_kept, 0.0, b_s)
-    tl.store(y + moved + o, b_y, mask=m)
+    tl.store(y + places.moved + o, b_y, mask=m)
     if MASK == CHANNEL:
-        tl.store(y + kept + o, tl.load(x + kept + o, mask=m), mask=m)
-    if DENSE:
-        _gain(out, log_det, tl.sum(b_s, 1, keep_dims=True), o_row, m_row, i_tile % blocks, blocks, INVERSE)
+        tl.store(y + places.kept + o, tl.load(x + places.kept + o, mask=m), mask=m)
+    if tiles.DENSE:
+        _gain(out, log_det, tl.sum(b_s, 1, keep_dims=True), o_row, m_row, i_tile % tiles.blocks, tiles.blocks, INVERSE)
     else:
-        _gain(out, log_det, tl.sum(b_s), i_example, i_example >= 0, i_tile, groups * blocks, INVERSE)
+        _gain(out, log_det, tl.sum(b_s), i_example, i_example >= 0, i_tile, tiles.groups * tiles.blocks, INVERSE)
 
 
 @triton.jit
@@ -131,39 +119,22 @@ def _backward(
     x,
     raw,
     scale,  # [rows] or [columns]
-    example_x,
-    row_x,
-    moved,  # where in an example of x the entries that are transformed begin
-    kept,
-    example_raw,
-    row_raw,
-    half,  # from shift to u
-    rows,
-    columns,
-    sites,
-    width,
-    parity,
-    groups,  # of rows
-    blocks,  # of columns
     parts,
+    places,
+    tiles,
     MASK: tl.constexpr,
-    LAST: tl.constexpr,
-    DENSE: tl.constexpr,
     INVERSE: tl.constexpr,
-    HUGE: tl.constexpr,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
 ):
-    i_example, i_tile, o_row, o = _tile(groups, blocks, ROWS, COLUMNS, HUGE)
-    m_row = o_row < rows
-    m = m_row & (o < columns)
-    o_x = i_example * example_x + o_row * row_x
-    o_raw = i_example * example_raw + o_row * row_raw
-    b_scale = tl.load(scale + o, mask=o < columns, other=0.0) if LAST else tl.load(scale + o_row, mask=m_row, other=0.0)
-    b_grad = tl.load(grad_log_det + o_row, mask=m_row, other=0.0) if DENSE else tl.load(grad_log_det + i_example)
-    b_g = wide(tl.load(grad_y + o_x + moved + o, mask=m, other=0.0))
-    b_x = wide(tl.load(x + o_x + moved + o, mask=m, other=0.0))
-    b_tanh, b_slope = tanh(wide(tl.load(raw + o_raw + half + o, mask=m, other=0.0)))
+    i_example, i_tile, o_row, o = _tile(tiles)
+    m_row = o_row < tiles.rows
+    m = m_row & (o < tiles.columns)
+    o_x = i_example * places.example_x + o_row * places.row_x
+    o_raw = i_example * places.example_raw + o_row * places.row_raw
+    b_scale = _load_scale(scale, o_row, o, tiles)
+    b_grad = tl.load(grad_log_det + o_row, mask=m_row, other=0.0) if tiles.DENSE else tl.load(grad_log_det + i_example)
+    b_g = wide(tl.load(grad_y + o_x + places.moved + o, mask=m, other=0.0))
+    b_x = wide(tl.load(x + o_x + places.moved + o, mask=m, other=0.0))
+    b_tanh, b_slope = tanh(wide(tl.load(raw + o_raw + places.half + o, mask=m, other=0.0)))
     b_s = b_scale * b_tanh
     if INVERSE:
         b_gx = b_g * tl.exp(-b_s)
@@ -176,22 +147,34 @@ def _backward(
     b_gu = b_gs * b_scale * b_slope
     b_gscale = tl.where(m, b_gs * b_tanh, 0.0)
     if MASK == CHECKERBOARD:
-        m_kept = _kept(o_row if LAST else o, sites, width, parity)
+        m_kept = _on_board(o_row, o, tiles)
         b_gx = tl.where(m_kept, b_g, b_gx)
         b_gshift = tl.where(m_kept, 0.0, b_gshift)
         b_gu = tl.where(m_kept, 0.0, b_gu)
         b_gscale = tl.where(m_kept, 0.0, b_gscale)
-    tl.store(grad_x + o_x + moved + o, b_gx, mask=m)
+    tl.store(grad_x + o_x + places.moved + o, b_gx, mask=m)
     tl.store(grad_raw + o_raw + o, b_gshift, mask=m)
-    tl.store(grad_raw + o_raw + half + o, b_gu, mask=m)
+    tl.store(grad_raw + o_raw + places.half + o, b_gu, mask=m)
     if MASK == CHANNEL:
-        tl.store(grad_x + o_x + kept + o, tl.load(grad_y + o_x + kept + o, mask=m), mask=m)
-    if LAST:
-        o_part = o.to(tl.int64) * parts + i_example * groups + i_tile // blocks
-        tl.store(grad_scale + o_part, tl.sum(b_gscale, 0, keep_dims=True), mask=o < columns)
+        tl.store(grad_x + o_x + places.kept + o, tl.load(grad_y + o_x + places.kept + o, mask=m), mask=m)
+    if tiles.LAST:
+        o_part = o.to(tl.int64) * parts + i_example * tiles.groups + i_tile // tiles.blocks
+        tl.store(grad_scale + o_part, tl.sum(b_gscale, 0, keep_dims=True), mask=o < tiles.columns)
     else:
-        o_part = o_row * parts + i_example * blocks + i_tile % blocks
+        o_part = o_row * parts + i_example * tiles.blocks + i_tile % tiles.blocks
         tl.store(grad_scale + o_part, tl.sum(b_gscale, 1, keep_dims=True), mask=m_row)
+
+
+class Places(NamedTuple):
+    """Where entries lie in memory."""
+
+    example_x: int  # from an example of x to the next
+    row_x: int
+    moved: int  # where in a row of x the entries that are transformed begin
+    kept: int
+    example_raw: int
+    row_raw: int
+    half: int  # from shift to u
 
 
 class Tiling(NamedTuple):
@@ -201,53 +184,64 @@ class Tiling(NamedTuple):
     there is one site, examples with channels as columns.
     """
 
-    programs: int
     examples: int
-    groups: int
-    blocks: int
-    strides: tuple[int, ...]
-    sizes: tuple[int, ...]
-    options: dict[str, int]
+    rows: int
+    columns: int
+    sites: int
+    width: int
+    parity: int
+    groups: int  # of rows
+    blocks: int  # of columns
+    LAST: tl.constexpr
+    DENSE: tl.constexpr
+    HUGE: tl.constexpr
+    ROWS: tl.constexpr
+    COLUMNS: tl.constexpr
 
-    @classmethod
-    def of(
-        cls, batch: int, channels: int, transformed: int, height: int, width: int, mask: int, parity: int, last: bool,
-        widest: int,
-    ) -> "Tiling":  # fmt: skip
-        """The tiling of x and raw, with at most ``widest`` columns of channels in a tile."""
-        sites = height * width
-        dense = sites == 1
-        last = last or dense
-        rows, columns = (batch if dense else sites, transformed) if last else (transformed, sites)
-        examples, line = 1 if dense else batch, 1 if last else sites
-        block = min(triton.next_power_of_2(columns), widest if last else TILE)
-        tile = min(TILE // block, triton.next_power_of_2(rows))
-        groups, blocks = triton.cdiv(rows, tile), triton.cdiv(columns, block)
-        return cls(
-            programs=examples * groups * blocks,
-            examples=examples,
-            groups=groups,
-            blocks=blocks,
-            strides=(
-                0 if dense else channels * sites,
-                channels if last else sites,
-                transformed * line if mask == CHANNEL.value and parity == 0 else 0,
-                transformed * line if mask == CHANNEL.value and parity == 1 else 0,
-                0 if dense else 2 * transformed * sites,
-                2 * transformed if last else sites,
-                transformed * line,
-            ),
-            sizes=(rows, columns, sites, width, parity, groups, blocks),
-            options={
-                "MASK": mask,
-                "LAST": last,
-                "DENSE": dense,
-                "HUGE": columns >= 2**31,
-                "ROWS": tile,
-                "COLUMNS": block,
-                "num_warps": max(tile * block // 256, 1),
-            },
-        )
+    def programs(self) -> int:
+        return self.examples * self.groups * self.blocks
+
+    def warps(self) -> int:
+        return max(self.ROWS.value * self.COLUMNS.value // 256, 1)
+
+
+def _cut(
+    batch: int, channels: int, transformed: int, height: int, width: int, mask: int, parity: int, last: bool,
+    widest: int,
+) -> tuple[Places, Tiling]:  # fmt: skip
+    """How x and raw are cut, with at most ``widest`` columns of channels in a tile."""
+    sites = height * width
+    dense = sites == 1
+    last = last or dense
+    rows, columns = (batch if dense else sites, transformed) if last else (transformed, sites)
+    block = min(triton.next_power_of_2(columns), widest if last else TILE)
+    tile = min(TILE // block, triton.next_power_of_2(rows))
+    line = 1 if last else sites
+    places = Places(
+        example_x=0 if dense else channels * sites,
+        row_x=channels if last else sites,
+        moved=transformed * line if mask == CHANNEL.value and parity == 0 else 0,
+        kept=transformed * line if mask == CHANNEL.value and parity == 1 else 0,
+        example_raw=0 if dense else 2 * transformed * sites,
+        row_raw=2 * transformed if last else sites,
+        half=transformed * line,
+    )
+    tiles = Tiling(
+        examples=1 if dense else batch,
+        rows=rows,
+        columns=columns,
+        sites=sites,
+        width=width,
+        parity=parity,
+        groups=triton.cdiv(rows, tile),
+        blocks=triton.cdiv(columns, block),
+        LAST=tl.constexpr(last),
+        DENSE=tl.constexpr(dense),
+        HUGE=tl.constexpr(columns >= 2**31),
+        ROWS=tl.constexpr(tile),
+        COLUMNS=tl.constexpr(block),
+    )
+    return places, tiles
 
 
 def affine_coupling(
@@ -271,11 +265,11 @@ def affine_coupling(
     if batch * transformed * height * width == 0:
         out.copy_(log_det)
         return
-    tiling = Tiling.of(batch, channels, transformed, height, width, mask, parity, last, widest=TILE)
-    n = tiling.blocks if tiling.options["DENSE"] else tiling.groups * tiling.blocks
+    places, tiles = _cut(batch, channels, transformed, height, width, mask, parity, last, widest=TILE)
+    n = tiles.blocks if tiles.DENSE.value else tiles.groups * tiles.blocks
     parts = out if n == 1 else scale.new_empty(batch, n)
-    _forward[(tiling.programs,)](
-        y, parts, x, raw, scale, log_det, *tiling.strides, *tiling.sizes, INVERSE=inverse, **tiling.options
+    _forward[(tiles.programs(),)](
+        y, parts, x, raw, scale, log_det, places, tiles, MASK=mask, INVERSE=inverse, num_warps=tiles.warps()
     )
     if n > 1:
         block = min(triton.next_power_of_2(n), TILE)
@@ -305,12 +299,12 @@ def affine_coupling_backward(
     if batch * transformed * height * width == 0:
         grad_scale.zero_()
         return
-    tiling = Tiling.of(batch, channels, transformed, height, width, mask, parity, last, widest=COLUMNS)
-    n = tiling.examples * (tiling.groups if tiling.options["LAST"] else tiling.blocks)
+    places, tiles = _cut(batch, channels, transformed, height, width, mask, parity, last, widest=COLUMNS)
+    n = tiles.examples * (tiles.groups if tiles.LAST.value else tiles.blocks)
     parts = grad_scale if n == 1 else grad_scale.new_empty(transformed, n)
-    _backward[(tiling.programs,)](
-        grad_x, grad_raw, parts, grad_y, grad_log_det, x, raw, scale, *tiling.strides, *tiling.sizes, n,
-        INVERSE=inverse, **tiling.options,
+    _backward[(tiles.programs(),)](
+        grad_x, grad_raw, parts, grad_y, grad_log_det, x, raw, scale, n, places, tiles,
+        MASK=mask, INVERSE=inverse, num_warps=tiles.warps(),
     )  # fmt: skip
     if n > 1:
         add_parts(grad_scale, parts)

@@ -13,14 +13,17 @@ from torch import Tensor
 
 from pnf.kernels._channels import (
     WARPS,
-    entries_before,
-    merge_moments,
+    Kept,
+    batch_statistics,
+    given_statistics,
     merge_sums,
     moments,
     of_block,
     over_rows,
     place,
+    program,
     store_parts,
+    through_statistics,
     tile,
     tiling,
 )
@@ -28,11 +31,18 @@ from pnf.kernels._common import wide
 
 
 @triton.jit
-def _affine(weight, bias, b_var, o_channel, m_channel, EPS: tl.constexpr):
-    """What is multiplied and added for each channel, and the reciprocal of its standard deviation."""
-    b_reciprocal = 1.0 / tl.sqrt(b_var + EPS)
+def _affine(weight, bias, b_reciprocal, o_channel, m_channel):
+    """What is multiplied and added for each channel."""
     b_weight = tl.load(weight + o_channel, mask=m_channel, other=0.0)
-    return b_weight * b_reciprocal, tl.load(bias + o_channel, mask=m_channel, other=0.0), b_reciprocal
+    return b_weight * b_reciprocal, tl.load(bias + o_channel, mask=m_channel, other=0.0)
+
+
+@triton.jit
+def _gradient(grad_y, x, b_mean, b_scale, b_bias, o_x, m_x):
+    """The gradient of what ReLU is applied to, and the distance of x from its mean."""
+    b_centred = wide(tl.load(x + o_x, mask=m_x, other=0.0)) - b_mean
+    b_grad = wide(tl.load(grad_y + o_x, mask=m_x, other=0.0))
+    return tl.where(b_centred * b_scale + b_bias <= 0, 0.0, b_grad), b_centred
 
 
 @triton.jit
@@ -43,50 +53,22 @@ def _forward(
     x,
     weight,  # [channels]
     bias,  # [channels]
-    parts,  # [2, channels, n_parts]
-    channels,
-    rows,
-    sites,
-    across,
+    parts,  # [2, channels, parts]
     tiles,
-    loops,
-    n_parts,
-    LAST: tl.constexpr,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
     BATCH: tl.constexpr,
     EPS: tl.constexpr,
     PARTS: tl.constexpr,
 ):
-    i_block, i_part = tl.program_id(0) // n_parts, tl.program_id(0) % n_parts
-    o_channel, m_channel = of_block(i_block, channels, LAST, COLUMNS)
+    i_block, i_part, first, last = program(tiles)
+    o_channel, m_channel = of_block(i_block, tiles.channels, tiles)
     if BATCH:
-        b_mean, b_var = merge_moments(
-            parts,
-            o_channel,
-            m_channel,
-            channels,
-            rows,
-            sites,
-            across,
-            tiles,
-            loops,
-            n_parts,
-            LAST,
-            ROWS,
-            COLUMNS,
-            PARTS,
-        )
-        b_mean, b_var = b_mean.to(mean.dtype.element_ty), b_var.to(var.dtype.element_ty)
-        tl.store(mean + o_channel, b_mean, mask=m_channel & (i_part == 0))
-        tl.store(var + o_channel, b_var, mask=m_channel & (i_part == 0))
+        b_mean, b_reciprocal = batch_statistics(mean, var, parts, i_part, o_channel, m_channel, tiles, EPS, PARTS)
     else:
-        b_mean = tl.load(mean + o_channel, mask=m_channel, other=0.0)
-        b_var = tl.load(var + o_channel, mask=m_channel, other=0.0)
-    b_scale, b_bias, _ = _affine(weight, bias, b_var, o_channel, m_channel, EPS)
-    for i_tile in range(i_part * loops, tl.minimum(i_part * loops + loops, tiles)):
-        o_row, o_channel, o_site, m_x = tile(i_block, i_tile, rows, channels, sites, across, LAST, ROWS, COLUMNS)
-        o_x = place(o_row, o_channel, o_site, channels, sites, LAST)
+        b_mean, b_reciprocal = given_statistics(mean, var, o_channel, m_channel, EPS)
+    b_scale, b_bias = _affine(weight, bias, b_reciprocal, o_channel, m_channel)
+    for i_tile in range(first, last):
+        o_row, o_channel, o_site, m_x = tile(i_block, i_tile, tiles.channels, tiles)
+        o_x = place(o_row, o_channel, o_site, tiles.channels, tiles)
         b_y = (wide(tl.load(x + o_x, mask=m_x, other=0.0)) - b_mean) * b_scale + b_bias
         tl.store(y + o_x, tl.where(b_y < 0, 0.0, b_y), mask=m_x)
 
@@ -100,39 +82,26 @@ def _sums(
     bias,  # [channels]
     mean,  # [channels]
     var,  # [channels]
-    parts,  # [2, channels, n_parts]
-    channels,
-    rows,
-    sites,
-    across,
+    parts,  # [2, channels, parts]
     tiles,
-    loops,
-    n_parts,
-    LAST: tl.constexpr,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
     BATCH: tl.constexpr,
     EPS: tl.constexpr,
 ):
-    i_block, i_part = tl.program_id(0) // n_parts, tl.program_id(0) % n_parts
-    o_channel, m_channel = of_block(i_block, channels, LAST, COLUMNS)
-    b_mean = tl.load(mean + o_channel, mask=m_channel, other=0.0)
-    b_var = tl.load(var + o_channel, mask=m_channel, other=0.0)
-    b_scale, b_bias, _ = _affine(weight, bias, b_var, o_channel, m_channel, EPS)
-    b_sum = tl.zeros([ROWS, COLUMNS], b_mean.dtype)
-    b_product = tl.zeros([ROWS, COLUMNS], b_mean.dtype)
-    for i_tile in range(i_part * loops, tl.minimum(i_part * loops + loops, tiles)):
-        o_row, o_channel, o_site, m_x = tile(i_block, i_tile, rows, channels, sites, across, LAST, ROWS, COLUMNS)
-        o_x = place(o_row, o_channel, o_site, channels, sites, LAST)
-        b_centred = wide(tl.load(x + o_x, mask=m_x, other=0.0)) - b_mean
-        b_grad = wide(tl.load(grad_y + o_x, mask=m_x, other=0.0))
-        b_grad = tl.where(b_centred * b_scale + b_bias <= 0, 0.0, b_grad)
+    i_block, i_part, first, last = program(tiles)
+    o_channel, m_channel = of_block(i_block, tiles.channels, tiles)
+    b_mean, b_reciprocal = given_statistics(mean, var, o_channel, m_channel, EPS)
+    b_scale, b_bias = _affine(weight, bias, b_reciprocal, o_channel, m_channel)
+    b_sum = tl.zeros([tiles.ROWS, tiles.COLUMNS], b_mean.dtype)
+    b_product = tl.zeros([tiles.ROWS, tiles.COLUMNS], b_mean.dtype)
+    for i_tile in range(first, last):
+        o_row, o_channel, o_site, m_x = tile(i_block, i_tile, tiles.channels, tiles)
+        o_x = place(o_row, o_channel, o_site, tiles.channels, tiles)
+        b_grad, b_centred = _gradient(grad_y, x, b_mean, b_scale, b_bias, o_x, m_x)
         b_sum += b_grad
         b_product += tl.where(m_x, b_grad * b_centred, 0.0)
         if not BATCH:
             tl.store(grad_x + o_x, b_scale * b_grad, mask=m_x)
-    b_sum, b_product = over_rows(b_sum, LAST), over_rows(b_product, LAST)
-    store_parts(parts, i_block, i_part, b_sum, b_product, channels, n_parts, LAST, COLUMNS)
+    store_parts(parts, i_block, i_part, over_rows(b_sum, tiles), over_rows(b_product, tiles), tiles)
 
 
 @triton.jit
@@ -146,44 +115,29 @@ def _backward(
     bias,  # [channels]
     mean,  # [channels]
     var,  # [channels]
-    parts,  # [2, channels, n_parts]
-    channels,
-    rows,
-    sites,
-    across,
+    parts,  # [2, channels, parts]
     tiles,
-    loops,
-    n_parts,
-    LAST: tl.constexpr,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
     BATCH: tl.constexpr,
     EPS: tl.constexpr,
     PARTS: tl.constexpr,
 ):
     i_block, i_part = tl.program_id(0), 0
     if BATCH:
-        i_block, i_part = i_block // n_parts, i_block % n_parts
-    o_channel, m_channel = of_block(i_block, channels, LAST, COLUMNS)
-    b_mean = tl.load(mean + o_channel, mask=m_channel, other=0.0)
-    b_var = tl.load(var + o_channel, mask=m_channel, other=0.0)
-    b_scale, b_bias, b_reciprocal = _affine(weight, bias, b_var, o_channel, m_channel, EPS)
-    b_sum, b_product = merge_sums(parts, o_channel, m_channel, channels, n_parts, LAST, PARTS)
-    b_product *= b_reciprocal
+        i_block, i_part, first, last = program(tiles)
+    o_channel, m_channel = of_block(i_block, tiles.channels, tiles)
+    b_mean, b_reciprocal = given_statistics(mean, var, o_channel, m_channel, EPS)
+    b_scale, b_bias = _affine(weight, bias, b_reciprocal, o_channel, m_channel)
+    b_sum, b_product = merge_sums(parts, o_channel, m_channel, tiles, PARTS)
     m_first = m_channel & (i_part == 0)
-    tl.store(grad_weight + o_channel, b_product, mask=m_first)
+    tl.store(grad_weight + o_channel, b_product * b_reciprocal, mask=m_first)
     tl.store(grad_bias + o_channel, b_sum, mask=m_first)
     if BATCH:
-        entries = entries_before(tiles, rows, sites, across, LAST, ROWS, COLUMNS)
-        b_sum = (b_sum / entries).to(b_mean.dtype)
-        b_slope = (b_product * b_reciprocal / entries).to(b_mean.dtype)
-        for i_tile in range(i_part * loops, tl.minimum(i_part * loops + loops, tiles)):
-            o_row, o_channel, o_site, m_x = tile(i_block, i_tile, rows, channels, sites, across, LAST, ROWS, COLUMNS)
-            o_x = place(o_row, o_channel, o_site, channels, sites, LAST)
-            b_centred = wide(tl.load(x + o_x, mask=m_x, other=0.0)) - b_mean
-            b_grad = wide(tl.load(grad_y + o_x, mask=m_x, other=0.0))
-            b_grad = tl.where(b_centred * b_scale + b_bias <= 0, 0.0, b_grad)
-            tl.store(grad_x + o_x, b_scale * (b_grad - b_sum - b_centred * b_slope), mask=m_x)
+        b_constant, b_slope = through_statistics(b_sum, b_product, b_reciprocal, tiles)
+        for i_tile in range(first, last):
+            o_row, o_channel, o_site, m_x = tile(i_block, i_tile, tiles.channels, tiles)
+            o_x = place(o_row, o_channel, o_site, tiles.channels, tiles)
+            b_grad, b_centred = _gradient(grad_y, x, b_mean, b_scale, b_bias, o_x, m_x)
+            tl.store(grad_x + o_x, b_scale * (b_grad - b_constant - b_centred * b_slope), mask=m_x)
 
 
 def batch_norm_relu(
@@ -207,7 +161,8 @@ def batch_norm_relu(
     grid = (tiles.blocks(channels) * tiles.parts,)
     parts = mean.new_empty(2, channels, tiles.parts, dtype=torch.float64) if statistics else mean
     if statistics:
-        moments[grid](parts, x, channels, channels, 0, 1, 0, *tiles, False, num_warps=WARPS)
+        whole = Kept(channels, 0, 1, 0, BOARD=tl.constexpr(False))
+        moments[grid](parts, x, tiles, whole, num_warps=WARPS)
     _forward[grid](
         y,
         mean,
@@ -216,8 +171,7 @@ def batch_norm_relu(
         weight,
         bias,
         parts,
-        channels,
-        *tiles,
+        tiles,
         statistics,
         eps,
         triton.next_power_of_2(tiles.parts),
@@ -251,7 +205,7 @@ def batch_norm_relu_backward(
     count = tiles.blocks(channels)
     parts = mean.new_empty(2, channels, tiles.parts, dtype=torch.float64)
     _sums[(count * tiles.parts,)](
-        grad_x, grad_y, x, weight, bias, mean, var, parts, channels, *tiles, statistics, eps, num_warps=WARPS
+        grad_x, grad_y, x, weight, bias, mean, var, parts, tiles, statistics, eps, num_warps=WARPS
     )
     # In evaluation the sums are all that is left to do, by the first part of each block.
     grid = (count * (tiles.parts if statistics else 1),)
@@ -266,8 +220,7 @@ def batch_norm_relu_backward(
         mean,
         var,
         parts,
-        channels,
-        *tiles,
+        tiles,
         statistics,
         eps,
         triton.next_power_of_2(tiles.parts),

@@ -119,6 +119,9 @@ def mask_input(
 ) -> Tensor:
     """The input of a conditioner network: what is kept of x beside a condition.
 
+    For flows with networks of their own. Those of this package take :func:`pnf.reference.conditioner_input`, which
+    normalises and applies ReLU in the same pass.
+
     Args:
         x: ``[B, C, *spatial]``.
         condition: ``[B, K, *spatial]``, of the same dtype; K may be 0.

@@ -110,6 +110,8 @@ def tracing(trace: Trace) -> Iterator[None]:
         trace.access(pointers, mask.data, write=True)
 
     def argument(value: Any) -> Any:
+        if isinstance(value, tuple):
+            return type(value)(*map(argument, value))
         if isinstance(value, Tensor):
             data = np.array([trace.address(value)], np.uint64)
         elif isinstance(value, int) and not isinstance(value, bool):
@@ -143,7 +145,7 @@ def tracing(trace: Trace) -> Iterator[None]:
         self.fn.__globals__["range"] = turns
         try:
             count = math.prod(grid)
-            for program in range(count) if trace.whole else some(count, bound.get("n_parts", count)):
+            for program in range(count) if trace.whole else some(count, getattr(bound.get("tiles"), "parts", count)):
                 z, rest = program % grid[2], program // grid[2]
                 builder.set_grid_idx(rest // grid[1], rest % grid[1], z)
                 self.fn(**converted)
