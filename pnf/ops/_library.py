@@ -1,7 +1,8 @@
 """Registration of ops with PyTorch, the same for every family.
 
 The dispatcher is the whole choice of an implementation: the reference is registered for every device, and a compiled
-kernel for a device replaces it there. So there is no ``if x.is_cuda`` anywhere, and an op works without its kernels.
+kernel for a device replaces it there. So an op works without its kernels, and no op asks for the device of a tensor, but
+for the few that leave what they do on a CPU to PyTorch.
 """
 
 import functools

@@ -24,8 +24,6 @@ def mask_apply(
     mask: str,
     parity: int,
 ) -> Tensor:
-    if mask == "channel" and _torch_is_faster(x, x) and x.numel() <= _SMALL:
-        return reference.mask_apply(x, mask, parity)
     reference.check_mask("mask_apply", x, mask, parity)
     return _apply(x, mask, parity)
 
@@ -77,9 +75,10 @@ _SMALL = 1 << 15
 
 
 def _torch_is_faster(x: Tensor, other: Tensor) -> bool:
-    """Whether to leave channels on a CPU to the reference, a PyTorch call or two.
+    """Whether to leave the halves of channels on a CPU to the reference, a PyTorch call or two.
 
-    So are contiguous tensors, whose halves lie in one piece, and small ones with the channels last.
+    These are contiguous tensors, whose halves lie in one piece, and small ones with the channels last. An op written in
+    Python takes twice as long there: 5 more microseconds forward, 25 with its backward.
     """
     try:
         if not x.is_cpu:
