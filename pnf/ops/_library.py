@@ -1,8 +1,8 @@
 """Registration of ops with PyTorch, the same for every family.
 
 The dispatcher is the whole choice of an implementation: the reference is registered for every device, and a compiled
-kernel for a device replaces it there. So an op works without its kernels, and no op asks for the device of a tensor, but
-for the few that leave what they do on a CPU to PyTorch.
+kernel for a device replaces it there. So an op works without its kernels, and none asks which device a tensor is on.
+Convolutions and halves of channels are the exception: what PyTorch does faster on a CPU is left to it.
 """
 
 import functools
