@@ -25,9 +25,8 @@ from torch.utils._pytree import tree_leaves
 
 from pnf import fast, ops, reference
 from pnf.training import preset_config
-from pnf.training.models import flow_settings
-from pnf.training.streams import Branches
-from pnf.training.units import stage_inputs, stage_modules
+from pnf.training.build import flow_settings, stage_inputs, stage_modules
+from pnf.training.cuda_streams import Branches
 
 CUDA = DEVICE == "cuda"
 Call = Callable[[], Any]

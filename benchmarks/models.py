@@ -26,7 +26,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import pnf
 from pnf import fast, reference
-from pnf.training.machine import most_memory, processor, reset_peak_memory
+from pnf.training.hardware import most_memory, processor, reset_peak_memory
 
 Call = Callable[[], Any]
 

@@ -3,7 +3,7 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from pnf.backends import Backend, backends
+from pnf._backends import Backend, backends
 
 if TYPE_CHECKING:
     from pnf.fast import ProgressiveFlow, RealNVP

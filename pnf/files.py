@@ -1,4 +1,4 @@
-"""Files that are whole or not there: written beside their place, to the disk, and then put in it."""
+"""Files that are whole or not there: written beside their place, to the disk, and then put in it; and their names."""
 
 import errno
 import json
@@ -141,3 +141,14 @@ def _sync_folder(folder: Path) -> None:
 def _pass_over(error: OSError) -> None:
     if error.errno not in _UNSUPPORTED:
         raise error
+
+
+def printable(text: object) -> str:
+    """The text in one line: line breaks, control characters and bytes that are no UTF-8 escaped, as names have them."""
+    return "".join(c if c.isprintable() else escaped(c) for c in str(text))
+
+
+def escaped(c: str) -> str:
+    """A character by the digits of its code."""
+    # Python decodes bytes that are no UTF-8 as these.
+    return f"\\x{ord(c) - 0xDC00:02x}" if "\udc80" <= c <= "\udcff" else c.encode("unicode_escape").decode()

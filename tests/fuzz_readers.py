@@ -18,9 +18,7 @@ try:
 except ImportError:
     sys.exit("fuzz_readers.py needs Atheris: pip install atheris")
 
-with atheris.instrument_imports(
-    include=["pnf.data", "pnf.flows.pretrained", "pnf.training", "zipfile", "json", "pickle"]
-):
+with atheris.instrument_imports(include=["pnf.data", "pnf.flows.saving", "pnf.training", "zipfile", "json", "pickle"]):
     from strangers import READERS
 
 

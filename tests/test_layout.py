@@ -98,6 +98,24 @@ def test_every_kernel_belongs_to_a_family(folder: str) -> None:
     assert {path.stem for path in sources} <= {*families(), "isa", "parallel"}
 
 
+BELOW = {
+    "data": ("files",),
+    "figures": ("files",),
+    "training": ("fast", "flows", "data", "files"),
+    "evaluation": ("training", "fast", "flows", "data", "figures", "files"),
+    "experiments": ("evaluation", "training", "flows", "data", "figures", "files"),
+    "cli": ("experiments", "evaluation", "training", "flows", "data", "figures", "files", "pretrained", "_backends"),
+}
+"""What the wings of the house stand on: none imports what stands on it."""
+
+
+@pytest.mark.parametrize("wing", BELOW)
+def test_imports_run_downhill(wing: str) -> None:
+    for path in (PNF / wing).rglob("*.py"):
+        own = {name.split(".")[1] for name in imports(path) if name.startswith("pnf.")}
+        assert own <= {wing, *BELOW[wing]}, path
+
+
 def test_fast_binds_the_flows_to_the_ops() -> None:
     for path in (PNF / "fast").glob("*.py"):
         assert not foreign(path, "torch", "pnf.flows", "pnf.ops", "pnf.fast")

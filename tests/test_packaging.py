@@ -11,7 +11,7 @@ import pybind11
 
 import pnf
 from pnf import backends
-from pnf.backends import build
+from pnf._backends import build
 
 ROOT = Path(__file__).parents[1]
 

@@ -8,7 +8,7 @@ import torch
 
 from pnf import fast, pretrained, reference
 from pnf.data import load
-from pnf.training import evaluate, load_run
+from pnf.evaluation import evaluate, load_run
 
 MOST_BYTES = 5_000_000
 

@@ -10,19 +10,20 @@ from typer.core import TyperGroup
 
 import pnf
 from pnf.cli import stopping_at_once
-from pnf.cli.output import forgiving, printable
+from pnf.cli.output import forgiving
+from pnf.files import printable
 
 _COMMANDS = {
     "train": ("train:train_command", "Train a flow, all stages together or some of them apart."),
     "join": ("join:join_command", "Put stages that were trained apart together into one run."),
     "evaluate": ("evaluate:evaluate_command", "Likelihood of held-out images, in all and by stage."),
-    "sample": ("pictures:sample_command", "A grid of images drawn from a trained flow."),
-    "upscale": ("pictures:upscale_command", "Low-resolution images on their way up, each stage a column."),
-    "project": ("pictures:project_command", "Images, their low-resolution codes, and their projections."),
-    "curves": ("evaluate:curves_command", "Training curves of one or more runs."),
+    "sample": ("sample:sample_command", "A grid of images drawn from a trained flow."),
+    "upscale": ("upscale:upscale_command", "Low-resolution images on their way up, each stage a column."),
+    "project": ("project:project_command", "Images, their low-resolution codes, and their projections."),
+    "curves": ("curves:curves_command", "Training curves of one or more runs."),
     "check": ("check:check_command", "Whether a trained flow is finite, invertible, normalised and a projection."),
-    "anomaly": ("scales:anomaly_command", "How well a flow tells its own images from others, at each scale."),
-    "quality": ("scales:quality_command", "How close held-out images come that were downscaled."),
+    "anomaly": ("anomaly:anomaly_command", "How well a flow tells its own images from others, at each scale."),
+    "quality": ("quality:quality_command", "How close held-out images come that were downscaled."),
     "reproduce": ("reproduce:app", "The paper's results: its models at equal budgets, from data to table and figures."),
     "doctor": ("doctor:doctor_command", "Versions, devices, and what runs here and why not something faster."),
 }

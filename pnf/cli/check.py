@@ -7,11 +7,13 @@ import torch
 import typer
 from rich.table import Table
 
-from pnf.cli.common import DataOption, DeviceOption, SeedOption, console, load_any, load_images, pick_device, progress
+from pnf.cli.common import DataOption, DeviceOption, SeedOption, console, pick_device, progress
 from pnf.data import dequantize, load
-from pnf.flows.pretrained import CONFIG_NAME
-from pnf.training import Flow, RunConfig, RunError, check, load_flow, seeded
-from pnf.training.evaluation import check_images
+from pnf.evaluation import diagnose
+from pnf.evaluation.likelihood import check_images
+from pnf.evaluation.runs import load_flow, load_images, load_only
+from pnf.flows.saving import CONFIG_NAME
+from pnf.training import Flow, RunConfig, RunError, seeded
 
 
 def check_command(
@@ -31,9 +33,9 @@ def check_command(
     if (model / CONFIG_NAME).is_file():
         flow = load_flow(model).to(pick_device(device))
     else:
-        config, flow = load_any(model, device)
+        config, flow = load_only(model, pick_device(device))
     x = _images(flow, model, config, data, n, seed).to(pick_device(device))
-    checks = check(flow, x, seed=seed, track=progress("Checking stages"))
+    checks = diagnose(flow, x, seed=seed, track=progress("Checking stages"))
     table = Table()
     for column in ("check", "measured", "at most", "verdict"):
         table.add_column(column, justify="right" if column in ("measured", "at most") else "left")
@@ -57,7 +59,7 @@ def _images(flow: Flow, run: Path, config: RunConfig | None, data: str | None, n
         pixels = (256 * samples).clamp(0, 255).byte()
         return dequantize(pixels, seeded(seed))
     if config is not None:
-        images = load_images(config, "test", run=run, data=data, limit=n)
+        images = load_images(config, "test", run=run, data=data, limit=n, progress=progress)
     else:
         assert data is not None
         if len(flow.shape) != 3:

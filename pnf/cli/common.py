@@ -1,4 +1,4 @@
-"""What the commands share: consoles, devices, runs and images."""
+"""What the commands share: consoles, options, devices and progress bars."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -8,13 +8,13 @@ import torch
 import typer
 from rich.markup import escape
 from rich.progress import track
+from rich.table import Table
 
 from pnf import pretrained
-from pnf.cli.output import LineConsole, printable
-from pnf.data import Images, load
-from pnf.flows import ProgressiveFlow
-from pnf.training import Flow, RunConfig, RunError, exact_arithmetic, find_runs, load_run, processes
-from pnf.training.fingerprints import check_test, check_training
+from pnf.cli.output import LineConsole
+from pnf.data.images import Progress
+from pnf.files import printable
+from pnf.training import RunError, processes
 
 # Of several processes one talks.
 console = LineConsole(quiet=processes.rank() > 0)
@@ -22,6 +22,7 @@ notes = LineConsole(stderr=True, quiet=processes.rank() > 0)
 
 _RUN = typer.Argument(help="Folder of a run, e.g. runs/demo/pnf.")
 RunArgument = Annotated[Path, _RUN]
+RunsArgument = Annotated[list[Path], typer.Argument(help="Folders of runs, or folders that hold runs.")]
 OptionalRunArgument = Annotated[Path | None, _RUN]
 PretrainedOption = Annotated[
     str | None,
@@ -64,7 +65,7 @@ def pick_run(run: Path | None, name: str | None) -> tuple[Path, Path]:
         raise RunError(str(error)) from None
 
 
-def progress(description: str) -> Any:
+def progress(description: str) -> Progress:
     """Wraps an iterable into a progress bar on standard error."""
 
     def wrap(items: Iterable[Any]) -> Iterable[Any]:
@@ -73,59 +74,18 @@ def progress(description: str) -> Any:
     return wrap
 
 
-def load_images(
-    config: RunConfig, split: str, *, run: Path | None = None, data: str | None = None, limit: int | None = None
-) -> Images:
-    """A split of the run's data set, or of another, at the run's size.
-
-    Args:
-        config: the run's settings.
-        split: of the data set.
-        run: the folder of the run, or around it: its own images must be those that it remembers.
-        data: the other data set, which nothing is known of.
-        limit: how many images are read at most.
-
-    Raises:
-        RunError: other images lie where the run's own were.
-        DataError: the data set cannot be read.
-    """
-    reading = progress(f"Reading {config.data if data is None else data}")
-    images = load(config.source if data is None else data, split, config.size, limit=limit, progress=reading)
-    for folder in find_runs(run) if run is not None and data is None else ():
-        if RunConfig.load(folder) == config:
-            if split == "train":
-                check_training(folder, config, images)
-            else:
-                check_test(folder, config, images, limit)
-    return images
+def print_table(title: str, first: str, rows: dict[str, dict[str, float]], digits: str) -> None:
+    """A table of numbers; what a row lacks is left empty."""
+    columns = max((list(row) for row in rows.values()), key=len)
+    table = Table(title=title)
+    table.add_column(first)
+    for column in columns:
+        table.add_column(column, justify="right", no_wrap=True)
+    for label, row in rows.items():
+        table.add_row(label, *(f"{row[column]:{digits}}" if column in row else "" for column in columns))
+    console.print(table)
 
 
-def load_progressive(folder: Path, device: str) -> tuple[RunConfig, ProgressiveFlow]:
-    """The one trained ProgressiveFlow in a folder.
-
-    Raises:
-        RunError: there is none, or more than one.
-    """
-    runs = [run for run in find_runs(folder) if RunConfig.load(run).model == "progressive"]
-    if not runs:
-        raise RunError(f"{folder} holds no ProgressiveFlow, and only that can grow images")
-    config, flow = _load_one(folder, runs, device)
-    assert isinstance(flow, ProgressiveFlow)
-    return config, flow
-
-
-def load_any(folder: Path, device: str) -> tuple[RunConfig, Flow]:
-    """The one trained flow in a folder.
-
-    Raises:
-        RunError: there is none, or more than one.
-    """
-    return _load_one(folder, find_runs(folder), device)
-
-
-def _load_one(folder: Path, runs: list[Path], device: str) -> tuple[RunConfig, Flow]:
-    if len(runs) > 1:
-        raise RunError(f"{folder} holds several runs, choose one: {', '.join(str(run) for run in runs)}")
-    config, flow = load_run(runs[0])
-    exact_arithmetic()
-    return config, flow.to(pick_device(device))
+def common_folder(runs: list[Path], folders: list[Path]) -> Path:
+    """Where what belongs to all the runs is written: the one folder given, or the first run's."""
+    return runs[0] if len(runs) == 1 else folders[0]

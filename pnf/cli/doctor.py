@@ -7,7 +7,7 @@ import torch
 from rich.table import Table
 
 import pnf
-from pnf.backends import build
+from pnf._backends import build
 from pnf.cli.common import console
 
 _PACKAGES = (

@@ -1,6 +1,5 @@
-"""``pnf evaluate`` and ``pnf curves``."""
+"""``pnf evaluate``."""
 
-import math
 import platform
 from dataclasses import asdict
 from pathlib import Path
@@ -12,18 +11,22 @@ from rich.table import Table
 
 import pnf
 from pnf import figures
-from pnf.cli.common import DataOption, DeviceOption, SeedOption, console, load_images, notes, pick_device, progress
-from pnf.cli.files import check_targets, png
-from pnf.cli.output import printable
+from pnf.cli.common import (
+    DataOption,
+    DeviceOption,
+    RunsArgument,
+    SeedOption,
+    common_folder,
+    console,
+    notes,
+    pick_device,
+    progress,
+)
+from pnf.evaluation import Evaluation, evaluate
+from pnf.evaluation.image_files import check_targets
+from pnf.evaluation.runs import find_runs, load_images, load_run, run_names
 from pnf.files import replace_json
-from pnf.training import Evaluation, RunConfig, RunError, evaluate, find_runs, load_run, processes
-from pnf.training.logs import read_logs
-from pnf.training.models import build_flow
-from pnf.training.units import stage_dims, stage_names
-
-_SPLITS = ("train", "validation")
-
-RunsArgument = Annotated[list[Path], typer.Argument(help="Folders of runs, or folders that hold runs.")]
+from pnf.training import RunConfig, RunError, processes
 
 
 def evaluate_command(
@@ -44,9 +47,10 @@ def evaluate_command(
     Example: [bold]pnf evaluate runs/demo[/bold]
     """
     folders = [run for folder in runs for run in find_runs(folder)]
-    target = out if out is not None else _common(runs, folders)
+    target = out if out is not None else common_folder(runs, folders)
     written = [target / "metrics.json", target / "bits.png"]
     check_targets(written)
+    names = dict(zip(folders, run_names(folders), strict=True))
     found: dict[str, tuple[RunConfig, Evaluation]] = {}
     for folder in folders:
         try:
@@ -56,8 +60,8 @@ def evaluate_command(
                 raise
             notes.say(f"Left out: {error}")
             continue
-        images = load_images(config, "test", run=folder, data=data, limit=limit)
-        name = _name(folder, folders)
+        images = load_images(config, "test", run=folder, data=data, limit=limit, progress=progress)
+        name = names[folder]
         track = progress(f"Evaluating {name}")
         result = evaluate(flow.to(pick_device(device)), images, seed=seed, batch_size=batch_size, track=track)
         found[name] = (config, result)
@@ -89,67 +93,6 @@ def evaluate_command(
         # Where the disk is full, they are all that there is of a long evaluation.
         _print_tables(found)
     console.say(f"Written: {', '.join(map(str, written))}")
-
-
-def curves_command(
-    runs: RunsArgument,
-    out: Annotated[Path | None, typer.Option(help="Picture. Default: curves.png in the folder of the runs.")] = None,
-) -> None:
-    """Training curves of one or more runs, in bits/dim; held-out images beside the training images.
-
-    Example: [bold]pnf curves runs/demo[/bold]
-    """
-    folders = [run for folder in runs for run in find_runs(folder)]
-    target = png(out, _common(runs, folders) / "curves.png")
-    training, validation = {}, {}
-    for folder in folders:
-        name = _name(folder, folders)
-        logged = _read_logs(folder)
-        if not logged["train"]:
-            raise RunError(f"{folder} has no logs yet: is it training?")
-        training[name] = _bits(logged["train"])
-        if logged["validation"]:
-            validation[name] = _bits(logged["validation"])
-    figures.save(figures.training_curves(training, validation=validation or None), target)
-    console.say(f"Written: {target}")
-
-
-def _name(folder: Path, folders: list[Path]) -> str:
-    """The shortest end of the path that names the run among the others."""
-    parts = folder.resolve().parts
-    others = [other.resolve().parts for other in folders if other.resolve() != folder.resolve()]
-    for length in range(1, len(parts)):
-        if all(other[-length:] != parts[-length:] for other in others):
-            return printable("/".join(parts[-length:]))
-    return printable(folder)
-
-
-def _common(runs: list[Path], folders: list[Path]) -> Path:
-    """Where what belongs to all the runs is written: the one folder given, or the first run's."""
-    return runs[0] if len(runs) == 1 else folders[0]
-
-
-def _bits(curve: dict[int, float]) -> list[tuple[int, float]]:
-    return [(step, 8 - nats / math.log(2)) for step, nats in sorted(curve.items())]
-
-
-def _read_logs(folder: Path) -> dict[str, dict[int, float]]:
-    """Nats/dim by step, over the stages."""
-    with torch.device("meta"):
-        # How the stages share the dimensions does not depend on the channels.
-        flow = build_flow(RunConfig.load(folder), 1)
-    dims = dict(zip(stage_names(flow), stage_dims(flow), strict=True))
-    logged = read_logs(folder)
-    by_stage = {split: {name: logged[f"{split}/{name}/nats_per_dim"] for name in dims} for split in _SPLITS}
-    return {split: _mean(stages, dims) for split, stages in by_stage.items()}
-
-
-def _mean(stages: dict[str, dict[int, float]], dims: dict[str, int]) -> dict[int, float]:
-    """The mean over dimensions at the steps where every stage that has been trained has a value."""
-    trained = {name: values for name, values in stages.items() if values}
-    steps = set.intersection(*(set(values) for values in trained.values())) if trained else set()
-    total = sum(dims[name] for name in trained)
-    return {step: sum(dims[name] * values[step] for name, values in trained.items()) / total for step in steps}
 
 
 def _print_tables(found: dict[str, tuple[RunConfig, Evaluation]]) -> None:

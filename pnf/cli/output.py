@@ -12,6 +12,8 @@ from typing import Any, TextIO
 from rich.console import Console
 from rich.text import Text
 
+from pnf.files import escaped, printable
+
 _PLAIN = {"±": "+-", "→": "->", "←": "<-", "…": "...", "×": "x", "−": "-", "–": "-", "—": "-", "≤": "<=", "≥": ">="}
 
 
@@ -93,11 +95,6 @@ def plain(text: str, encoding: str) -> str:
     return text.encode(encoding, "pnf").decode(encoding)
 
 
-def printable(text: object) -> str:
-    """The text in one line: line breaks, control characters and bytes that are no UTF-8 escaped, as names have them."""
-    return "".join(c if c.isprintable() else _escaped(c) for c in str(text))
-
-
 class LineConsole(Console):
     """A console on which a text is a line: without markup or emoji, for the ``[b]`` and ``:dog:`` of a name are none.
 
@@ -116,16 +113,11 @@ class LineConsole(Console):
             self.print(str(line), soft_wrap=True)
 
 
-def _escaped(c: str) -> str:
-    # Python decodes bytes that are no UTF-8 as these.
-    return f"\\x{ord(c) - 0xDC00:02x}" if "\udc80" <= c <= "\udcff" else c.encode("unicode_escape").decode()
-
-
 def _replace(error: UnicodeError) -> tuple[str, int]:
     if not isinstance(error, UnicodeEncodeError):
         raise error
     lacking = error.object[error.start : error.end]
-    return "".join(_PLAIN.get(c) or ("?" if "\u2500" <= c <= "\u259f" else _escaped(c)) for c in lacking), error.end
+    return "".join(_PLAIN.get(c) or ("?" if "\u2500" <= c <= "\u259f" else escaped(c)) for c in lacking), error.end
 
 
 codecs.register_error("pnf", _replace)

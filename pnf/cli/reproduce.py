@@ -6,16 +6,16 @@ from typing import Annotated, Any
 
 import typer
 
-from pnf import figures
-from pnf.cli import pictures
 from pnf.cli.common import DeviceOption, SeedOption, console, notes, pick_device, progress
-from pnf.cli.evaluate import curves_command
-from pnf.cli.scales import anomaly, quality
-from pnf.cli.tables import ablation, scales, table1
+from pnf.experiments.ablation import ablate_row, ablations, variants
+from pnf.experiments.budget import QUICK, Budget, locked
+from pnf.experiments.figures import draw_row
+from pnf.experiments.rows import MODELS, ROWS, Row
+from pnf.experiments.scales import measure_row
+from pnf.experiments.table1 import results, train_row
+from pnf.experiments.tables import ablation, scales, table1
 from pnf.files import replace_file, replace_json
 from pnf.training import RunError
-from pnf.training.ablation import ablate_row, ablations, variants
-from pnf.training.reproduction import MODELS, QUICK, ROWS, TITLES, Budget, Row, locked, results, train_row
 
 app = typer.Typer(
     help="The paper's results: its models at equal budgets, from data to table and figures.", no_args_is_help=True
@@ -95,22 +95,9 @@ def figures_command(
     Example: [bold]pnf reproduce figures --data data --out runs/table1[/bold]
     """
     for known, source, models in _finished(row, data, out):
-        folder = out / known.name
-        for name in models:
-            run = folder / name
-            pictures.sample_command(run, seed=seed, device=device)
-            if name != "realnvp":
-                pictures.upscale_command(run, sampled=True, seed=seed, device=device)
-                pictures.upscale_command(run, data=str(source), seed=seed, device=device)
-                pictures.project_command(run, data=str(source), seed=seed, device=device)
-        curves_command([folder / name for name in models], folder / "curves.png")
-        bits = figures.bits_per_stage(
-            {TITLES[name]: result["stage_bits_per_dim"] for name, result in models.items()},
-            standard_errors={TITLES[name]: result["bits_per_dim_error"] for name, result in models.items()},
-            title=f"Where the bits are: {known.title}",
-        )
-        figures.save(bits, folder / "bits.png")
-        console.say(f"Written: {folder / 'bits.png'}")
+        how: dict[str, Any] = {"seed": seed, "device": pick_device(device), "progress": progress}
+        for path in draw_row(known, source, out / known.name, models, **how):
+            console.say(f"Written: {path}")
 
 
 @app.command("scales")
@@ -129,13 +116,9 @@ def scales_command(
     Example: [bold]pnf reproduce scales --data data --out runs/table1[/bold]
     """
     for known, source, models in _finished(row, data, out):
-        foreign = [str(data / name) for name in known.foreign if (data / name).exists()]
-        for name in models:
-            run = out / known.name / name
-            if foreign and name != "identity":
-                anomaly(run, foreign, data=str(source), limit=2000, out=run, seed=seed, device=device)
-            if name != "realnvp":
-                quality(run, n=200, draws=16, data=str(source), out=run, seed=seed, device=device)
+        how: dict[str, Any] = {"seed": seed, "device": pick_device(device), "progress": progress}
+        for path in measure_row(known, source, data, out / known.name, models, **how):
+            console.say(f"Written: {path}")
     text = scales(out)
     replace_file(out / "scales.md", text.encode())
     console.say(*text.splitlines())

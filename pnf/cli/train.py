@@ -5,7 +5,8 @@ from typing import Annotated, Literal
 
 import typer
 
-from pnf.cli.common import console, load_images, notes, pick_device
+from pnf.cli.common import console, notes, pick_device, progress
+from pnf.evaluation.runs import load_images
 from pnf.training import PRESETS, RunConfig, RunError, preset_config, train
 
 
@@ -139,7 +140,7 @@ def train_command(
         name = config.model if config.model == "realnvp" else f"{config.model}-{config.detail}"
         folder = out if out is not None else Path("runs") / preset / name
     accelerator = pick_device(device).type
-    images = load_images(config, "train", data=data, limit=config.limit)
+    images = load_images(config, "train", data=data, limit=config.limit, progress=progress)
     notes.say(f"Training {config.model} on {len(images):,} images of {images.name} {list(images.shape)} in {folder}")
     chosen = None if stages is None else [name.strip() for name in stages.split(",")]
     missing = train(

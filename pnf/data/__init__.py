@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Protocol
 
 from pnf.data import arrays, celeba, cifar10, folder, idx
-from pnf.data.images import SPLITS, DataError, Images, Progress, Request, printable
+from pnf.data.images import SPLITS, DataError, Images, Progress, Request
 from pnf.data.transforms import dequantize, height_width, resize
 from pnf.data.tree import walk
+from pnf.files import printable
 
-__all__ = ["BUNDLED", "DataError", "Images", "bundled", "dequantize", "load", "locate", "printable", "resize"]
+__all__ = ["BUNDLED", "DataError", "Images", "bundled", "dequantize", "load", "locate", "resize"]
 
 BUNDLED = "fashion-mini"
 

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from numpy.lib import format as npy
 
+from pnf.data.byte_streams import DEFLATE_LIMIT, read_into, skip
 from pnf.data.images import SPLITS, DataError, Images, Request, brief, missing_split
 from pnf.data.names import is_plain, split_of
-from pnf.data.streams import DEFLATE_LIMIT, read_into, skip
 
 SUFFIXES = (".npz", ".npy")
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from pnf.data.byte_streams import DEFLATE_LIMIT, read_into
 from pnf.data.images import DataError, Images, Request, brief, missing_split
-from pnf.data.streams import DEFLATE_LIMIT, read_into
 
 _PREFIX = {"train": "train", "test": "t10k"}
 _NAMES = ("{}-images-idx3-ubyte", "{}-images.idx3-ubyte", "{}-images-idx3-ubyte.gz", "{}-images.idx3-ubyte.gz")

@@ -10,19 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pnf.files import printable
+
 SPLITS = ("train", "validation", "test")
 
 Progress = Callable[[Iterable[Any]], Iterable[Any]]
-
-
-def printable(text: str) -> str:
-    """The text in one line: a name can hold line breaks, and bytes that are no UTF-8, which are escaped."""
-    return "".join(c if c.isprintable() else _escaped(c) for c in text)
-
-
-def _escaped(c: str) -> str:
-    # Python decodes bytes that are no UTF-8 as these.
-    return f"\\x{ord(c) - 0xDC00:02x}" if "\udc80" <= c <= "\udcff" else ascii(c)[1:-1]
 
 
 class DataError(ValueError):

@@ -56,6 +56,18 @@ class _Logit(Protocol):
     def __call__(self, x: Tensor, /, alpha: float) -> tuple[Tensor, Tensor]: ...
 
 
+def check_bound(flow: object) -> None:
+    """Raise unless the class of the flow has its ops.
+
+    Raises:
+        TypeError: it has none: it is one of :mod:`pnf.flows`, to be bound by a subclass.
+    """
+    kind = type(flow)
+    if not hasattr(kind, "ops"):
+        name = kind.__name__
+        raise TypeError(f"{kind.__module__}.{name} has no ops: use pnf.{name}, or pnf.reference.{name}")
+
+
 class OpTable(NamedTuple):
     """One implementation of every op that the flows use; module-level functions, so that models can be pickled."""
 

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from pnf.flows.memory import in_batches
-from pnf.flows.op_table import OpTable
-from pnf.flows.pretrained import Pretrained
+from pnf.flows.op_table import OpTable, check_bound
+from pnf.flows.peak_memory import in_batches
 from pnf.flows.realnvp import RealNVP, num_scales, set_network_dtype
+from pnf.flows.saving import Pretrained
 from pnf.flows.shapes import (
     as_channels,
     bits_per_dim,
@@ -96,6 +96,7 @@ class ProgressiveFlow(Pretrained):
         alpha: float | None = None,
         memory: str = "plain",
     ) -> None:
+        check_bound(self)
         super().__init__()
         self.shape = check_shape("ProgressiveFlow", "shape", shape)
         check_choice("ProgressiveFlow", "axes", axes, ("xy", "yx", "x", "y"))

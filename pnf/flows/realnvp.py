@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from pnf.flows import invertible
 from pnf.flows.couplings import ActNorm, ConvCoupling, Coupling, DenseCoupling, Injector
-from pnf.flows.memory import in_batches
 from pnf.flows.networks import ConvNetwork, DenseNetwork, ResidualNetwork
-from pnf.flows.op_table import OpTable
-from pnf.flows.pretrained import Pretrained
+from pnf.flows.op_table import OpTable, check_bound
+from pnf.flows.peak_memory import in_batches
+from pnf.flows.saving import Pretrained
 from pnf.flows.shapes import (
     as_channels,
     bits_per_dim,
@@ -93,6 +93,7 @@ class RealNVP(Pretrained):
         alpha: float | None = None,
         memory: str = "plain",
     ) -> None:
+        check_bound(self)
         super().__init__()
         name = "RealNVP"
         check_choice(name, "memory", memory, MEMORY)

@@ -6,8 +6,7 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, PlainValidator, ValidationError, model_validator
 
 from pnf.data import BUNDLED, bundled, locate
-from pnf.data.images import printable
-from pnf.files import read_json, replace_json
+from pnf.files import printable, read_json, replace_json
 
 CONFIG_NAME = "run.json"
 

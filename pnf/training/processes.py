@@ -44,7 +44,7 @@ def make_fabric(accelerator: str, **settings: Any) -> Fabric:
         return Fabric(accelerator=accelerator, devices=1, **settings)
     atexit.register(_leave)
     local = _environment("LOCAL_WORLD_SIZE", 1)
-    # Running statistics are put together once a step: see Unit. PyTorch has renamed the option.
+    # Running statistics are put together once a step: see StageTrainer. PyTorch has renamed the option.
     names = inspect.signature(DistributedDataParallel).parameters
     option: Any = {"forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers": False}
     strategy = DDPStrategy(timeout=PATIENCE, **option)

@@ -2,8 +2,8 @@
 
 It stands on Lightning Fabric, which brings devices, strategies, checkpoints and loggers, and leaves the loop to us.
 Lightning's Trainer would bring a loop too, but one that counts a step of each of several optimisers as a step of the
-run, and resumes inside an epoch only with loaders that save their state; here stages are independent units, and a batch
-is a function of its step.
+run, and resumes inside an epoch only with loaders that save their state; here stages have trainers of their own, and
+a batch is a function of its step.
 """
 
 import itertools
@@ -28,18 +28,18 @@ from torch import Tensor, nn
 
 from pnf.data import Images, dequantize
 from pnf.files import remove_unfinished
-from pnf.flows.pretrained import CONFIG_NAME as CONFIG_FILE
-from pnf.flows.pretrained import WEIGHTS_NAME
+from pnf.flows.saving import CONFIG_NAME as CONFIG_FILE
+from pnf.flows.saving import WEIGHTS_NAME
 from pnf.training import processes
 from pnf.training.batches import VALIDATION_NOISE, Batches, hold_out, seeded
+from pnf.training.build import Flow, build_flow, stage_dims, stage_inputs, stage_modules, stage_names
 from pnf.training.checkpoints import AtomicCheckpointIO
 from pnf.training.config import CONFIG_NAME, RunConfig, RunError
+from pnf.training.cuda_streams import Branches
 from pnf.training.fingerprints import check_training, remember
-from pnf.training.memory import check_memory
-from pnf.training.models import Flow, build_flow
+from pnf.training.memory_check import check_memory
 from pnf.training.progress import StepBar
-from pnf.training.streams import Branches
-from pnf.training.units import Unit, schedule, stage_dims, stage_inputs, stage_modules, stage_names
+from pnf.training.stage_trainer import StageTrainer, schedule
 
 MODEL, LOGS, CHECKPOINTS = "model", "logs", "checkpoints"
 
@@ -111,11 +111,11 @@ def train(
     loop = _loop(config, flow, images, chosen, fabric, folder, console)
     if fabric.is_global_zero:
         _tidy(folder, chosen)
-    for unit in loop.units:
-        path = checkpoint_path(folder, unit.name)
+    for trainer in loop.trainers:
+        path = checkpoint_path(folder, trainer.name)
         if path.exists():
-            unit.load(path)
-    if len({tuple(steps) for steps in processes.gather([unit.step for unit in loop.units])}) > 1:
+            trainer.load(path)
+    if len({tuple(steps) for steps in processes.gather([trainer.step for trainer in loop.trainers])}) > 1:
         raise RunError(f"the processes find different checkpoints in {folder}: it must be one folder for all of them")
     loop.run()
     missing = export(config, images.shape[0], folder) if fabric.is_global_zero else []
@@ -152,7 +152,7 @@ def step_seconds(
     for step in itertools.count(-1):
         for loop, times in zip(loops, taken, strict=True):
             started = time.perf_counter()
-            loop.train(loop.batches(step + 1), loop.units)
+            loop.train(loop.batches(step + 1), loop.trainers)
             if fabric.device.type == "cuda":
                 torch.cuda.synchronize(fabric.device)
             if step >= 0:
@@ -171,33 +171,33 @@ def exact_arithmetic() -> None:
 
 
 class _Loop:
-    """The steps of the units that are trained in one go."""
+    """The steps of the trainers that are trained in one go."""
 
     def __init__(
         self,
         config: RunConfig,
         flow: Flow,
         names: list[str],
-        units: list[Unit],
+        trainers: list[StageTrainer],
         batches: Batches,
         validation: Tensor,
         fabric: Fabric,
         folder: Path,
         console: Console | None,
     ) -> None:
-        self.config, self.flow, self.names, self.units, self.fabric = config, flow, names, units, fabric
-        self.branches = Branches(fabric.device, len(units))
+        self.config, self.flow, self.names, self.trainers, self.fabric = config, flow, names, trainers, fabric
+        self.branches = Branches(fabric.device, len(trainers))
         self.batches, self.validation, self.folder, self.console = batches, validation, folder, console
         self.started, self.images = time.perf_counter(), 0
-        self.sums = {unit.name: torch.zeros((), device=fabric.device) for unit in units}
+        self.sums = {trainer.name: torch.zeros((), device=fabric.device) for trainer in trainers}
         self.counts = dict.fromkeys(self.sums, 0)
         self.size, self.rank = fabric.world_size, fabric.global_rank
         # The first step whose loss was not finite, on the device: nobody waits for it before the logs are due.
         self.broken = {name: torch.full((), config.steps, device=fabric.device) for name in self.sums}
 
     def run(self) -> None:
-        title = " ".join(unit.name for unit in self.units)
-        first = min(unit.step for unit in self.units)
+        title = " ".join(trainer.name for trainer in self.trainers)
+        first = min(trainer.step for trainer in self.trainers)
         with (
             _one_report(),
             StepBar(title, self.config.steps, self.console) as bar,
@@ -206,7 +206,7 @@ class _Loop:
             bar.move(first)
             for step in range(first, self.config.steps):
                 # Units that a kill left ahead of the others wait for them.
-                active, done = [unit for unit in self.units if unit.step == step], step + 1
+                active, done = [trainer for trainer in self.trainers if trainer.step == step], step + 1
                 try:
                     self.train(self.batches(step), active)
                 except ValueError as error:
@@ -241,40 +241,40 @@ class _Loop:
         asked = torch.tensor(received[0] if received else 0, device=self.fabric.device)
         return int(processes.reduce(self.fabric, asked, "max"))
 
-    def train(self, x: Tensor, active: list[Unit]) -> None:
-        """A step of some units on a batch."""
+    def train(self, x: Tensor, active: list[StageTrainer]) -> None:
+        """A step of some trainers on a batch."""
         own = self.config.accumulate // self.size
         inputs = [
             dict(zip(self.names, stage_inputs(self.flow, self.fabric.to_device(part)), strict=True))
             for part in x.chunk(self.config.accumulate)[self.rank * own : (self.rank + 1) * own]
         ]
-        for i, unit in enumerate(active):
+        for i, trainer in enumerate(active):
             with self.branches.branch(i):
-                nll = unit.train_step([part[unit.name] for part in inputs])
-                self.sums[unit.name] += nll
-                broken = self.broken[unit.name]
-                torch.where(nll.isfinite(), broken, broken.clamp(max=unit.step), out=broken)
-            self.counts[unit.name] += 1
+                nll = trainer.train_step([part[trainer.name] for part in inputs])
+                self.sums[trainer.name] += nll
+                broken = self.broken[trainer.name]
+                torch.where(nll.isfinite(), broken, broken.clamp(max=trainer.step), out=broken)
+            self.counts[trainer.name] += 1
         self.branches.join()
         self.images += len(x)
 
     def _log(self, step: int, bar: StepBar) -> None:
         metrics: dict[str, float] = {}
         total, dims = 0.0, 0
-        for unit in self.units:
-            if not self.counts[unit.name]:
+        for trainer in self.trainers:
+            if not self.counts[trainer.name]:
                 continue
-            nats = -processes.reduce(self.fabric, self.sums[unit.name], "mean").item() / self.counts[unit.name]
+            nats = -processes.reduce(self.fabric, self.sums[trainer.name], "mean").item() / self.counts[trainer.name]
             if not math.isfinite(nats):
-                broken = int(processes.reduce(self.fabric, self.broken[unit.name], "min"))
+                broken = int(processes.reduce(self.fabric, self.broken[trainer.name], "min"))
                 raise RunError(
-                    f"the loss of stage {unit.name} is not finite at step {broken}; the last checkpoint is sound: "
+                    f"the loss of stage {trainer.name} is not finite at step {broken}; the last checkpoint is sound: "
                     "train again with a lower --lr or --clip"
                 )
-            metrics[f"train/{unit.name}/nats_per_dim"] = nats / unit.dims
-            total, dims = total + nats, dims + unit.dims
-            self.sums[unit.name].zero_()
-            self.counts[unit.name] = 0
+            metrics[f"train/{trainer.name}/nats_per_dim"] = nats / trainer.dims
+            total, dims = total + nats, dims + trainer.dims
+            self.sums[trainer.name].zero_()
+            self.counts[trainer.name] = 0
         speed = self.images / (time.perf_counter() - self.started)
         self.started, self.images = time.perf_counter(), 0
         if dims:
@@ -288,20 +288,20 @@ class _Loop:
             self._write(metrics, step)
 
     @torch.no_grad()
-    def _validate(self, step: int, active: list[Unit], bar: StepBar) -> None:
-        sums = {unit.name: torch.zeros((), device=self.fabric.device) for unit in active}
+    def _validate(self, step: int, active: list[StageTrainer], bar: StepBar) -> None:
+        sums = {trainer.name: torch.zeros((), device=self.fabric.device) for trainer in active}
         for part in self.validation.split(self.config.batch_size)[self.rank :: self.size]:
             inputs = stage_inputs(self.flow, self.fabric.to_device(part))
             images = dict(zip(self.names, inputs, strict=True))
-            for unit in active:
-                sums[unit.name] += unit.averaged.log_prob(images[unit.name]).sum()  # type: ignore[operator]
+            for trainer in active:
+                sums[trainer.name] += trainer.averaged.log_prob(images[trainer.name]).sum()  # type: ignore[operator]
         totals = {name: processes.reduce(self.fabric, value, "sum").item() for name, value in sums.items()}
         nats = {name: total / len(self.validation) for name, total in totals.items()}
-        for unit in active:
-            unit.validated(nats[unit.name])
-        metrics = {f"validation/{unit.name}/nats_per_dim": nats[unit.name] / unit.dims for unit in active}
+        for trainer in active:
+            trainer.validated(nats[trainer.name])
+        metrics = {f"validation/{trainer.name}/nats_per_dim": nats[trainer.name] / trainer.dims for trainer in active}
         if active:
-            mean = sum(nats.values()) / sum(unit.dims for unit in active)
+            mean = sum(nats.values()) / sum(trainer.dims for trainer in active)
             metrics |= {"validation/nats_per_dim": mean, "validation/bits_per_dim": 8 - mean / math.log(2)}
             bar.report(step, mean)
             self._write(metrics, step)
@@ -314,15 +314,15 @@ class _Loop:
             # Fabric's TensorBoardLogger makes this of a full disk too.
             raise error.__cause__ if isinstance(error.__cause__, OSError) else error from None
 
-    def _save(self, active: list[Unit]) -> None:
-        for unit in active:
+    def _save(self, active: list[StageTrainer]) -> None:
+        for trainer in active:
             # A checkpoint with weights that are not finite would replace the last sound one.
-            if not all(p.isfinite().all() for p in unit.stage.parameters()):
+            if not all(p.isfinite().all() for p in trainer.stage.parameters()):
                 raise RunError(
-                    f"the weights of stage {unit.name} are not finite after step {unit.step}; the last checkpoint is "
-                    "sound: train again with a lower --lr or --clip"
+                    f"the weights of stage {trainer.name} are not finite after step {trainer.step}; the last "
+                    "checkpoint is sound: train again with a lower --lr or --clip"
                 )
-            unit.save(checkpoint_path(self.folder, unit.name))
+            trainer.save(checkpoint_path(self.folder, trainer.name))
 
     def _flush(self) -> None:
         for logger in self.fabric.loggers:
@@ -343,14 +343,14 @@ def _loop(
     if config.precision == "bf16":
         flow.set_network_dtype(torch.bfloat16)
     names = stage_names(flow)
-    units = [
-        Unit(name, stage, dims, config, fabric)
+    trainers = [
+        StageTrainer(name, stage, dims, config, fabric)
         for name, stage, dims in zip(names, stage_modules(flow), stage_dims(flow), strict=True)
         if name in chosen
     ]
     batches = Batches(pixels, config.batch_size * config.accumulate, config.seed, flip=config.flip)
     validation = dequantize(held_out, seeded(config.seed, VALIDATION_NOISE))
-    return _Loop(config, flow, names, units, batches, validation, fabric, folder, console)
+    return _Loop(config, flow, names, trainers, batches, validation, fabric, folder, console)
 
 
 def _choose(names: list[str], stages: Sequence[str] | None) -> list[str]:

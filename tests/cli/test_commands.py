@@ -16,7 +16,7 @@ from PIL import Image
 from pnf import figures
 from pnf.cli.app import _COMMANDS, _load
 from pnf.data import load
-from pnf.training import evaluate, load_run
+from pnf.evaluation import evaluate, load_run
 from pnf.training.batches import Batches
 
 Pnf = Callable[..., Any]

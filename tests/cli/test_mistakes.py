@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pnf.cli.output import printable
+from pnf.files import printable
 
 Pnf = Callable[..., Any]
 Tiny = Callable[..., list[str]]

@@ -19,8 +19,9 @@ from rich.console import Console
 from rich.table import Table
 
 from pnf.cli import main
-from pnf.cli.output import LineConsole, Output, plain, printable
+from pnf.cli.output import LineConsole, Output, plain
 from pnf.data import load
+from pnf.files import printable
 from pnf.training import preset_config, train
 from pnf.training.progress import StepBar
 

@@ -13,12 +13,16 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from pnf.cli import reproduce, tables
+from pnf.cli import reproduce
 from pnf.data import Images, load
-from pnf.training import RunConfig, ablation, load_run, reproduction, train
+from pnf.evaluation import load_run
+from pnf.experiments import ablation, budget, rows, tables
+from pnf.experiments import table1 as table_1
+from pnf.experiments.budget import Budget, locked
+from pnf.experiments.rows import Row
+from pnf.training import RunConfig, RunError, train
 from pnf.training.batches import Batches
 from pnf.training.logs import read_logs
-from pnf.training.reproduction import Budget, Row, locked
 
 Pnf = Callable[..., Any]
 
@@ -43,10 +47,10 @@ ROWS = (
 @pytest.fixture(autouse=True, scope="module")
 def _tiny_rows() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        for module in (ablation, reproduction, reproduce, tables):
+        for module in (ablation, rows, table_1, reproduce, tables):
             patch.setattr(module, "ROWS", ROWS)
         # As on a machine whose speed does not drift: RealNVP gets 6 steps in 0.2 s, and the PNFs 4.
-        patch.setattr(reproduction, "step_seconds", lambda *_, **__: [0.03, 0.04, 0.045])
+        patch.setattr(budget, "step_seconds", lambda *_, **__: [0.03, 0.04, 0.045])
         patch.setattr(ablation, "VARIANTS", {"dense": ({"norm": "none"}, {"detail": "identity", "num_couplings": 1})})
         patch.setattr(reproduce, "QUICK", Budget(0.05, {"limit": 60}, test_images=20))
         yield
@@ -131,7 +135,7 @@ def test_what_is_finished_is_not_done_again(
 ) -> None:
     out = shutil.copytree(done, tmp_path / "out")
     (out / "table1.md").unlink()
-    monkeypatch.setattr(reproduction, "train", None)
+    monkeypatch.setattr(table_1, "train", None)
     result = pnf(*table1(root, out, "--budget", 5))
     assert result.code == 0, result.err
     assert (out / "table1.md").read_text() == (done / "table1.md").read_text()
@@ -202,10 +206,10 @@ def test_a_model_that_fails_does_not_stop_the_others(
 ) -> None:
     def fail(config: RunConfig, images: Images, folder: Path, **options: Any) -> list[str]:
         if config.detail == "identity":
-            raise reproduction.RunError("the loss is nan")
+            raise RunError("the loss is nan")
         return train(config, images, folder, **options)
 
-    monkeypatch.setattr(reproduction, "train", fail)
+    monkeypatch.setattr(table_1, "train", fail)
     result = pnf(*table1(root, tmp_path, "--row", "tiny", "--quick"))
     assert result.code == 1
     assert "pnf: not all models could be trained: the loss is nan" in result.err
@@ -244,7 +248,7 @@ def test_ablation(pnf: Pnf, root: Path, tmp_path: Path) -> None:
 
 
 def test_the_variants_are_settings() -> None:
-    for row in reproduction.ROWS:
+    for row in rows.ROWS:
         for settings in ablation.variants(row).values():
             RunConfig.model_validate(row.settings | settings)
     assert ablation.options({"injector": False, "num_couplings": 3}) == "--no-injector --num-couplings 3"

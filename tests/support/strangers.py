@@ -22,7 +22,7 @@ from safetensors.torch import save
 
 from pnf import fast
 from pnf.data import DataError, load
-from pnf.flows.pretrained import CONFIG_NAME, WEIGHTS_NAME
+from pnf.flows.saving import CONFIG_NAME, WEIGHTS_NAME
 from pnf.training import RunConfig, RunError, preset_config
 from pnf.training.checkpoints import AtomicCheckpointIO
 

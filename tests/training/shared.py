@@ -8,7 +8,8 @@ import torch
 
 from pnf.cli import main
 from pnf.data import load
-from pnf.training import RunConfig, evaluate, load_run, processes, train
+from pnf.evaluation import evaluate, load_run
+from pnf.training import RunConfig, processes, train
 
 torch.set_num_threads(1)
 folder = Path(sys.argv[1])

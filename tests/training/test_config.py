@@ -9,7 +9,7 @@ import pytest
 
 from pnf.data import DataError
 from pnf.training import PRESETS, RunConfig, RunError, preset_config
-from pnf.training.models import build_flow
+from pnf.training.build import build_flow
 
 _CHANNELS = {"cifar10": 3, "celeba64": 3}
 

@@ -15,7 +15,8 @@ from torch.testing import assert_close
 
 from pnf.cli import main
 from pnf.data import Images, dequantize, load
-from pnf.training import RunConfig, RunError, evaluate, load_run, processes, train
+from pnf.evaluation import evaluate, load_run
+from pnf.training import RunConfig, RunError, processes, train
 
 SETTINGS = {
     "dense": {"coupling": "dense", "norm": "act"},

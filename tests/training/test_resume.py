@@ -20,7 +20,7 @@ from torch import Tensor
 from pnf.data import Images
 from pnf.training import Interrupted, RunConfig, RunError, train
 from pnf.training.batches import Batches
-from pnf.training.units import Unit
+from pnf.training.stage_trainer import StageTrainer
 
 Make = Callable[..., RunConfig]
 Finished = Callable[..., Path]
@@ -293,9 +293,9 @@ def test_what_is_not_finite_stops_the_run(
     monkeypatch: pytest.MonkeyPatch,
     part: str,
 ) -> None:
-    train_step = Unit.train_step
+    train_step = StageTrainer.train_step
 
-    def spoil(self: Unit, batches: list[Tensor]) -> Tensor:
+    def spoil(self: StageTrainer, batches: list[Tensor]) -> Tensor:
         nll = train_step(self, batches)
         if self.name != "f1x" or self.step < 7:
             return nll
@@ -309,7 +309,7 @@ def test_what_is_not_finite_stops_the_run(
         "weights": r"^the weights of stage f1x are not finite after step 8; the last checkpoint is sound: train again",
     }
     with monkeypatch.context() as patch:
-        patch.setattr(Unit, "train_step", spoil)
+        patch.setattr(StageTrainer, "train_step", spoil)
         with pytest.raises(RunError, match=message[part]):
             run()
     assert step_of(folder, "f1x") == 4

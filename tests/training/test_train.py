@@ -11,10 +11,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import Tensor
 
 from pnf.data import Images
+from pnf.evaluation import load_run
 from pnf.flows import ProgressiveFlow, RealNVP
-from pnf.training import RunConfig, RunError, load_run, train
+from pnf.training import RunConfig, RunError, train
+from pnf.training.stage_trainer import StageTrainer
 from pnf.training.trainer import step_seconds
-from pnf.training.units import Unit
 
 Make = Callable[..., RunConfig]
 Finished = Callable[..., Path]
@@ -119,16 +120,16 @@ def test_the_best_weights_are_those_of_each_stage_by_itself(
     tmp_path: Path, tiny: Make, images: Images, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: dict[str, list[tuple[float, dict[str, Tensor]]]] = {name: [] for name in STAGES}
-    validated = Unit.validated
+    validated = StageTrainer.validated
 
-    def look(self: Unit, nats: float) -> None:
+    def look(self: StageTrainer, nats: float) -> None:
         # As if each stage had its best step at another time.
         nats = -abs(self.step - {"f0": 4, "f1x": 8, "f1y": 12}[self.name])
         state = {key: value.clone() for key, value in self.averaged.state_dict().items()}
         seen[self.name].append((nats, state))
         validated(self, nats)
 
-    monkeypatch.setattr(Unit, "validated", look)
+    monkeypatch.setattr(StageTrainer, "validated", look)
     config = tiny(keep="best", validate_every=4)
     train(config, images, tmp_path, accelerator="cpu")
     _, flow = load_run(tmp_path)
@@ -153,13 +154,13 @@ def test_the_seconds_of_a_step_are_measured_by_turns(
     tiny: Make, images: Images, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     turns: list[str] = []
-    train_step = Unit.train_step
+    train_step = StageTrainer.train_step
 
-    def look(self: Unit, batches: list[Tensor]) -> Tensor:
+    def look(self: StageTrainer, batches: list[Tensor]) -> Tensor:
         turns.append(self.name)
         return train_step(self, batches)
 
-    monkeypatch.setattr(Unit, "train_step", look)
+    monkeypatch.setattr(StageTrainer, "train_step", look)
     configs = [tiny(model="realnvp"), tiny()]
     seconds = step_seconds(configs, images, seconds=0, accelerator="cpu")
     assert len(seconds) == 2
@@ -208,13 +209,13 @@ def test_the_csv_log_grows_while_the_run_goes_on(
     tmp_path: Path, tiny: Make, images: Images, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lines: list[int] = []
-    train_step = Unit.train_step
+    train_step = StageTrainer.train_step
 
-    def look(self: Unit, batches: list[Tensor]) -> Tensor:
+    def look(self: StageTrainer, batches: list[Tensor]) -> Tensor:
         lines.append(sum(len(path.read_text().splitlines()) for path in tmp_path.glob("logs/*/metrics.csv")))
         return train_step(self, batches)
 
-    monkeypatch.setattr(Unit, "train_step", look)
+    monkeypatch.setattr(StageTrainer, "train_step", look)
     train(tiny(), images, tmp_path, stages=["f0"], accelerator="cpu")
     # A header and a row every two steps, and from step 6 on one of the validation.
     assert lines == [0, 0, 2, 2, 3, 3, 5, 5, 6, 6, 7, 7]

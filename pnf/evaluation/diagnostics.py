@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 
 from pnf.flows import ProgressiveFlow
-from pnf.training.models import Flow
+from pnf.training.build import Flow, stage_inputs, stage_modules, stage_names
 from pnf.training.trainer import exact_arithmetic
-from pnf.training.units import stage_inputs, stage_modules, stage_names
 
 HALF_LEVEL = 1 / 512
 """Half the distance of two 8-bit levels: what stays below it does not change a stored image."""
@@ -22,8 +21,8 @@ LARGEST_JACOBIAN = 1024
 
 
 @dataclass(frozen=True)
-class Check:
-    """One check.
+class Diagnostic:
+    """One check of a flow.
 
     Attributes:
         name: what was looked at, and in what unit.
@@ -41,13 +40,13 @@ class Check:
         return self.bound is None or self.measured <= self.bound
 
 
-def check(
+def diagnose(
     flow: Flow,
     x: Tensor,  # [B, *shape]
     *,
     seed: int = 0,
     track: Callable[[Iterable[Any]], Iterable[Any]] = iter,
-) -> list[Check]:
+) -> list[Diagnostic]:
     """Check a flow on images of the kind that it was trained on.
 
     - Finite: likelihoods and gradients at the images and at black, white and checkered ones, samples, projections.
@@ -75,39 +74,39 @@ def check(
     ]
 
 
-def _finite(flow: Flow, x: Tensor, samples: Tensor) -> Iterator[Check]:
+def _finite(flow: Flow, x: Tensor, samples: Tensor) -> Iterator[Diagnostic]:
     checkered = torch.zeros_like(x[:1])
     checkered[..., ::2] = 1
     for name, images in (("the images", x), ("extreme images", torch.cat((0 * x[:1], 0 * x[:1] + 1, checkered)))):
         images = images.clone().requires_grad_()
         log_prob = flow.log_prob(images)
-        yield Check(f"likelihoods of {name}: not finite", _infinite([log_prob]), 0)
+        yield Diagnostic(f"likelihoods of {name}: not finite", _infinite([log_prob]), 0)
         parameters = [p for p in flow.parameters() if p.requires_grad]
         found = torch.autograd.grad(log_prob.sum(), [images, *parameters], allow_unused=True)
-        yield Check(f"gradients at {name}: not finite", _infinite([g for g in found if g is not None]), 0)
-    yield Check("samples: not finite", _infinite([samples]), 0)
+        yield Diagnostic(f"gradients at {name}: not finite", _infinite([g for g in found if g is not None]), 0)
+    yield Diagnostic("samples: not finite", _infinite([samples]), 0)
 
 
 @torch.no_grad()
-def _invertible(flow: Flow, wide: Flow, x: Tensor) -> Iterator[Check]:
+def _invertible(flow: Flow, wide: Flow, x: Tensor) -> Iterator[Diagnostic]:
     for name, model, images, bound in (
         ("float32", flow, x, HALF_LEVEL),
         ("float64", wide, x.double(), 1e-6),
     ):
         z, log_det = model(images)
         back, inverse_log_det = model.inverse(z)
-        yield Check(f"x -> z -> x in {name}: error of a pixel", _largest(back - images), bound)
+        yield Diagnostic(f"x -> z -> x in {name}: error of a pixel", _largest(back - images), bound)
     total = _largest(log_det + inverse_log_det) / model.dims
-    yield Check("log-determinants of x -> z -> x: nats/dim", total, 1e-6)
+    yield Diagnostic("log-determinants of x -> z -> x: nats/dim", total, 1e-6)
 
 
-def _log_det(wide: Flow, x: Tensor, track: Callable[[Iterable[Any]], Iterable[Any]]) -> Iterator[Check]:
+def _log_det(wide: Flow, x: Tensor, track: Callable[[Iterable[Any]], Iterable[Any]]) -> Iterator[Diagnostic]:
     inputs = stage_inputs(wide, x[:1].double())
     for name, stage, image in track(list(zip(stage_names(wide), stage_modules(wide), inputs, strict=True))):
         title = f"log-determinant of {name} off its Jacobian: nats/dim"
         dims = image[0].numel()
         if dims > LARGEST_JACOBIAN:
-            yield Check(f"{title}: {dims} dims are too many", math.nan, None)
+            yield Diagnostic(f"{title}: {dims} dims are too many", math.nan, None)
             continue
         image = image.clone().requires_grad_()
         *parts, log_det = stage(image)
@@ -115,23 +114,23 @@ def _log_det(wide: Flow, x: Tensor, track: Callable[[Iterable[Any]], Iterable[An
         result = torch.cat([part.flatten() for part in parts if part is not image])
         rows = [torch.autograd.grad(entry, image, retain_graph=True)[0].flatten() for entry in result]
         measured = _largest(torch.stack(rows).slogdet().logabsdet - log_det) / dims
-        yield Check(title, measured, 1e-6)
+        yield Diagnostic(title, measured, 1e-6)
 
 
 @torch.no_grad()
-def _projection(flow: ProgressiveFlow, x: Tensor, samples: Tensor) -> Iterator[Check]:
+def _projection(flow: ProgressiveFlow, x: Tensor, samples: Tensor) -> Iterator[Diagnostic]:
     projected = flow.project(x)
     infinite = _infinite([projected])
-    yield Check("projections: not finite", infinite, 0)
+    yield Diagnostic("projections: not finite", infinite, 0)
     if infinite:
         return
-    yield Check("projecting again: change of a pixel", _largest(flow.project(projected) - projected), HALF_LEVEL)
+    yield Diagnostic("projecting again: change of a pixel", _largest(flow.project(projected) - projected), HALF_LEVEL)
     code = flow.encode(x)
     grown = flow.downsample(flow.decode(code), len(flow.stages) - 1)
-    yield Check("a code, grown and shrunk: change of a pixel", _largest(grown - code), HALF_LEVEL)
+    yield Diagnostic("a code, grown and shrunk: change of a pixel", _largest(grown - code), HALF_LEVEL)
     if flow.detail == "bounded":
         outside = int(((samples < 0) | (samples > 1)).sum())
-        yield Check("samples outside [0, 1]: pixels", outside, 0)
+        yield Diagnostic("samples outside [0, 1]: pixels", outside, 0)
 
 
 def _infinite(tensors: Iterable[Tensor]) -> int:

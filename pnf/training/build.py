@@ -1,8 +1,9 @@
-"""The flow that a run trains, from its settings."""
+"""The flow that a run trains, from its settings, and its stages."""
 
 from typing import Any, TypeAlias
 
 import torch
+from torch import Tensor, nn
 
 from pnf import fast
 from pnf.flows import ProgressiveFlow, RealNVP
@@ -57,3 +58,28 @@ def build_flow(config: RunConfig, channels: int) -> Flow:
             return build()
     except (OverflowError, RuntimeError, TypeError, ValueError) as error:
         raise RunError(f"wrong settings: {error}") from None
+
+
+def stage_names(flow: Flow) -> list[str]:
+    """The names of the stages; RealNVP is one stage, the paper's f."""
+    return flow.stage_names if isinstance(flow, ProgressiveFlow) else ["f"]
+
+
+def stage_modules(flow: Flow) -> list[nn.Module]:
+    """The modules of the stages, each with ``log_prob``."""
+    return list(flow.stages) if isinstance(flow, ProgressiveFlow) else [flow]
+
+
+def stage_dims(flow: Flow) -> list[int]:
+    """How many dimensions each stage models."""
+    return flow.stage_dims if isinstance(flow, ProgressiveFlow) else [flow.dims]
+
+
+def stage_inputs(flow: Flow, x: Tensor) -> list[Tensor]:
+    """The images of a batch at the resolution of every stage."""
+    if not isinstance(flow, ProgressiveFlow):
+        return [x]
+    images = [x]
+    for _ in flow.stages[1:]:
+        images.append(flow.downsample(images[-1], 1))
+    return images[::-1]

@@ -2,12 +2,11 @@
 
 import torch
 
-from pnf.flows.memory import peak_memory
+from pnf.flows.peak_memory import peak_memory
 from pnf.flows.realnvp import set_network_dtype
+from pnf.training.build import build_flow, stage_inputs, stage_modules
 from pnf.training.config import RunConfig, RunError
-from pnf.training.machine import free_memory
-from pnf.training.models import build_flow
-from pnf.training.units import stage_inputs, stage_modules
+from pnf.training.hardware import free_memory
 
 GIB = 2**30
 

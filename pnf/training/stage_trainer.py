@@ -1,4 +1,4 @@
-"""Units of training: one stage each, with its own optimiser, average of weights, clock and checkpoint."""
+"""StageTrainers of training: one stage each, with its own optimiser, average of weights, clock and checkpoint."""
 
 import copy
 import math
@@ -9,7 +9,7 @@ import torch
 from lightning.fabric import Fabric
 from torch import Tensor, nn
 
-from pnf.flows import ProgressiveFlow, RealNVP, scale_parameters, set_network_dtype
+from pnf.flows import scale_parameters, set_network_dtype
 from pnf.flows.couplings import ActNorm
 from pnf.flows.networks import MOMENTUM
 from pnf.training import processes
@@ -30,7 +30,7 @@ class Objective(nn.Module):
         return nll + self.scale_l2 * penalty, nll.detach()
 
 
-class Unit:
+class StageTrainer:
     """One stage in training.
 
     Args:
@@ -193,28 +193,3 @@ def schedule(config: RunConfig, step: int) -> float:
     if config.schedule == "cosine":
         factor *= 0.5 + 0.5 * math.cos(math.pi * step / config.steps)
     return factor
-
-
-def stage_names(flow: ProgressiveFlow | RealNVP) -> list[str]:
-    """The names of the stages; RealNVP is one stage, the paper's f."""
-    return flow.stage_names if isinstance(flow, ProgressiveFlow) else ["f"]
-
-
-def stage_modules(flow: ProgressiveFlow | RealNVP) -> list[nn.Module]:
-    """The modules of the stages, each with ``log_prob``."""
-    return list(flow.stages) if isinstance(flow, ProgressiveFlow) else [flow]
-
-
-def stage_dims(flow: ProgressiveFlow | RealNVP) -> list[int]:
-    """How many dimensions each stage models."""
-    return flow.stage_dims if isinstance(flow, ProgressiveFlow) else [flow.dims]
-
-
-def stage_inputs(flow: ProgressiveFlow | RealNVP, x: Tensor) -> list[Tensor]:
-    """The images of a batch at the resolution of every stage."""
-    if not isinstance(flow, ProgressiveFlow):
-        return [x]
-    images = [x]
-    for _ in flow.stages[1:]:
-        images.append(flow.downsample(images[-1], 1))
-    return images[::-1]

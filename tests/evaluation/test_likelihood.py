@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from pnf.data import Images, dequantize, load
-from pnf.training import Flow, RunConfig, RunError, evaluate, find_runs, load_run, seeded, train
+from pnf.evaluation import evaluate, find_runs, load_run
+from pnf.training import Flow, RunConfig, RunError, seeded, train
 from pnf.training.batches import TEST_NOISE
 
 Finished = Callable[..., Path]

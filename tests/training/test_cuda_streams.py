@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from pnf.training.streams import Branches
+from pnf.training.cuda_streams import Branches
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 

@@ -12,8 +12,8 @@ from pnf.data import Images, dequantize
 from pnf.flows import scale_parameters
 from pnf.training import RunConfig
 from pnf.training.batches import seeded
-from pnf.training.models import build_flow
-from pnf.training.units import Objective, Unit, schedule, stage_dims, stage_inputs, stage_modules, stage_names
+from pnf.training.build import build_flow, stage_dims, stage_inputs, stage_modules, stage_names
+from pnf.training.stage_trainer import Objective, StageTrainer, schedule
 
 Make = Callable[..., RunConfig]
 
@@ -23,17 +23,17 @@ def x(images: Images) -> Tensor:
     return dequantize(images.pixels[:16], seeded(0))
 
 
-def units_of(config: RunConfig, fabric: Fabric) -> list[Unit]:
+def units_of(config: RunConfig, fabric: Fabric) -> list[StageTrainer]:
     flow = build_flow(config, 1)
     parts = zip(stage_names(flow), stage_modules(flow), stage_dims(flow), strict=True)
-    return [Unit(name, stage, dims, config, fabric) for name, stage, dims in parts]
+    return [StageTrainer(name, stage, dims, config, fabric) for name, stage, dims in parts]
 
 
 def inputs_of(config: RunConfig, x: Tensor) -> list[Tensor]:
     return stage_inputs(build_flow(config, 1), x)
 
 
-def gradients_at_steps(unit: Unit) -> list[dict[str, Tensor]]:
+def gradients_at_steps(unit: StageTrainer) -> list[dict[str, Tensor]]:
     """A list to which every step of the optimiser will add the gradients that it uses."""
     seen: list[dict[str, Tensor]] = []
 
@@ -139,7 +139,7 @@ def test_bf16_trains_and_leaves_likelihoods_in_float32(tiny: Make, fabric: Fabri
     flow = build_flow(config, 1).set_network_dtype(torch.bfloat16)
     stage, dims = stage_modules(flow)[-1], stage_dims(flow)[-1]
     before = {name: p.detach().clone() for name, p in stage.named_parameters()}
-    unit = Unit("f1y", stage, dims, config, fabric)
+    unit = StageTrainer("f1y", stage, dims, config, fabric)
     losses = [unit.train_step([x]).item() for _ in range(20)]
     assert losses[-1] < losses[0]
     assert any((p != before[name]).any() for name, p in unit.stage.named_parameters())

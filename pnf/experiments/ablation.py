@@ -15,26 +15,14 @@ from rich.console import Console
 
 from pnf.data import load
 from pnf.data.images import Progress
+from pnf.experiments.budget import Budget, finish_runs, in_training, plan_runs
+from pnf.experiments.results import LOG_PROBS, RESULT, provenance, read_result, save_log_probs
+from pnf.experiments.rows import ROWS, Row, row_settings
 from pnf.files import replace_json
+from pnf.training.build import build_flow, stage_dims, stage_modules, stage_names
 from pnf.training.config import RunConfig
 from pnf.training.logs import training_seconds
-from pnf.training.models import build_flow
-from pnf.training.reproduction import (
-    LOG_PROBS,
-    RESULT,
-    ROWS,
-    Budget,
-    Row,
-    finish_runs,
-    in_training,
-    plan_runs,
-    provenance,
-    read_result,
-    row_settings,
-    save_log_probs,
-)
 from pnf.training.trainer import held_out_log_probs, train
-from pnf.training.units import stage_dims, stage_modules, stage_names
 
 OURS = "ours"
 

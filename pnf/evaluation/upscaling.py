@@ -1,71 +1,30 @@
-"""What the stages of a flow tell beyond its likelihood: which images are foreign to it, and how well it upscales."""
+"""How close upscaled images come to the real ones."""
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.nn import functional
-from torchmetrics.functional.classification import binary_auroc
 from torchmetrics.functional.image import structural_similarity_index_measure
 
-from pnf.data import Images
+from pnf import figures
+from pnf.data.images import Progress
+from pnf.evaluation.image_files import check_targets
+from pnf.evaluation.likelihood import check_images
+from pnf.evaluation.reports import Written, resolution, write_report
+from pnf.evaluation.runs import load_images, load_progressive
 from pnf.flows import ProgressiveFlow
-from pnf.training.batches import hold_out, seeded
-from pnf.training.config import RunConfig, RunError
+from pnf.training.batches import seeded
+from pnf.training.config import RunError
+
+QUALITY = "quality.json"
 
 SSIM_SIZE = 11
 """Height and width of SSIM's window, and of the smallest images that it can compare."""
 
-ALL = "all"
-"""What the score of all stages together is called."""
-
-_TYPICAL = 1000
-
-
-def typical_images(config: RunConfig, images: Images) -> Images:
-    """Training images that a run has not been trained on; the first thousand where it held out none."""
-    if not config.validation:
-        return Images(images.pixels[:_TYPICAL], images.name, images.split)
-    return Images(hold_out(images.pixels, config.validation, config.seed)[1], images.name, images.split)
-
-
-def scores(
-    log_probs: Tensor,  # [N, stages], float64
-    typical: Tensor,  # [M, stages], float64
-    names: list[str],
-) -> dict[str, dict[str, Tensor]]:
-    """How little each image stands out, by three measures, of each stage: ``[N]``, higher is more familiar.
-
-    - ``image``: the log-likelihood of the image at the stage's resolution, ``log p(x_[k])``, the sum up to the stage.
-    - ``stage``: that of what the stage adds, ``log p(Δ | S) - n log 2``.
-    - ``typicality``: minus the distance of the stage's log-likelihood from its mean over typical images; ``all`` takes
-      the Mahalanobis distance over the stages, with the covariance over typical images. It has no preference for
-      images that are too likely, and so does not share the known failure of likelihoods (Nalisnick et al., "Do deep
-      generative models know what they don't know?", 2019): simple images are likely under a flow of complex ones.
-
-    Args:
-        log_probs: the share of every stage in the log-likelihood of the images to judge, in nats.
-        typical: the same of familiar images, which are not among those to judge.
-        names: of the stages.
-    """
-    centred = log_probs - typical.mean(0)
-    covariance = torch.cov(typical.T).reshape(len(names), len(names))
-    # Solved by eigenvalues, so that stages that go together in every image leave it finite.
-    distances = (centred @ torch.linalg.pinv(covariance, hermitian=True) * centred).sum(1)
-    return {
-        "image": dict(zip(names, log_probs.cumsum(1).unbind(1), strict=True)),
-        "stage": dict(zip(names, log_probs.unbind(1), strict=True)),
-        "typicality": dict(zip(names, -centred.abs().T, strict=True)) | {ALL: -distances},
-    }
-
-
-def auroc(own: Tensor, foreign: Tensor) -> float:
-    """The probability that an image of one's own scores higher than a foreign one: ``[N]`` and ``[M]`` scores."""
-    # As ranks, since torchmetrics takes what leaves [0, 1] for logits, and squashes it until it is equal.
-    ranks = torch.unique(torch.cat((own, foreign)), return_inverse=True)[1].double()
-    target = torch.cat((torch.ones(len(own), dtype=torch.long), torch.zeros(len(foreign), dtype=torch.long)))
-    return float(binary_auroc(ranks / max(1.0, float(ranks.max())), target))
+BATCH = 100
 
 
 @dataclass(frozen=True)
@@ -158,3 +117,65 @@ def _quality(
         ssim_error=ssim.std().item() / root,
         rmse=mse.mean().sqrt().item(),
     )
+
+
+@torch.no_grad()
+def quality(
+    run: Path,
+    out: Path,
+    *,
+    n: int = 500,
+    draws: int = 16,
+    data: str | None = None,
+    seed: int = 0,
+    device: torch.device,
+    progress: Callable[[str], Progress],
+) -> Written:
+    """How close images come that were downscaled: ``quality.json``, ``quality.png`` and ``quality-images.png``.
+
+    Args:
+        run: folder of the run.
+        out: folder of what is written.
+        n: held-out images.
+        draws: upscalings of each image whose mean is taken.
+        data: another data set than the run's own.
+        seed: of the choice of images and of the draws.
+        device: where the flow runs.
+        progress: makes a progress bar of a description.
+
+    Raises:
+        RunError: no such run, or images that cannot be compared.
+    """
+    targets = [out / QUALITY, out / "quality.png", out / "quality-images.png"]
+    check_targets(targets)
+    config, flow = load_progressive(run, device)
+    images = load_images(config, "test", run=run, data=data, progress=progress)
+    check_images(flow, images)
+    order = torch.randperm(len(images), generator=seeded(seed))[:n]
+    # The middle of the interval that each level stands for: noise would be an error that nothing can undo.
+    x = ((images.pixels[order].float() + 0.5) / 256).to(device)
+    found = upscaling_quality(flow, progress("Upscaling")(x.split(BATCH)), draws=draws, seed=seed)
+    resolutions = {name: resolution(flow, index) for index, name in enumerate(flow.stage_names)}
+    document = {
+        "data": images.name,
+        "images": len(x),
+        "size": resolution(flow, len(flow.stages) - 1),
+        "draws": draws,
+        "seed": seed,
+        "quality": {
+            resolutions[name]: {method: asdict(values) for method, values in methods.items()}
+            for name, methods in found.items()
+        },
+    }
+    panels: dict[str, dict[str, dict[str, tuple[float, float]]]] = {"PSNR, dB": {}, "SSIM": {}}
+    for name, methods in found.items():
+        for method, values in methods.items():
+            panels["PSNR, dB"].setdefault(method, {})[resolutions[name]] = values.psnr, values.psnr_error
+            panels["SSIM"].setdefault(method, {})[resolutions[name]] = values.ssim, values.ssim_error
+    title = f"Held-out images of {images.name}, downscaled and upscaled to {document['size']}; {draws} draws"
+    shown = x[:6]
+    low = flow.encode(shown)
+    columns = {"downscaled": low, **upscaled(flow, low, draws, seeded(seed)), "real": shown}
+    pictures = figures.by_resolution(panels, title=title), figures.comparison(columns, title=title)
+    write_report(targets, document, *pictures)
+    return Written(targets, document)

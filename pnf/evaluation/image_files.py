@@ -1,4 +1,4 @@
-"""Single images: read from and written to files."""
+"""Single images, read from and written to files, and the names of the files to write."""
 
 import io
 import os
@@ -12,7 +12,7 @@ from torch import Tensor
 from pnf.data import resize
 from pnf.data.decode import decode
 from pnf.files import replace_file
-from pnf.training import RunError
+from pnf.training.config import RunError
 
 
 def read_image(
@@ -75,9 +75,8 @@ def check_targets(targets: Sequence[Path], inputs: Sequence[Path] = ()) -> None:
                 raise RunError(f"{target} is one of the files to read, and would be replaced; choose another --out")
 
 
-def png(path: Path | None, default: Path, inputs: Sequence[Path] = ()) -> Path:
-    """The picture that a command is going to write; errors as of :func:`check_targets`."""
-    target = default if path is None else path
+def png(target: Path, inputs: Sequence[Path] = ()) -> Path:
+    """The picture that is going to be written; errors as of :func:`check_targets`."""
     if target.suffix.lower() != ".png":
         raise RunError(f"--out must end in .png, got {target}")
     check_targets([target], inputs)

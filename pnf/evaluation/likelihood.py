@@ -4,21 +4,17 @@ import math
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pnf import fast
 from pnf.data import Images, dequantize
-from pnf.flows.pretrained import WEIGHTS_NAME, read_config
 from pnf.training import processes
 from pnf.training.batches import TEST_NOISE, seeded
-from pnf.training.config import CONFIG_NAME, RunConfig, RunError, one_line
-from pnf.training.models import Flow
-from pnf.training.trainer import MODEL, exact_arithmetic
-from pnf.training.units import stage_dims, stage_inputs, stage_modules, stage_names
+from pnf.training.build import Flow, stage_dims, stage_inputs, stage_modules, stage_names
+from pnf.training.config import RunError
+from pnf.training.trainer import exact_arithmetic
 
 _CHUNK = 1000
 
@@ -136,46 +132,3 @@ def summarise(
         images=len(by_stage),
         images_per_second=len(by_stage) / seconds,
     )
-
-
-def find_runs(folder: Path) -> list[Path]:
-    """The run in a folder, or those in the folders in it.
-
-    Raises:
-        RunError: there is none.
-    """
-    if (folder / CONFIG_NAME).is_file():
-        return [folder]
-    runs = sorted(path.parent for path in folder.glob(f"*/{CONFIG_NAME}"))
-    if not runs:
-        raise RunError(f"{folder} holds no run: there is no {CONFIG_NAME} in it; train one with: pnf train demo")
-    return runs
-
-
-def load_run(folder: Path) -> tuple[RunConfig, Flow]:
-    """The settings and the trained flow of a run, on the CPU, in evaluation mode.
-
-    Raises:
-        RunError: there is no run, its training is not finished, or its files are damaged.
-    """
-    config = RunConfig.load(folder)
-    model = folder / MODEL
-    if not (model / WEIGHTS_NAME).is_file():
-        raise RunError(f"the training in {folder} is not finished; go on with: pnf train --resume {folder}")
-    return config, load_flow(model)
-
-
-def load_flow(folder: Path) -> Flow:
-    """The flow that ``save_pretrained`` wrote into a folder, on the CPU, in evaluation mode.
-
-    Raises:
-        RunError: its files are damaged.
-    """
-    kinds: dict[str, type[Flow]] = {"ProgressiveFlow": fast.ProgressiveFlow, "RealNVP": fast.RealNVP}
-    try:
-        name = read_config(folder).get("model")
-        if not isinstance(name, str) or name not in kinds:
-            raise RunError(f"{folder} holds no {' or '.join(kinds)}, but a {name}")
-        return kinds[name].from_pretrained(folder)
-    except (ValueError, FileNotFoundError) as error:
-        raise RunError(one_line(error)) from None

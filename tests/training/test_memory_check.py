@@ -7,7 +7,7 @@ import torch
 
 from pnf.data import Images
 from pnf.training import RunConfig, RunError, train
-from pnf.training.memory import GIB, step_memory
+from pnf.training.memory_check import GIB, step_memory
 
 CONFIG = RunConfig(size=8, levels=1, hidden=8, blocks=1, num_couplings=1, batch_size=4, steps=2, validation=0)
 
@@ -19,7 +19,7 @@ def test_invertible_memory_does_not_grow_with_depth() -> None:
 
 
 def test_too_large_is_told_before_anything_is_written(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("pnf.training.memory.free_memory", lambda _: 2**16)
+    monkeypatch.setattr("pnf.training.memory_check.free_memory", lambda _: 2**16)
     images = Images(torch.zeros(8, 1, 8, 8, dtype=torch.uint8), "grey", "train")
     with pytest.raises(RunError, match=r"takes about 0\.0 GiB.*lower --batch-size.*--memory invertible"):
         train(CONFIG, images, tmp_path / "run")

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from pnf import fast, reference
-from pnf.flows.memory import _Live, peak_memory
+from pnf.flows.peak_memory import _Live, peak_memory
 
 SETTINGS: dict[str, Any] = {"hidden": 8, "blocks": 1, "num_couplings": 1, "norm": "batch", "scales": 1}
 

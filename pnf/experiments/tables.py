@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 
-from pnf.cli.scales import ANOMALY, MEASURES, QUALITY
+from pnf.evaluation.anomaly import ALL, ANOMALY, MEASURES
+from pnf.evaluation.upscaling import QUALITY
+from pnf.experiments.rows import MODELS, ROWS, TITLES
+from pnf.experiments.table1 import results
 from pnf.training import RunConfig
-from pnf.training.models import build_flow
-from pnf.training.reproduction import MODELS, ROWS, TITLES, results
-from pnf.training.scales import ALL
-from pnf.training.units import stage_dims
+from pnf.training.build import build_flow, stage_dims
 
 
 def table1(finished: dict[str, dict[str, dict[str, Any]]]) -> str:

@@ -1,0 +1,24 @@
+"""``pnf curves``."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pnf.cli.common import RunsArgument, common_folder, console
+from pnf.evaluation.curves import draw_curves
+from pnf.evaluation.runs import find_runs
+
+
+def curves_command(
+    runs: RunsArgument,
+    out: Annotated[Path | None, typer.Option(help="Picture. Default: curves.png in the folder of the runs.")] = None,
+) -> None:
+    """Training curves of one or more runs, in bits/dim; held-out images beside the training images.
+
+    Example: [bold]pnf curves runs/demo[/bold]
+    """
+    folders = [run for folder in runs for run in find_runs(folder)]
+    target = common_folder(runs, folders) / "curves.png" if out is None else out
+    draw_curves(folders, target)
+    console.say(f"Written: {target}")

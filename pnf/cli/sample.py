@@ -1,0 +1,41 @@
+"""``pnf sample``."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pnf.cli.common import (
+    DeviceOption,
+    OptionalRunArgument,
+    PretrainedOption,
+    SeedOption,
+    console,
+    pick_device,
+    pick_run,
+)
+from pnf.evaluation.pictures import samples
+
+
+def sample_command(
+    run: OptionalRunArgument = None,
+    pretrained: PretrainedOption = None,
+    n: Annotated[int, typer.Option("-n", "--number", min=1, max=10000, help="How many.")] = 64,
+    temperature: Annotated[
+        float, typer.Option(min=0, max=10, help="Scale of the noise; 0 is the paper's zero noise.")
+    ] = 1.0,
+    out: Annotated[
+        Path | None, typer.Option(help="Picture. Default: samples.png in the run, or here with --pretrained.")
+    ] = None,
+    seed: SeedOption = 0,
+    device: DeviceOption = "auto",
+) -> None:
+    """A grid of images drawn from a trained flow.
+
+    Example: [bold]pnf sample runs/demo/pnf -n 64 --temperature 0.8[/bold]
+    Example: [bold]pnf sample --pretrained fashion-mnist[/bold]
+    """
+    run, here = pick_run(run, pretrained)
+    target = here / "samples.png" if out is None else out
+    written = samples(run, target, n=n, temperature=temperature, seed=seed, device=pick_device(device))
+    console.say(*(f"Written: {path}" for path in written))

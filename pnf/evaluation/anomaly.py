@@ -1,0 +1,153 @@
+"""Which images are foreign to a flow, by the likelihoods of its stages."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torchmetrics.functional.classification import binary_auroc
+
+from pnf import figures
+from pnf.data import Images
+from pnf.data.images import Progress
+from pnf.evaluation.image_files import check_targets
+from pnf.evaluation.likelihood import stage_log_probs
+from pnf.evaluation.reports import Written, resolution, write_report
+from pnf.evaluation.runs import load_images, load_only
+from pnf.flows.shapes import bits_per_dim
+from pnf.training.batches import hold_out
+from pnf.training.build import stage_dims, stage_names
+from pnf.training.config import RunConfig, RunError
+
+ANOMALY = "anomaly.json"
+
+ALL = "all"
+"""What the score of all stages together is called."""
+
+MEASURES = {
+    "image": "log p at this scale",
+    "stage": "log p of the stage",
+    "typicality": "typicality",
+}
+"""The measures of :func:`scores`, as tables call them."""
+
+_TYPICAL = 1000
+
+
+def typical_images(config: RunConfig, images: Images) -> Images:
+    """Training images that a run has not been trained on; the first thousand where it held out none."""
+    if not config.validation:
+        return Images(images.pixels[:_TYPICAL], images.name, images.split)
+    return Images(hold_out(images.pixels, config.validation, config.seed)[1], images.name, images.split)
+
+
+def scores(
+    log_probs: Tensor,  # [N, stages], float64
+    typical: Tensor,  # [M, stages], float64
+    names: list[str],
+) -> dict[str, dict[str, Tensor]]:
+    """How little each image stands out, by three measures, of each stage: ``[N]``, higher is more familiar.
+
+    - ``image``: the log-likelihood of the image at the stage's resolution, ``log p(x_[k])``, the sum up to the stage.
+    - ``stage``: that of what the stage adds, ``log p(Δ | S) - n log 2``.
+    - ``typicality``: minus the distance of the stage's log-likelihood from its mean over typical images; ``all`` takes
+      the Mahalanobis distance over the stages, with the covariance over typical images. It has no preference for
+      images that are too likely, and so does not share the known failure of likelihoods (Nalisnick et al., "Do deep
+      generative models know what they don't know?", 2019): simple images are likely under a flow of complex ones.
+
+    Args:
+        log_probs: the share of every stage in the log-likelihood of the images to judge, in nats.
+        typical: the same of familiar images, which are not among those to judge.
+        names: of the stages.
+    """
+    centred = log_probs - typical.mean(0)
+    covariance = torch.cov(typical.T).reshape(len(names), len(names))
+    # Solved by eigenvalues, so that stages that go together in every image leave it finite.
+    distances = (centred @ torch.linalg.pinv(covariance, hermitian=True) * centred).sum(1)
+    return {
+        "image": dict(zip(names, log_probs.cumsum(1).unbind(1), strict=True)),
+        "stage": dict(zip(names, log_probs.unbind(1), strict=True)),
+        "typicality": dict(zip(names, -centred.abs().T, strict=True)) | {ALL: -distances},
+    }
+
+
+def auroc(own: Tensor, foreign: Tensor) -> float:
+    """The probability that an image of one's own scores higher than a foreign one: ``[N]`` and ``[M]`` scores."""
+    # As ranks, since torchmetrics takes what leaves [0, 1] for logits, and squashes it until it is equal.
+    ranks = torch.unique(torch.cat((own, foreign)), return_inverse=True)[1].double()
+    target = torch.cat((torch.ones(len(own), dtype=torch.long), torch.zeros(len(foreign), dtype=torch.long)))
+    return float(binary_auroc(ranks / max(1.0, float(ranks.max())), target))
+
+
+def anomaly(
+    run: Path,
+    foreign: Sequence[str],
+    out: Path,
+    *,
+    data: str | None = None,
+    limit: int | None = None,
+    seed: int = 0,
+    device: torch.device,
+    progress: Callable[[str], Progress],
+) -> Written:
+    """How well the flow of a run tells its own images from others: ``anomaly.json`` and ``anomaly.png``.
+
+    Args:
+        run: folder of the run.
+        foreign: data sets to tell from the run's own.
+        out: folder of what is written.
+        data: another data set than the run's own.
+        limit: images of each set.
+        seed: of the dequantization noise.
+        device: where the flow runs.
+        progress: makes a progress bar of a description.
+
+    Raises:
+        RunError: no such run, or two sets of one name.
+    """
+    targets = [out / ANOMALY, out / "anomaly.png"]
+    check_targets(targets)
+    config, flow = load_only(run, device)
+    own = load_images(config, "test", run=run, data=data, limit=limit, progress=progress)
+    sets = [own, *(load_images(config, "test", data=each, limit=limit, progress=progress) for each in foreign)]
+    labels = [images.name for images in sets]
+    if len(set(labels)) < len(labels):
+        raise RunError(f"two of the data sets have the same name: {', '.join(labels)}")
+    training = load_images(config, "train", run=run, data=data, limit=config.limit, progress=progress)
+    typical = typical_images(config, training)
+
+    def log_probs(images: Images) -> torch.Tensor:
+        return stage_log_probs(flow, images, seed=seed, track=progress(f"Evaluating {images.name}"))
+
+    familiar = log_probs(typical)
+    judged = dict(zip(labels, (log_probs(images) for images in sets), strict=True))
+    names = stage_names(flow)
+    scored = {label: scores(values, familiar, names) for label, values in judged.items()}
+    document = {
+        "own": own.name,
+        "images": len(own),
+        "foreign": {images.name: len(images) for images in sets[1:]},
+        "typical_images": len(typical),
+        "seed": seed,
+        "auroc": {
+            label: {
+                measure: {
+                    stage: auroc(values, scored[label][measure][stage])
+                    for stage, values in scored[own.name][measure].items()
+                }
+                for measure in MEASURES
+            }
+            for label in labels[1:]
+        },
+    }
+    panels = {
+        label: {
+            f"{name} of {resolution(flow, index)}": bits_per_dim(value, dims)
+            for index, (name, value, dims) in enumerate(zip(names, values.unbind(1), stage_dims(flow), strict=True))
+        }
+        | ({"image": bits_per_dim(values.sum(1), flow.dims)} if len(names) > 1 else {})
+        for label, values in judged.items()
+    }
+    title = f"Bits/dim by stage, under a flow trained on {own.name}"
+    write_report(targets, document, figures.likelihoods(panels, title=title))
+    return Written(targets, document)

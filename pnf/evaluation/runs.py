@@ -1,0 +1,135 @@
+"""Finished runs: found, loaded, and with the images that they belong to."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+
+from pnf import fast
+from pnf.data import Images, load
+from pnf.data.images import Progress
+from pnf.files import printable
+from pnf.flows import ProgressiveFlow
+from pnf.flows.saving import WEIGHTS_NAME, read_config
+from pnf.training.build import Flow
+from pnf.training.config import CONFIG_NAME, RunConfig, RunError, one_line
+from pnf.training.fingerprints import check_test, check_training
+from pnf.training.trainer import MODEL, exact_arithmetic
+
+
+def find_runs(folder: Path) -> list[Path]:
+    """The run in a folder, or those in the folders in it.
+
+    Raises:
+        RunError: there is none.
+    """
+    if (folder / CONFIG_NAME).is_file():
+        return [folder]
+    runs = sorted(path.parent for path in folder.glob(f"*/{CONFIG_NAME}"))
+    if not runs:
+        raise RunError(f"{folder} holds no run: there is no {CONFIG_NAME} in it; train one with: pnf train demo")
+    return runs
+
+
+def run_names(folders: Sequence[Path]) -> list[str]:
+    """The shortest end of each folder's path that tells it from the others."""
+    return [_name(folder, folders) for folder in folders]
+
+
+def _name(folder: Path, folders: Sequence[Path]) -> str:
+    parts = folder.resolve().parts
+    others = [other.resolve().parts for other in folders if other.resolve() != folder.resolve()]
+    for length in range(1, len(parts)):
+        if all(other[-length:] != parts[-length:] for other in others):
+            return printable("/".join(parts[-length:]))
+    return printable(folder)
+
+
+def load_run(folder: Path) -> tuple[RunConfig, Flow]:
+    """The settings and the trained flow of a run, on the CPU, in evaluation mode.
+
+    Raises:
+        RunError: there is no run, its training is not finished, or its files are damaged.
+    """
+    config = RunConfig.load(folder)
+    model = folder / MODEL
+    if not (model / WEIGHTS_NAME).is_file():
+        raise RunError(f"the training in {folder} is not finished; go on with: pnf train --resume {folder}")
+    return config, load_flow(model)
+
+
+def load_flow(folder: Path) -> Flow:
+    """The flow that ``save_pretrained`` wrote into a folder, on the CPU, in evaluation mode.
+
+    Raises:
+        RunError: its files are damaged.
+    """
+    kinds: dict[str, type[Flow]] = {"ProgressiveFlow": fast.ProgressiveFlow, "RealNVP": fast.RealNVP}
+    try:
+        name = read_config(folder).get("model")
+        if not isinstance(name, str) or name not in kinds:
+            raise RunError(f"{folder} holds no {' or '.join(kinds)}, but a {name}")
+        return kinds[name].from_pretrained(folder)
+    except (ValueError, FileNotFoundError) as error:
+        raise RunError(one_line(error)) from None
+
+
+def load_only(folder: Path, device: torch.device) -> tuple[RunConfig, Flow]:
+    """The settings and the flow of the one finished run in a folder, on the device.
+
+    Raises:
+        RunError: there is none, or more than one.
+    """
+    return _load_only(folder, find_runs(folder), device)
+
+
+def load_progressive(folder: Path, device: torch.device) -> tuple[RunConfig, ProgressiveFlow]:
+    """:func:`load_only` of the runs that train a ProgressiveFlow."""
+    runs = [run for run in find_runs(folder) if RunConfig.load(run).model == "progressive"]
+    if not runs:
+        raise RunError(f"{folder} holds no ProgressiveFlow, and only that can grow images")
+    config, flow = _load_only(folder, runs, device)
+    assert isinstance(flow, ProgressiveFlow)
+    return config, flow
+
+
+def _load_only(folder: Path, runs: list[Path], device: torch.device) -> tuple[RunConfig, Flow]:
+    if len(runs) > 1:
+        raise RunError(f"{folder} holds several runs, choose one: {', '.join(str(run) for run in runs)}")
+    config, flow = load_run(runs[0])
+    exact_arithmetic()
+    return config, flow.to(device)
+
+
+def load_images(
+    config: RunConfig,
+    split: str,
+    *,
+    run: Path | None = None,
+    data: str | None = None,
+    limit: int | None = None,
+    progress: Callable[[str], Progress] | None = None,
+) -> Images:
+    """A split of the run's data set, or of another, at the run's size.
+
+    Args:
+        config: the run's settings.
+        split: of the data set.
+        run: the folder of the run, or around it: its own images must be those that it remembers.
+        data: the other data set, which nothing is known of.
+        limit: how many images are read at most.
+        progress: makes a progress bar of a description.
+
+    Raises:
+        RunError: other images lie where the run's own were.
+        DataError: the data set cannot be read.
+    """
+    reading = None if progress is None else progress(f"Reading {config.data if data is None else data}")
+    images = load(config.source if data is None else data, split, config.size, limit=limit, progress=reading)
+    for folder in find_runs(run) if run is not None and data is None else ():
+        if RunConfig.load(folder) == config:
+            if split == "train":
+                check_training(folder, config, images)
+            else:
+                check_test(folder, config, images, limit)
+    return images

@@ -1,0 +1,1 @@
+"""The paper's experiments, and ours: what ``pnf reproduce`` runs."""

@@ -1,0 +1,89 @@
+"""The rows of the paper's Table 1: data sets, models and their settings."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pnf.data import locate
+from pnf.experiments.budget import Budget
+from pnf.training.config import RunConfig
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of the table.
+
+    Attributes:
+        name: of the row, and of its folder.
+        title: data set and kind of networks.
+        sources: where the data may lie under the root.
+        settings: of the runs, the same for all three models.
+        baseline: what is other for RealNVP.
+        foreign: data sets that may lie under the root, to tell the row's own images from.
+        paper: bits/dim of RealNVP and of PNF in the paper's Table 1, if it has the row.
+    """
+
+    name: str
+    title: str
+    sources: tuple[str, ...]
+    settings: dict[str, object]
+    foreign: tuple[str, ...]
+    baseline: dict[str, object] = field(default_factory=dict)
+    paper: tuple[float, float] | None = None
+
+    def find(self, root: Path) -> Path | None:
+        """The row's data under the root, if it is there."""
+        return next((path for source in self.sources if (path := root / source).exists()), None)
+
+
+_DENSE: dict[str, object] = {"coupling": "dense", "hidden": 256, "blocks": 2, "num_couplings": 6, "batch_size": 128}
+# As many parameters as the five networks of a ProgressiveFlow.
+_DENSE_BASELINE: dict[str, object] = {"hidden": 480}
+# A step of each of the three models takes about as long, and RealNVP has the most parameters.
+_CONV: dict[str, object] = {
+    "coupling": "conv",
+    "hidden": 16,
+    "blocks": 2,
+    "num_couplings": 2,
+    "norm": "batch",
+    "lr": 5e-3,
+}
+_COLOUR = {**_CONV, "flip": True, "validation": 500}
+_COLOUR_64 = {**_COLOUR, "size": 64, "batch_size": 32}
+_MNIST, _FASHION, _PHOTOS, _SUBSET = ("MNIST",), ("FashionMNIST",), ("photos64.npz",), ("cifar10_subset.npz",)
+
+ROWS = (
+    Row("mnist-dense", "MNIST, dense", _MNIST, _DENSE, _FASHION, _DENSE_BASELINE, paper=(1.75, 1.16)),
+    Row("mnist-conv", "MNIST, conv", _MNIST, _CONV, _FASHION, paper=(1.70, 2.00)),
+    Row("fashion-mnist-dense", "Fashion-MNIST, dense", _FASHION, _DENSE, _MNIST, _DENSE_BASELINE),
+    Row("fashion-mnist-conv", "Fashion-MNIST, conv", _FASHION, _CONV, _MNIST),
+    Row("cifar10-subset", "cifar10_subset, conv", _SUBSET, _COLOUR, _PHOTOS),
+    Row(
+        "cifar10",
+        "CIFAR-10, conv",
+        ("cifar-10-batches-py", "cifar-10-batches-bin"),
+        _COLOUR,
+        _PHOTOS,
+        paper=(3.57, 3.82),
+    ),
+    Row("celeba64", "CelebA, conv", ("celeba",), _COLOUR_64, _PHOTOS, paper=(2.51, 2.82)),
+    Row("photos64", "photos64, conv", _PHOTOS, _COLOUR_64, _SUBSET),
+)
+"""The rows of the table: all settings that are not those of every run."""
+
+MODELS: dict[str, dict[str, object]] = {
+    "realnvp": {"model": "realnvp"},
+    "identity": {"model": "progressive", "detail": "identity", "injector": False},
+    "bounded": {"model": "progressive", "detail": "bounded"},
+}
+"""RealNVP, PNF as in the paper, and PNF as it is here."""
+
+TITLES = {"realnvp": "RealNVP", "identity": "PNF, as in the paper", "bounded": "PNF, ours"}
+
+
+def row_settings(row: Row, data: Path, budget: Budget) -> dict[str, RunConfig]:
+    """The settings of a row's runs, but for what depends on the number of their steps."""
+    shared = {"data": locate(data), "keep": "best", **row.settings, **budget.settings}
+    return {
+        name: RunConfig.model_validate(shared | (row.baseline if name == "realnvp" else {}) | model)
+        for name, model in MODELS.items()
+    }

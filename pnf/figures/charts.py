@@ -1,0 +1,428 @@
+"""Figures of numbers: training curves, bits per stage, likelihoods, scores by resolution."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pnf.figures._style import DPI, SMALL, TEXT, TITLE, count, literal, pixel_size, text_width
+
+_GREY = "#555555"
+# Okabe and Ito's colours without yellow and black, and three of Paul Tol's: told apart by readers with any of the
+# common colour-vision deficiencies. The dark ones come first, since labels are printed in them.
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#332288", "#E69F00", "#56B4E9", "#882255", "#999933")
+
+
+def by_resolution(
+    panels: Mapping[str, Mapping[str, Mapping[str, tuple[float, float]]]],
+    *,
+    title: str,
+) -> Figure:
+    """Charts side by side of what several methods reach from each resolution.
+
+    Args:
+        panels: for each unit, and in it for each method, the value and its standard error by resolution, in the order
+            in which they are drawn. The panels have the same methods and resolutions.
+        title: what was measured, on which data.
+
+    Raises:
+        ValueError: no panels, a panel without methods, a method without resolutions, or a value that is not finite.
+    """
+    name = "by_resolution"
+    if not panels or not all(panels.values()) or not all(all(methods.values()) for methods in panels.values()):
+        raise ValueError(f"{name}: panels must have methods, and these values")
+    for unit, methods in panels.items():
+        for method, values in methods.items():
+            if not np.isfinite(list(values.values())).all():
+                raise ValueError(f"{name}: the {unit} of {method!r} must be finite")
+    figure = _page(height=3.6, title=title)
+    for index, (unit, methods) in enumerate(panels.items()):
+        axes = _axes(figure, (1, len(panels), index + 1))
+        for line, (method, values) in enumerate(methods.items()):
+            means, errors = zip(*values.values(), strict=True)
+            axes.errorbar(
+                list(values),
+                means,
+                yerr=errors,
+                color=_COLOURS[line % len(_COLOURS)],
+                marker="o",
+                markersize=3,
+                linewidth=1.4,
+                capsize=2,
+                label=literal(method),
+            )
+        axes.set_ylabel(unit, fontsize=TEXT)
+        axes.set_xlabel("from", fontsize=TEXT)
+        axes.grid(axis="y", color="#e4e4e4", linewidth=0.7)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False, fontsize=SMALL)
+    return figure
+
+
+def likelihoods(
+    sets: Mapping[str, Mapping[str, Tensor]],  # of [N]
+    *,
+    title: str,
+    unit: str = "bits/dim",
+) -> Figure:
+    """How likely the images of several sets are, one panel for each stage or resolution.
+
+    A set is a histogram with unit area, and a panel covers all but the outer 5 % of each set's values.
+
+    Args:
+        sets: for each set the values of its images in each panel. The first set is the one that the flow was trained
+            on, and is drawn filled; all have the same panels.
+        title: what was evaluated.
+        unit: of the values.
+
+    Raises:
+        ValueError: no sets, a set without panels or with other panels than the first, or values that are not finite.
+    """
+    name = "likelihoods"
+    if not sets or not next(iter(sets.values())):
+        raise ValueError(f"{name}: sets must not be empty, nor any of them")
+    panels = list(next(iter(sets.values())))
+    for label, values in sets.items():
+        if list(values) != panels:
+            raise ValueError(f"{name}: {label!r} must have the panels {panels}, got {list(values)}")
+        if not all(len(value) and value.isfinite().all() for value in values.values()):
+            raise ValueError(f"{name}: the values of {label!r} must be finite, and there must be some")
+    columns = min(3, len(panels))
+    rows = -(-len(panels) // columns)
+    figure = _page(height=1.0 + 1.7 * rows, title=title)
+    for index, panel in enumerate(panels):
+        axes = _axes(figure, (rows, columns, index + 1))
+        drawn = {label: stages[panel].double().cpu().numpy() for label, stages in sets.items()}
+        low = min(float(np.quantile(value, 0.05)) for value in drawn.values())
+        high = max(float(np.quantile(value, 0.95)) for value in drawn.values())
+        edges = np.linspace(low, high if high > low else low + 1.0, 41).tolist()
+        for line, (label, value) in enumerate(drawn.items()):
+            axes.hist(
+                value,
+                edges,
+                density=True,
+                color=_COLOURS[line % len(_COLOURS)],
+                label=literal(label),
+                histtype="step" if line else "stepfilled",
+                alpha=1.0 if line else 0.5,
+                linewidth=1.4,
+            )
+        axes.set_title(literal(panel), fontsize=TEXT)
+        axes.set_yticks([])
+        axes.spines["left"].set_visible(False)
+        if index >= len(panels) - columns:
+            axes.set_xlabel(unit, fontsize=TEXT)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False, fontsize=SMALL)
+    return figure
+
+
+def training_curves(
+    curves: Mapping[str, Sequence[tuple[int, float]]],
+    *,
+    validation: Mapping[str, Sequence[tuple[int, float]]] | None = None,
+    title: str = "Training curves",
+    unit: str = "bits/dim",
+) -> Figure:
+    """Loss against training step, one line for each label, named at its end with its last value.
+
+    The vertical axis covers everything that the curves do after the first tenth of their steps, except for the highest
+    2 % of each curve's values there (at least one value), and always every curve's lowest and last value: neither the
+    start of training nor a spike squashes the rest. A note tells how many points lie above the axis.
+
+    Args:
+        curves: for each label (a stage such as "f1x", or a model) its (step, loss) pairs; steps must increase.
+        validation: curves of the same labels on held-out data, drawn in the label's colour with a dot at each point;
+            the training curves are then pale, and the values at the ends are the held-out ones.
+        title: what was trained, on which data.
+        unit: unit of the loss.
+
+    Raises:
+        ValueError: no curves, a curve without points, steps that do not increase, a loss that is not finite, or a
+            label in `validation` that is not in `curves`.
+    """
+    name = "training_curves"
+    if not curves:
+        raise ValueError(f"{name}: curves must not be empty")
+    validation = validation or {}
+    if unknown := [label for label in validation if label not in curves]:
+        raise ValueError(f"{name}: validation has labels that curves lacks: {unknown}")
+    training = {literal(label): _curve(name, "curves", label, points) for label, points in curves.items()}
+    held_out = {literal(label): _curve(name, "validation", label, points) for label, points in validation.items()}
+
+    figure, axes = _chart(height=4.2, title=title)
+    for index, label in enumerate(training):
+        colour = _COLOURS[index % len(_COLOURS)]
+        style = ("-", "--", ":")[index // len(_COLOURS) % 3]
+        pale = label in held_out
+        axes.plot(*training[label], style, color=colour, linewidth=1.4, alpha=0.4 if pale else 1.0, label=label)
+        if pale:
+            axes.plot(*held_out[label], style, color=colour, linewidth=1.6, marker="o", markersize=3, label=label)
+    everything = [*training.values(), *held_out.values()]
+    axes.set_ylim(*_robust_range(everything))
+    axes.set_xlabel("training step", fontsize=TEXT)
+    axes.set_ylabel(unit, fontsize=TEXT)
+    axes.margins(x=0.02)
+    axes.grid(color="#e4e4e4", linewidth=0.7)
+
+    notes = ["pale: training, dots: held out"] if held_out else []
+    top = axes.get_ylim()[1]
+    if above := sum(int((values > top).sum()) for _, values in everything):
+        notes.append(f"{count(above, 'point')} of {sum(len(steps) for steps, _ in everything)} above the axis")
+    if notes:
+        axes.text(
+            0.99,
+            0.98,
+            "\n".join(notes),
+            transform=axes.transAxes,
+            ha="right",
+            va="top",
+            fontsize=SMALL,
+            color=_GREY,
+            bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 2},
+        )
+    _label_ends(figure, axes, {label: held_out.get(label, training[label]) for label in training})
+    return figure
+
+
+def bits_per_stage(
+    models: Mapping[str, Mapping[str, float]],
+    *,
+    standard_errors: Mapping[str, float] | None = None,
+    title: str = "Where the bits are",
+) -> Figure:
+    """Each stage's contribution to a model's bits per dimension, one stacked bar a model (compare the paper's Table 1).
+
+    The total of a model is `8 - log_prob / (D log 2)`. A stage that models n_k of the D dimensions contributes
+
+        8 n_k / D - log_prob_k / (D log 2)
+
+    with log_prob_k from `stage_log_probs`, in nats: since the n_k sum to D and the log_prob_k to `log_prob`, the
+    contributions sum to the total. A contribution is negative where a stage needs less than 0 of its 8 bits (the
+    density is that of continuous, dequantized data); it is then stacked to the left of zero, and a black triangle
+    marks the total.
+
+    Args:
+        models: for each model the contributions of its stages in bits/dim of the whole image, coarse stage first. A
+            stage that only models of a single stage have (RealNVP's f) is drawn in grey.
+        standard_errors: standard errors of the models' totals in bits/dim, for the models that have one.
+        title: what was evaluated, on which data.
+
+    Raises:
+        ValueError: no models, a model without stages, a value that is not finite, a negative standard error, or one
+            of a model that is not in `models`.
+    """
+    name = "bits_per_stage"
+    if not models:
+        raise ValueError(f"{name}: models must not be empty")
+    for model, contributions in models.items():
+        if not contributions:
+            raise ValueError(f"{name}: model {model!r} has no stages")
+        for stage, value in contributions.items():
+            if not math.isfinite(value):
+                raise ValueError(f"{name}: the contribution of {model!r} {stage!r} must be finite, got {value}")
+    errors = standard_errors or {}
+    if unknown := [model for model in errors if model not in models]:
+        raise ValueError(f"{name}: standard_errors has models that models lacks: {unknown}")
+    for model, value in errors.items():
+        if not (math.isfinite(value) and value >= 0):
+            raise ValueError(f"{name}: the standard error of {model!r} must be finite and not negative, got {value}")
+
+    figure, axes = _chart(height=1.35 + 0.42 * len(models), title=title)
+    progressive = dict.fromkeys(stage for stages in models.values() if len(stages) > 1 for stage in stages)
+    colours = {stage: _COLOURS[index % len(_COLOURS)] for index, stage in enumerate(progressive)}
+    drawn: dict[str, Rectangle] = {}
+    segments: list[tuple[Rectangle, float]] = []
+    starts: list[float] = []
+    ends: list[float] = []
+    signed = False
+    for row, (model, contributions) in enumerate(models.items()):
+        right = left = 0.0
+        for stage, value in contributions.items():
+            colour = colours.get(stage, "#8c8c8c")
+            start = right if value >= 0 else left
+            bar = axes.barh(row, value, left=start, height=0.62, color=colour, edgecolor="white", linewidth=0.8)[0]
+            drawn.setdefault(stage, bar)
+            if len(contributions) > 1:
+                segments.append((bar, value))
+            right, left = (right + value, left) if value >= 0 else (right, left + value)
+        total = math.fsum(contributions.values())
+        error = errors.get(model)
+        if left < 0:
+            signed = True
+            axes.plot(total, row - 0.4, marker="v", color="black", markersize=5)
+        if error is not None:
+            axes.errorbar(total, row, xerr=error, color="black", linewidth=1.1, capsize=3)
+        starts.append(min(left, total - (error or 0.0), 0.0))
+        ends.append(max(right, total + (error or 0.0)))
+        axes.annotate(
+            _number(total, error),
+            (ends[-1], row),
+            xytext=(5, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=TEXT,
+            fontweight="bold",
+        )
+    if len(drawn) > 1:
+        axes.legend(
+            [drawn[stage] for stage in drawn],
+            list(drawn),
+            loc="lower left",
+            bbox_to_anchor=(0.0, 1.0),
+            ncols=len(drawn),
+            frameon=False,
+            fontsize=SMALL,
+            handlelength=1.0,
+            handleheight=1.0,
+            columnspacing=1.2,
+            borderpad=0.2,
+        )
+    axes.set_yticks(range(len(models)), [literal(model) for model in models], fontsize=TEXT)
+    axes.set_ylim(len(models) - 0.5, -0.5)
+    axes.tick_params(axis="y", length=0)
+    axes.set_xlabel("bits/dim" + ("   (▼ total)" if signed else ""), fontsize=TEXT)
+    low, high = min(starts), max(*ends, 0.0)
+    span = high - low or 1.0
+    axes.set_xlim(
+        low - 0.02 * span if low < 0 else 0.0, high + 0.16 * span
+    )  # the totals stand in the room on the right
+    axes.spines["left"].set_visible(False)
+    axes.axvline(0.0, color="black", linewidth=0.8)
+    axes.grid(axis="x", color="#e4e4e4", linewidth=0.7)
+    _label_segments(figure, axes, segments)
+    return figure
+
+
+def _chart(*, height: float, title: str) -> tuple[Figure, Axes]:
+    """An empty chart 7.5 inches wide with its title at the left."""
+    figure = _page(height=height, title=title)
+    return figure, _axes(figure, (1, 1, 1))
+
+
+def _page(*, height: float, title: str) -> Figure:
+    """A figure 7.5 inches wide with its title at the left."""
+    figure = Figure(figsize=(7.5, height), dpi=DPI, facecolor="white", layout="constrained")
+    FigureCanvasAgg(figure)
+    figure.suptitle(literal(title), fontsize=TITLE, x=0.01, ha="left")
+    return figure
+
+
+def _axes(figure: Figure, place: tuple[int, int, int]) -> Axes:
+    """The axes of a chart at one of the places of a grid."""
+    axes = figure.add_subplot(*place)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(labelsize=SMALL)
+    axes.set_axisbelow(True)
+    return axes
+
+
+def _curve(
+    name: str, argument: str, label: str, points: Sequence[tuple[int, float]]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Steps and values of a curve, checked."""
+    if not len(points):
+        raise ValueError(f"{name}: {argument}[{label!r}] has no points")
+    pairs = np.asarray(points, dtype=np.float64)
+    if pairs.ndim != 2 or pairs.shape[1] != 2:
+        raise ValueError(f"{name}: {argument}[{label!r}] must hold (step, loss) pairs, got shape {list(pairs.shape)}")
+    steps, values = pairs.T
+    if (np.diff(steps) <= 0).any():
+        raise ValueError(f"{name}: the steps of {argument}[{label!r}] must increase")
+    if not np.isfinite(values).all():
+        step = steps[~np.isfinite(values)][0]
+        raise ValueError(f"{name}: {argument}[{label!r}] must be finite, got NaN or infinity at step {step:g}")
+    return steps, values
+
+
+def _robust_range(curves: Sequence[tuple[NDArray[np.float64], NDArray[np.float64]]]) -> tuple[float, float]:
+    """The vertical range that `training_curves` promises, with a margin."""
+    low = min(float(values.min()) for _, values in curves)
+    high = -math.inf
+    for steps, values in curves:
+        late = values[steps >= steps[0] + 0.1 * (steps[-1] - steps[0])]
+        high = max(high, float(np.quantile(late, 0.98, method="lower")), float(values[-1]))
+    margin = 0.05 * (high - low) or 0.05 * abs(high) or 1.0
+    return low - margin, high + margin
+
+
+def _label_ends(
+    figure: Figure, axes: Axes, curves: Mapping[str, tuple[NDArray[np.float64], NDArray[np.float64]]]
+) -> None:
+    """Name each curve at the right with its last value, the names spread so that none covers another."""
+    figure.draw_without_rendering()  # the constrained layout settles the height of the axes only now
+    gap = 1.3 * pixel_size(SMALL) / axes.bbox.height
+    low, high = axes.get_ylim()
+    order = sorted(curves, key=lambda label: float(curves[label][1][-1]))
+    places = _spread([(float(curves[label][1][-1]) - low) / (high - low) for label in order], gap)
+    colours = {line.get_label(): line.get_color() for line in axes.lines}
+    for label, place in zip(order, places, strict=True):
+        steps, values = curves[label]
+        axes.annotate(
+            f"{label}  {values[-1]:.2f}",
+            xy=(steps[-1], values[-1]),
+            xytext=(1.03, place),
+            textcoords="axes fraction",
+            va="center",
+            fontsize=SMALL,
+            color=colours[label],
+            annotation_clip=False,
+            arrowprops={
+                "arrowstyle": "-",
+                "color": colours[label],
+                "linewidth": 0.6,
+                "alpha": 0.6,
+                "relpos": (0.0, 0.5),
+                "shrinkA": 1,
+                "shrinkB": 2,
+            },
+        )
+
+
+def _spread(places: Sequence[float], gap: float) -> list[float]:
+    """Move sorted places apart to at least `gap`, with the least sum of squared moves.
+
+    Without `gap * index` the condition is that places do not decrease, and pooling neighbours that do is the optimum.
+    """
+    pools: list[tuple[float, int]] = []
+    for index, place in enumerate(places):
+        mean, count = place - gap * index, 1
+        while pools and pools[-1][0] >= mean:
+            other, others = pools.pop()
+            mean, count = (mean * count + other * others) / (count + others), count + others
+        pools.append((mean, count))
+    flat = [mean for mean, count in pools for _ in range(count)]
+    return [place + gap * index for index, place in enumerate(flat)]
+
+
+def _number(value: float, error: float | None) -> str:
+    """A value with two decimals, or with as many as show the first digit of its standard error."""
+    decimals = max(2, -math.floor(math.log10(error))) if error else 2
+    text = f"{value:.{decimals}f}" if error is None else f"{value:.{decimals}f} ± {error:.{decimals}f}"
+    return text.replace("-", "\N{MINUS SIGN}")  # as on the axis
+
+
+def _label_segments(figure: Figure, axes: Axes, segments: Sequence[tuple[Rectangle, float]]) -> None:
+    """Print the contribution in each segment that is wide enough for its number."""
+    figure.draw_without_rendering()  # the constrained layout settles the width of the axes only now
+    low, high = axes.get_xlim()
+    scale = axes.bbox.width / (high - low)
+    for segment, value in segments:
+        text = _number(value, None)
+        if abs(value) * scale > text_width(text, SMALL) + 8:
+            # Relative luminance, and the value of it where black and white text have the same contrast (WCAG 2).
+            luminance = np.dot((0.2126, 0.7152, 0.0722), np.power(to_rgb(segment.get_facecolor()), 2.2))
+            axes.text(
+                segment.get_x() + segment.get_width() / 2,
+                segment.get_y() + segment.get_height() / 2,
+                text,
+                ha="center",
+                va="center",
+                fontsize=SMALL,
+                color="black" if luminance > 0.179 else "white",
+            )
