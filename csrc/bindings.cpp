@@ -1,4 +1,4 @@
-// The module pnf._C: what it was built with, and the ops of each device in a submodule of its own.
+// The module pnf._C: a submodule of ops for each device, and how it was built.
 
 #include "bindings.h"
 

@@ -1,4 +1,4 @@
-// Types of the entries of a tensor, as the Python edge numbers them.
+// The dtypes of tensors; Python passes them by number.
 #pragma once
 
 #include <cstdint>

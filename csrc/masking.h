@@ -1,13 +1,13 @@
 // Index arithmetic of the masking ops, shared by the CPU and the CUDA kernels.
 //
-// Every mask and memory layout is a board over a view [outer, sites, inner] of contiguous memory:
+// Under every mask and memory layout, contiguous memory is a board [outer, sites, inner]:
 //
 //   checkerboard, contiguous     [B C, H W, 1]
 //   checkerboard, channels last  [B, H W, C]
 //   channel, contiguous          [B, 2, C/2 H W]      a board of one row and two sites
 //   channel, channels last       [B H W, 2, C/2]
 //
-// The kernels move bits, so they know the size of an entry and not its dtype.
+// The kernels move bits: they know the size of an entry, not its dtype.
 #pragma once
 
 #include <cstdint>
@@ -26,20 +26,20 @@ struct Board {
   int64_t numel() const { return outer * height * width * inner; }
 };
 
-// A packed entry: which half it lies in, and where.
+// The place of a packed entry: its half, and the offset in that.
 template <typename Index>
 struct Packed {
   bool kept;
   Index offset;
 };
 
-// An odd width continues the alternation over the end of a row, so that such a board is one long row.
+// Where the width is odd, the alternation runs on over the end of a row, so the board is one long row.
 template <typename Index>
 struct Sites {
   Index count;  // sites of one plane
   Index width;  // sites of one row; even, or all of them
   Index inner;
-  int parity;  // of the sites that are kept
+  int parity;  // of the kept sites
 
   Sites(const Board& board, int kept_parity)
       : count(static_cast<Index>(board.height * board.width)),
@@ -65,10 +65,9 @@ struct Sites {
   }
 };
 
-// Rows of a conditioner's input, kept entries of x and then the condition: [rows, kept + condition].
-// Under a channel mask a row of x has the kept entries and as many others; else it has the kept ones only,
-// zero where the board says so.
-struct Beside {
+// Rows of a conditioner's input: kept entries of x, then the condition. Under a channel mask half of a row of x is
+// kept. Under a checkerboard all of it is, with zeros at the sites that the board does not keep.
+struct ConcatLayout {
   int64_t rows, x, kept, condition;
 
   int64_t row() const { return kept + condition; }

@@ -1,11 +1,11 @@
-// One layer of a weight normalisation, as the kernels of both devices see it.
+// One layer of a weight normalisation, for the kernels of both devices.
 #pragma once
 
 #include <cstdint>
 
 namespace pnf {
 
-// weight = magnitude direction / ||direction|| for each of `rows`; without a magnitude it is 1.
+// weight = magnitude direction / ||direction|| for each row; the magnitude is 1 where it is null.
 struct Layer {
   void* weight;
   const void *direction, *magnitude;
@@ -18,7 +18,7 @@ struct LayerBackward {
   int64_t rows, length;
 };
 
-// The least squared norm that a direction is taken to have.
+// Lower bound on the squared norm of a direction.
 inline constexpr double kLeastSquare = 1e-12;
 
 }  // namespace pnf

@@ -7,7 +7,7 @@
 namespace pnf {
 namespace {
 
-// The functions of both devices differ in their last argument only: a number of threads, or a stream.
+// The functions of the two devices differ in their last argument only: threads or a stream.
 template <typename Where, auto& apply, auto& pack, auto& unpack, auto& input, auto& input_backward>
 void def_masking(py::module_& m) {
   def(m, "mask_apply",
@@ -26,13 +26,13 @@ void def_masking(py::module_& m) {
       [](Address out, Address x, Address condition, int64_t rows, int64_t x_length, int64_t kept_length,
          int64_t condition_length, int64_t outer, int64_t height, int64_t width, int64_t inner, int size, int parity,
          Where where) {
-        input(at(out), at(x), at(condition), Beside{rows, x_length, kept_length, condition_length},
+        input(at(out), at(x), at(condition), ConcatLayout{rows, x_length, kept_length, condition_length},
               Board{outer, height, width, inner}, size, parity, where);
       });
   def(m, "mask_input_backward",
       [](Address x, Address grad, int64_t rows, int64_t x_length, int64_t kept_length, int64_t condition_length,
          int64_t outer, int64_t height, int64_t width, int64_t inner, int size, int parity, Where where) {
-        input_backward(at(x), at(grad), Beside{rows, x_length, kept_length, condition_length},
+        input_backward(at(x), at(grad), ConcatLayout{rows, x_length, kept_length, condition_length},
                        Board{outer, height, width, inner}, size, parity, where);
       });
 }

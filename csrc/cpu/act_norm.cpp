@@ -9,7 +9,7 @@ template <bool inverse, typename C>
 struct Map {
   Vec<C> shift, scale;
 
-  // What is multiplied by the scale.
+  // The factor of the scale.
   Vec<C> factor(Vec<C> x) const {
     if constexpr (inverse) return x;
     return x + shift;
@@ -26,41 +26,39 @@ struct Parameters {
   std::vector<C> scale;
 
   Parameters(const C* shifts, const C* log_scale, int64_t channels) : shift(shifts), scale(channels) {
-    const auto exponential = [](Vec<C> v) { return exp(inverse ? -v : v); };
-    for_vectors<C>(
-        0, channels, [&](int64_t i) { store(scale.data() + i, exponential(load(log_scale + i))); },
-        [&](int64_t i, int64_t n) { store_part(scale.data() + i, exponential(load_part(log_scale + i, n)), n); });
+    for_vectors<C>(0, channels, [&](int64_t i, auto lanes) {
+      const Vec<C> v = lanes.load(log_scale + i);
+      lanes.store(scale.data() + i, exp(inverse ? -v : v));
+    });
   }
 
   Map<inverse, C> channel(int64_t c) const { return {splat(shift[c]), splat(scale[c])}; }
 };
 
-// The maps of the lanes of a period.
+// The maps of the channels, repeated for a period.
 template <bool inverse, typename C>
 struct Maps {
   std::vector<C> shift, scale;
 
-  Maps(const Rows<C>& rows, const Parameters<inverse, C>& p)
-      : shift(rows.spread(p.shift)), scale(rows.spread(p.scale.data())) {}
+  Maps(const InterleavedRows<C>& rows, const Parameters<inverse, C>& p)
+      : shift(rows.periodic(p.shift)), scale(rows.periodic(p.scale.data())) {}
 
   Map<inverse, C> operator()(int64_t j) const { return {load(shift.data() + j), load(scale.data() + j)}; }
 };
 
 template <bool inverse, typename T, typename C>
 void forward(T* y, const T* x, const Parameters<inverse, C>& p, const Channels& shape, int threads) {
-  for_chunks(shape.batch * shape.channels, shape.sites, threads, [&](int64_t row, int64_t first, int64_t last) {
+  for_chunks(shape.batch * shape.channels, shape.sites, kChunk, threads, [&](int64_t row, int64_t first, int64_t last) {
     const Map<inverse, C> map = p.channel(row % shape.channels);
     T* to = y + row * shape.sites;
     const T* from = x + row * shape.sites;
-    for_vectors<C>(
-        first, last, [&](int64_t i) { store(to + i, map(load(from + i))); },
-        [&](int64_t i, int64_t n) { store_part(to + i, map(load_part(from + i, n)), n); });
+    for_vectors<C>(first, last, [&](int64_t i, auto lanes) { lanes.store(to + i, map(lanes.load(from + i))); });
   });
 }
 
 template <bool inverse, typename T, typename C>
 void forward_rows(T* y, const T* x, const Parameters<inverse, C>& p, const Channels& shape, int threads) {
-  const Rows<C> rows(shape.batch * shape.sites, shape.channels);
+  const InterleavedRows<C> rows(shape.batch * shape.sites, shape.channels);
   const Maps<inverse, C> maps(rows, p);
   rows.run(threads, [&](int64_t begin, int64_t end) {
     for (int64_t block = begin; block < end; ++block) {
@@ -69,48 +67,37 @@ void forward_rows(T* y, const T* x, const Parameters<inverse, C>& p, const Chann
       const T* from = x + start;
       rows.each(
           rows.last(block) * shape.channels - start, maps,
-          [&](int64_t i, const Map<inverse, C>& map) { store(to + i, map(load(from + i))); },
-          [&](int64_t i, const Map<inverse, C>& map, int64_t n) {
-            store_part(to + i, map(load_part(from + i, n)), n);
-          });
+          [&](int64_t i, const Map<inverse, C>& map, auto lanes) { lanes.store(to + i, map(lanes.load(from + i))); });
     }
   });
 }
 
-// Both backwards call finish(channel, sum of grad_y, sum of grad_y times what was multiplied by the scale).
+// Both backwards call finish(channel, sum of grad_y, sum of grad_y times the factor of the scale).
 
 template <bool inverse, typename T, typename C, typename Finish>
 void backward(T* grad_x, const T* grad_y, const T* x, const Parameters<inverse, C>& p, const Channels& shape,
               int threads, const Finish& finish) {
-  const Pieces pieces(shape.batch, shape.sites);
-  const int64_t n = pieces.count();
+  const PlanarTiles tiles(shape.batch, shape.sites);
+  const int64_t n = tiles.count();
   std::vector<double> parts(2 * shape.channels * n);
-  pieces.run(
+  tiles.run(
       shape.channels, threads,
-      [&](int64_t c, int64_t piece) {
+      [&](int64_t c, int64_t tile) {
         const Map<inverse, C> map = p.channel(c);
         Sum<C> sum, product;
-        pieces.each(piece, [&](int64_t b, int64_t first, int64_t last) {
+        tiles.each(tile, [&](int64_t b, int64_t first, int64_t last) {
           const int64_t at = (b * shape.channels + c) * shape.sites;
           T* to = grad_x + at;
           const T *from = x + at, *grad = grad_y + at;
-          for_vectors_by_four<C>(
-              first, last,
-              [&](int64_t i, int u) {
-                const Vec<C> g = load(grad + i);
-                sum.parts[u] += g;
-                product.parts[u] += g * map.factor(load(from + i));
-                store(to + i, g * map.scale);
-              },
-              [&](int64_t i, int64_t k) {
-                const Vec<C> g = load_part(grad + i, k);
-                sum.parts[3] += g;
-                product.parts[3] += first_lanes<C>(g * map.factor(load_part(from + i, k)), k);
-                store_part(to + i, g * map.scale, k);
-              });
+          for_vectors_by_four<C>(first, last, [&](int64_t i, int u, auto lanes) {
+            const Vec<C> g = lanes.load(grad + i);
+            sum.parts[u] += g;
+            product.parts[u] += lanes.first(g * map.factor(lanes.load(from + i)));
+            lanes.store(to + i, g * map.scale);
+          });
         });
-        parts[2 * (c * n + piece)] = sum.total();
-        parts[2 * (c * n + piece) + 1] = product.total();
+        parts[2 * (c * n + tile)] = sum.total();
+        parts[2 * (c * n + tile) + 1] = product.total();
       },
       [&](int64_t c) {
         double sum = 0, product = 0;
@@ -124,7 +111,7 @@ template <bool inverse, typename T, typename C, typename Finish>
 void backward_rows(T* grad_x, const T* grad_y, const T* x, const Parameters<inverse, C>& p, const Channels& shape,
                    int threads, const Finish& finish) {
   const int64_t channels = shape.channels;
-  const Rows<C> rows(shape.batch * shape.sites, channels);
+  const InterleavedRows<C> rows(shape.batch * shape.sites, channels);
   const Maps<inverse, C> maps(rows, p);
   std::vector<double> parts(2 * rows.count() * channels);
   rows.run(threads, [&](int64_t begin, int64_t end) {
@@ -133,18 +120,12 @@ void backward_rows(T* grad_x, const T* grad_y, const T* x, const Parameters<inve
       const int64_t start = rows.first(block) * channels;
       T* to = grad_x + start;
       const T *from = x + start, *grad = grad_y + start;
-      rows.template sum<2>(
-          parts.data() + 2 * block * channels, sums.data(), rows.last(block) * channels - start, maps,
-          [&](int64_t i, const Map<inverse, C>& map) {
-            const Vec<C> g = load(grad + i);
-            store(to + i, g * map.scale);
-            return Terms<C, 2>{g, g * map.factor(load(from + i))};
-          },
-          [&](int64_t i, const Map<inverse, C>& map, int64_t n) {
-            const Vec<C> g = load_part(grad + i, n);
-            store_part(to + i, g * map.scale, n);
-            return Terms<C, 2>{g, first_lanes<C>(g * map.factor(load_part(from + i, n)), n)};
-          });
+      rows.template sum<2>(parts.data() + 2 * block * channels, sums.data(), rows.last(block) * channels - start, maps,
+                           [&](int64_t i, const Map<inverse, C>& map, auto lanes) {
+                             const Vec<C> g = lanes.load(grad + i);
+                             lanes.store(to + i, g * map.scale);
+                             return Terms<C, 2>{g, lanes.first(g * map.factor(lanes.load(from + i)))};
+                           });
     }
   });
   double* const totals = parts.data();
@@ -186,12 +167,12 @@ void act_norm(void* y, void* out, const void* x, const void* shift, const void* 
     });
     if (shape.batch * shape.channels * shape.sites == 0) return;
     const Parameters<invert, C> p(static_cast<const C*>(shift), static_cast<const C*>(log_scale), shape.channels);
-    const auto& run = shape.last || shape.sites == 1 ? forward_rows<invert, T, C> : forward<invert, T, C>;
+    const auto& run = shape.channels_last || shape.sites == 1 ? forward_rows<invert, T, C> : forward<invert, T, C>;
     run(static_cast<T*>(y), static_cast<const T*>(x), p, shape, threads);
   });
 }
 
-// grad_log_scale gathers what comes by y and what comes by the log-determinant.
+// grad_log_scale is the sum of the gradients through y and through log_det.
 void act_norm_backward(void* grad_x, void* grad_shift, void* grad_log_scale, const void* grad_y,
                        const void* grad_log_det, const void* x, const void* shift, const void* log_scale,
                        const Channels& shape, bool inverse, DType dtype, int threads) {
@@ -208,8 +189,8 @@ void act_norm_backward(void* grad_x, void* grad_shift, void* grad_log_scale, con
       for (int64_t c = 0; c < shape.channels; ++c) finish(c, 0, 0);
       return;
     }
-    const auto& run = shape.last || shape.sites == 1 ? backward_rows<invert, T, C, decltype(finish)>
-                                                     : backward<invert, T, C, decltype(finish)>;
+    const auto& run = shape.channels_last || shape.sites == 1 ? backward_rows<invert, T, C, decltype(finish)>
+                                                              : backward<invert, T, C, decltype(finish)>;
     run(static_cast<T*>(grad_x), static_cast<const T*>(grad_y), static_cast<const T*>(x), p, shape, threads, finish);
   });
 }

@@ -9,12 +9,12 @@ namespace pnf::cpu {
 
 enum class Mask : int { kNone = 0, kCheckerboard = 1, kChannel = 2 };
 
-// x [batch, channels, height, width], contiguous or with its channels last; raw is laid out likewise.
+// x is [batch, channels, height, width], contiguous or with its channels last; raw is laid out likewise.
 struct Coupling {
   int64_t batch, channels, height, width;
   Mask mask;
-  int parity;  // of what is kept
-  bool last;
+  int parity;  // of the kept sites or channels
+  bool channels_last;
 
   int64_t sites() const { return height * width; }
   int64_t transformed() const { return mask == Mask::kChannel ? channels / 2 : channels; }

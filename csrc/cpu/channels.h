@@ -1,8 +1,8 @@
-// Reductions over all but the channels of a tensor, the same bit for bit whatever the number of threads.
+// Reductions over all axes but the channels, the same bit for bit for any number of threads.
 //
-// A contiguous tensor is [batch, channels, sites]: the pieces of a channel are reduced in vectors along the sites. With
-// its channels last it is [rows, channels]: blocks of rows are reduced in vectors along memory, whose lanes meet the
-// channels in turn.
+// A contiguous tensor is [batch, channels, sites]: a channel is reduced tile by tile, in vectors along its sites. With
+// its channels last a tensor is [rows, channels]: blocks of rows are reduced in vectors along memory, where a lane
+// takes the channels in turn.
 #pragma once
 
 #include <algorithm>
@@ -13,44 +13,46 @@
 #include <utility>
 #include <vector>
 
-#include "cpu/sum.h"
+#include "cpu/math.h"
+#include "cpu/reduce.h"
 
 namespace pnf::cpu::PNF_ISA {
 
-// How many entries there are, their mean and the sum of their squared deviations from it.
+// The number of entries, their mean, and the sum of their squared deviations from it.
 struct Moments {
   double count = 0, mean = 0, squares = 0;
 };
 
-// Of entries whose distances from `shift` have this sum and sum of squares.
+// From the sum and the sum of squares of the distances from `shift`.
 inline Moments moments(double count, double shift, double sum, double squares) {
   return {count, shift + sum / count, std::max(squares - sum * sum / count, 0.0)};
 }
 
-// A number near the mean, from which distances are exact where entries have no more than float's precision: with more
-// bits they would all be rounded the same way.
+// The mean rounded to float: subtracting it from float data is exact, whereas a double mean would bias every distance
+// by the same rounding.
 inline double shift_near(double mean) {
-  const double near = static_cast<double>(static_cast<float>(mean));
+  const auto near = static_cast<double>(static_cast<float>(mean));
   return std::isfinite(near) ? near : mean;
 }
 
-// Calls whole(i, u) for each whole vector of entries [first, last), and rest(i, n) for the n entries that are left
-// over; u goes round from 0 to 3, so that four sums need not wait for one another.
-template <typename C, typename Whole, typename Rest>
-inline void for_vectors_by_four(int64_t first, int64_t last, const Whole& whole, const Rest& rest) {
+// Calls body(i, u, lanes) for the vectors of entries [first, last); u goes round from 0 to 3, so that four sums need
+// not wait for one another. A part of a vector has 3.
+template <typename C, typename Body>
+inline void for_vectors_by_four(int64_t first, int64_t last, const Body& body) {
   constexpr int64_t n = kLanes<C>;
+  const Whole<C> all;
   int64_t i = first;
   for (; i + 4 * n <= last; i += 4 * n) {
-    whole(i, 0);
-    whole(i + n, 1);
-    whole(i + 2 * n, 2);
-    whole(i + 3 * n, 3);
+    body(i, 0, all);
+    body(i + n, 1, all);
+    body(i + 2 * n, 2, all);
+    body(i + 3 * n, 3, all);
   }
-  for (int u = 0; i + n <= last; i += n, ++u) whole(i, u);
-  if (i < last) rest(i, last - i);
+  for (int u = 0; i + n <= last; i += n, ++u) body(i, u, all);
+  if (i < last) body(i, 3, Part<C>{last - i});
 }
 
-// Sums in four vectors, whose lanes are added in double.
+// A sum in four vectors; its lanes are added up in double.
 template <typename C>
 struct Sum {
   Vec<C> parts[4] = {};
@@ -62,14 +64,7 @@ struct Sum {
   }
 };
 
-template <typename C>
-inline Vec<C> first_lanes(Vec<C> v, int64_t n) {
-  for (int64_t i = n; i < kLanes<C>; ++i) v[i] = 0;
-  return v;
-}
-
-// What is subtracted, multiplied and added for a channel. A ReLU's mask is computed again for the backward, so both
-// passes must go through here.
+// (x - mean) scale + bias of a channel. The backward computes the mask of a ReLU again, so both passes must use this.
 template <typename C>
 struct Affine {
   Vec<C> mean, scale, bias;
@@ -83,18 +78,18 @@ inline V relu(V x) {
   return at_least(x, V{});
 }
 
-// The gradient of relu(x); it passes where the sign is unknown.
+// The gradient of relu(x), which passes where x is NaN.
 template <typename V>
 inline V relu_backward(V grad, V x) {
   return x <= 0 ? V{} : grad;
 }
 
-// One channel of [batch, channels, sites] in pieces of about kChunk entries: a part of an example's sites, or those of
-// several examples.
-struct Pieces {
+// A channel of [batch, channels, sites] in tiles of about kChunk entries: some sites of one example, or all sites of
+// several.
+struct PlanarTiles {
   int64_t batch, sites, across, group;
 
-  Pieces(int64_t examples, int64_t sites_of_one)
+  PlanarTiles(int64_t examples, int64_t sites_of_one)
       : batch(examples),
         sites(sites_of_one),
         across(std::max<int64_t>((sites + kChunk - 1) / kChunk, 1)),
@@ -102,21 +97,21 @@ struct Pieces {
 
   int64_t count() const { return (batch + group - 1) / group * across; }
 
-  // Calls body(example, first, last) for the sites [first, last) of each example in a piece.
+  // Calls body(example, first, last) for the sites [first, last) of each example in a tile.
   template <typename Body>
-  void each(int64_t piece, const Body& body) const {
-    const int64_t example = piece / across * group, first = piece % across * kChunk;
+  void each(int64_t tile, const Body& body) const {
+    const int64_t example = tile / across * group, first = tile % across * kChunk;
     const int64_t last = std::min(first + kChunk, sites);
     for (int64_t b = example; b < std::min(example + group, batch); ++b) body(b, first, last);
   }
 
-  double entries(int64_t piece) const {
-    const int64_t first = piece % across * kChunk;
-    const int64_t examples = std::min(group, batch - piece / across * group);
+  double entries(int64_t tile) const {
+    const int64_t first = tile % across * kChunk;
+    const int64_t examples = std::min(group, batch - tile / across * group);
     return static_cast<double>(examples * (std::min(first + kChunk, sites) - first));
   }
 
-  // Calls reduce(channel, piece) for each piece, then finish(channel), then apply(channel, piece) for each piece. A
+  // Calls reduce(channel, tile) for each tile, then finish(channel), then apply(channel, tile) for each tile. A
   // thread does all of that for a channel while its memory is still in the cache, if there are channels for everyone.
   template <typename Reduce, typename Finish, typename Apply>
   void run(int64_t channels, int threads, const Reduce& reduce, const Finish& finish, const Apply& apply) const {
@@ -142,49 +137,39 @@ struct Pieces {
   }
 };
 
-// Reads a run of entries in ascending order.
+// Reads entries in ascending order.
 template <typename T>
 struct Reader {
   const T* x;
 
-  Vec<Wide<T>> operator()(int64_t i) { return load(x + i); }
-  Vec<Wide<T>> operator()(int64_t i, int64_t n, Wide<T> fill) { return load_part(x + i, n, fill); }
+  Vec<Wide<T>> operator()(int64_t i, auto lanes, Wide<T> fill) { return lanes.load(x + i, fill); }
 };
 
-// The moments of a piece: its mean first, then distances from it, which float holds well. read(example, first) makes a
-// reader of that example's sites from `first` on.
+// The moments of a tile: its mean first, then the distances from it, which float represents well. read(example, first)
+// makes a reader of the sites of that example, beginning with `first`.
 template <typename C, typename Read>
-Moments piece_moments(const Pieces& pieces, int64_t piece, const Read& read) {
+Moments tile_moments(const PlanarTiles& tiles, int64_t tile, const Read& read) {
   Sum<C> total;
-  pieces.each(piece, [&](int64_t b, int64_t first, int64_t last) {
+  tiles.each(tile, [&](int64_t b, int64_t first, int64_t last) {
     auto x = read(b, first);
-    for_vectors_by_four<C>(
-        first, last, [&](int64_t i, int u) { total.parts[u] += x(i); },
-        [&](int64_t i, int64_t n) { total.parts[3] += x(i, n, C{0}); });
+    for_vectors_by_four<C>(first, last, [&](int64_t i, int u, auto lanes) { total.parts[u] += x(i, lanes, C{0}); });
   });
-  const double count = pieces.entries(piece);
+  const double count = tiles.entries(tile);
   const C mean = static_cast<C>(shift_near(total.total() / count));
   const Vec<C> shift = splat(mean);
   Sum<C> distance, square;
-  pieces.each(piece, [&](int64_t b, int64_t first, int64_t last) {
+  tiles.each(tile, [&](int64_t b, int64_t first, int64_t last) {
     auto x = read(b, first);
-    for_vectors_by_four<C>(
-        first, last,
-        [&](int64_t i, int u) {
-          const Vec<C> d = x(i) - shift;
-          distance.parts[u] += d;
-          square.parts[u] += d * d;
-        },
-        [&](int64_t i, int64_t n) {
-          const Vec<C> d = x(i, n, mean) - shift;
-          distance.parts[3] += d;
-          square.parts[3] += d * d;
-        });
+    for_vectors_by_four<C>(first, last, [&](int64_t i, int u, auto lanes) {
+      const Vec<C> d = x(i, lanes, mean) - shift;
+      distance.parts[u] += d;
+      square.parts[u] += d * d;
+    });
   });
   return moments(count, static_cast<double>(mean), distance.total(), square.total());
 }
 
-// The moments of `n` groups of entries together, part(i) being those of one.
+// The moments of n groups of entries together; part(i) are those of group i.
 template <typename Part>
 Moments total(int64_t n, const Part& part) {
   ExactSum sum, squares;
@@ -206,24 +191,24 @@ Moments total(int64_t n, const Part& part) {
   return all;
 }
 
-// Goes down `rows` rows of `width` entries, a multiple of a vector's: calls whole(row, j, prepare(j)) for the vector
-// from entry j of each row on, having prepared for some columns at a time.
-template <typename C, typename Prepare, typename Whole>
-inline void for_columns(int64_t rows, int64_t width, const Prepare& prepare, const Whole& whole) {
+// Calls body(row, j, prepare(j)) for the vector at entry j of each row, a few columns at a time. `width`, the entries
+// of a row, is a multiple of a vector's.
+template <typename C, typename Prepare, typename Body>
+inline void for_columns(int64_t rows, int64_t width, const Prepare& prepare, const Body& body) {
   constexpr int64_t n = kLanes<C>;
   int64_t j = 0;
   for (; j + 4 * n <= width; j += 4 * n) {
     const auto a = prepare(j), b = prepare(j + n), c = prepare(j + 2 * n), d = prepare(j + 3 * n);
     for (int64_t row = 0; row < rows; ++row) {
-      whole(row, j, a);
-      whole(row, j + n, b);
-      whole(row, j + 2 * n, c);
-      whole(row, j + 3 * n, d);
+      body(row, j, a);
+      body(row, j + n, b);
+      body(row, j + 2 * n, c);
+      body(row, j + 3 * n, d);
     }
   }
   for (; j < width; j += n) {
     const auto a = prepare(j);
-    for (int64_t row = 0; row < rows; ++row) whole(row, j, a);
+    for (int64_t row = 0; row < rows; ++row) body(row, j, a);
   }
 }
 
@@ -272,17 +257,17 @@ inline void sum_columns(double* totals, C* sums, int64_t rows, int64_t width, in
 // Rows of channels in blocks of about kBlock entries. The channels of a vector's lanes repeat after a period, which is
 // a multiple of both the channels and the lanes, so that memory may be seen as rows of a period.
 template <typename C>
-struct Rows {
+struct InterleavedRows {
   static constexpr int64_t kBlock = 1 << 13;
 
   int64_t rows, channels, period, height;  // rows in all, and in a block
 
-  Rows(int64_t row_count, int64_t channel_count)
+  InterleavedRows(int64_t row_count, int64_t channel_count)
       : rows(row_count),
         channels(channel_count),
         period(std::lcm(channels, static_cast<int64_t>(kLanes<C>))),
         height(std::max<int64_t>(kBlock / channels, 1)) {
-    if (period < 16 * kLanes<C>) period = std::lcm(period, static_cast<int64_t>(4 * kLanes<C>));
+    if (period < 16 * kLanes<C>) period = std::lcm(period, int64_t{4} * kLanes<C>);
   }
 
   int64_t count() const { return (rows + height - 1) / height; }
@@ -296,62 +281,59 @@ struct Rows {
                  body);
   }
 
-  // Calls whole(i, prepare(j)) for the whole vectors of n entries that begin with channel 0, i their place and j that
-  // in a period, and rest(i, prepare(j), left) for the entries that are left.
-  template <typename Prepare, typename Whole, typename Rest>
-  void each(int64_t n, const Prepare& prepare, const Whole& whole, const Rest& rest) const {
+  // Calls body(i, prepare(j), lanes) for the vectors of n entries that begin with channel 0: i is their place, and j
+  // that in a period.
+  template <typename Prepare, typename Body>
+  void each(int64_t n, const Prepare& prepare, const Body& body) const {
     for_columns<C>(n / period, period, prepare,
-                   [&](int64_t row, int64_t j, const auto& prepared) { whole(row * period + j, prepared); });
-    each_left(n, prepare, whole, rest);
+                   [&](int64_t row, int64_t j, const auto& prepared) { body(row * period + j, prepared, Whole<C>{}); });
+    each_left(n, prepare, body);
   }
 
-  // Writes the sums [terms, channels] of the vectors that term(i, prepare(j)) gives; rest(i, prepare(j), left) gives
-  // those of a part, with zeros in the other lanes. `sums` has room for [terms, period].
-  template <int terms, typename Prepare, typename Term, typename Rest>
-  void sum(double* totals, C* sums, int64_t n, const Prepare& prepare, const Term& term, const Rest& rest) const {
+  // Writes the sums [terms, channels] of the vectors that term(i, prepare(j), lanes) returns; for a part of a vector
+  // the other lanes must be zero. `sums` has room for [terms, period].
+  template <int terms, typename Prepare, typename Term>
+  void sum(double* totals, C* sums, int64_t n, const Prepare& prepare, const Term& term) const {
     std::fill_n(totals, terms * channels, 0.0);
-    sum_columns<terms>(totals, sums, n / period, period, channels, prepare,
-                       [&](int64_t row, int64_t j, const auto& prepared) { return term(row * period + j, prepared); });
+    sum_columns<terms>(
+        totals, sums, n / period, period, channels, prepare,
+        [&](int64_t row, int64_t j, const auto& prepared) { return term(row * period + j, prepared, Whole<C>{}); });
     const int64_t begin = n / period * period;
     if (begin == n) return;
     std::fill_n(sums, terms * period, C{0});
-    const auto put = [&](int64_t i, const Terms<C, terms>& found) {
+    each_left(n, prepare, [&](int64_t i, const auto& prepared, auto lanes) {
+      const Terms<C, terms> found = term(i, prepared, lanes);
       for (int k = 0; k < terms; ++k) store(sums + k * period + i - begin, found[k]);
-    };
-    each_left(
-        n, prepare, [&](int64_t i, const auto& prepared) { put(i, term(i, prepared)); },
-        [&](int64_t i, const auto& prepared, int64_t left) { put(i, rest(i, prepared, left)); });
+    });
     for (int k = 0; k < terms; ++k) fold(totals + k * channels, sums + k * period, period, channels);
   }
 
-  // A period of the channels' values.
+  // The channels' values, repeated for a period.
   template <typename V>
-  std::vector<C> spread(const V* values) const {
+  std::vector<C> periodic(const V* values) const {
     std::vector<C> out(period);
-    spread(out.data(), values);
+    periodic(out.data(), values);
     return out;
   }
 
   template <typename V>
-  void spread(C* out, const V* values) const {
+  void periodic(C* out, const V* values) const {
     for (int64_t i = 0; i < period; i += channels) {
       for (int64_t c = 0; c < channels; ++c) out[i + c] = static_cast<C>(values[c]);
     }
   }
 
  private:
-  template <typename Prepare, typename Whole, typename Rest>
-  void each_left(int64_t n, const Prepare& prepare, const Whole& whole, const Rest& rest) const {
+  template <typename Prepare, typename Body>
+  void each_left(int64_t n, const Prepare& prepare, const Body& body) const {
     const int64_t begin = n / period * period;
-    int64_t i = begin;
-    for (; i + kLanes<C> <= n; i += kLanes<C>) whole(i, prepare(i - begin));
-    if (i < n) rest(i, prepare(i - begin), n - i);
+    for_vectors<C>(begin, n, [&](int64_t i, auto lanes) { body(i, prepare(i - begin), lanes); });
   }
 };
 
-// The parameters of the lanes of a period.
+// The parameters of the channels, repeated for a period.
 template <typename C>
-struct Spread {
+struct PeriodicAffine {
   std::vector<C> mean, scale, bias;
 
   Affine<C> operator()(int64_t j) const {
@@ -359,10 +341,10 @@ struct Spread {
   }
 };
 
-// Mean and biased variance of each channel of rows of T. read(first, last, buffer) gives those rows without gaps, in
-// its buffer or elsewhere.
+// Mean and biased variance of each channel of rows of T. read(first, last, buffer) returns those rows without gaps, in
+// the buffer or elsewhere.
 template <typename T, typename C, typename Read>
-void row_statistics(C* mean, C* var, const Rows<C>& rows, int threads, const Read& read) {
+void row_statistics(C* mean, C* var, const InterleavedRows<C>& rows, int threads, const Read& read) {
   const int64_t channels = rows.channels;
   std::vector<double> parts(2 * rows.count() * channels);  // mean and squares of the channels of each block
   rows.run(threads, [&](int64_t begin, int64_t end) {
@@ -370,20 +352,19 @@ void row_statistics(C* mean, C* var, const Rows<C>& rows, int threads, const Rea
     std::vector<C> sums(2 * rows.period), shift(rows.period);
     for (int64_t block = begin; block < end; ++block) {
       const T* const x = read(rows.first(block), rows.last(block), buffer);
-      const double count = static_cast<double>(rows.last(block) - rows.first(block));
+      const auto count = static_cast<double>(rows.last(block) - rows.first(block));
       const int64_t n = (rows.last(block) - rows.first(block)) * channels;
       double *const means = parts.data() + 2 * block * channels, *const squares = means + channels;
       rows.template sum<1>(
-          means, sums.data(), n, [](int64_t) { return 0; }, [&](int64_t i, int) { return Terms<C, 1>{load(x + i)}; },
-          [&](int64_t i, int, int64_t left) { return Terms<C, 1>{load_part(x + i, left)}; });
+          means, sums.data(), n, [](int64_t) { return 0; },
+          [&](int64_t i, int, auto lanes) { return Terms<C, 1>{lanes.load(x + i)}; });
       for (int64_t c = 0; c < channels; ++c) means[c] = shift_near(means[c] / count);
-      rows.spread(shift.data(), means);
-      const auto distances = [](Vec<C> d) { return Terms<C, 2>{d, d * d}; };
+      rows.periodic(shift.data(), means);
       rows.template sum<2>(
           means, sums.data(), n, [&](int64_t j) { return load(shift.data() + j); },
-          [&](int64_t i, Vec<C> s) { return distances(load(x + i) - s); },
-          [&](int64_t i, Vec<C> s, int64_t left) {
-            return distances(first_lanes<C>(load_part(x + i, left) - s, left));
+          [&](int64_t i, Vec<C> s, auto lanes) {
+            const Vec<C> d = lanes.first(lanes.load(x + i) - s);
+            return Terms<C, 2>{d, d * d};
           });
       for (int64_t c = 0; c < channels; ++c) {
         const Moments m = moments(count, static_cast<double>(shift[c]), means[c], squares[c]);

@@ -7,14 +7,14 @@
 namespace pnf::cpu {
 
 // A convolution with zero padding that keeps the size: x is [batch, height, width, inputs] and y has `outputs`
-// channels. weight[output][input] has size x size taps, `tap` apart. The size is 1, or 3 where both numbers of channels
+// channels. weight[output][input] has size x size taps, `tap` apart. The size is 1, or 3 if both numbers of channels
 // are multiples of 16.
 struct Convolution {
   int64_t batch, height, width, inputs, outputs, size;
   int64_t output, input, tap;  // strides of the weight
 };
 
-// y = add + x * weight + bias, of which negative entries become 0 with relu; add may be null.
+// y = add + x * weight + bias; with relu negative entries become 0. add may be null.
 PNF_KERNEL(convolution, (float* y, const float* add, const float* x, const float* weight, const float* bias,
                          const Convolution& shape, bool relu, int threads))
 

@@ -9,11 +9,11 @@
 namespace pnf::cpu::PNF_ISA {
 namespace {
 
-constexpr int64_t kTile = 4096;     // entries of x that are worked on while they are in the first cache
-constexpr int64_t kColumns = 1024;  // entries of a run, where it is longer, that are worked on together
+constexpr int64_t kTile = 4096;     // entries of x that stay in the first cache
+constexpr int64_t kColumns = 1024;  // entries of a longer run that are worked on together
 constexpr int64_t kGrain = 16384;   // entries of x that are worth a thread
 
-// Entries in the wide dtype: they are read and written where they are, or go by way of a buffer.
+// Entries of the wide dtype are read and written in place; others pass through a buffer.
 template <typename T>
 constexpr bool kIsWide = std::is_same_v<T, Wide<T>>;
 
@@ -22,9 +22,7 @@ const Wide<T>* source(const T* x, Wide<T>* buffer, int64_t n) {
   if constexpr (kIsWide<T>) {
     return x;
   } else {
-    int64_t i = 0;
-    for (; i + kLanes<Wide<T>> <= n; i += kLanes<Wide<T>>) store(buffer + i, load(x + i));
-    if (i < n) store_part(buffer + i, load_part(x + i, n - i), n - i);
+    for_vectors<Wide<T>>(0, n, [&](int64_t i, auto lanes) { lanes.store(buffer + i, lanes.load(x + i)); });
     return buffer;
   }
 }
@@ -41,9 +39,7 @@ Wide<T>* target(T* out, Wide<T>* buffer) {
 template <typename T>
 void settle(T* out, const Wide<T>* buffer, int64_t n) {
   if constexpr (!kIsWide<T>) {
-    int64_t i = 0;
-    for (; i + kLanes<Wide<T>> <= n; i += kLanes<Wide<T>>) store(out + i, load(buffer + i));
-    if (i < n) store_part(out + i, load_part(buffer + i, n - i), n - i);
+    for_vectors<Wide<T>>(0, n, [&](int64_t i, auto lanes) { lanes.store(out + i, lanes.load(buffer + i)); });
   }
 }
 
@@ -81,21 +77,29 @@ void merge_neighbours(C* __restrict x, const C* __restrict s, const C* __restric
 
 #ifdef __AVX512F__
 
-// Runs shorter than a vector: as many whole runs as fit, moved by a permutation of two vectors. The lanes that are left
-// over are written too, and overwritten by what follows. Both return the entries of s that are done.
+// Lane i of the result is lane lanes[i] of a and then b.
+Vec<float> permute(Vec<float> a, Vec<float> b, IntVec<float> lanes) {
+  return _mm512_permutex2var_ps(a, bit_cast<__m512i>(lanes), b);
+}
+Vec<double> permute(Vec<double> a, Vec<double> b, IntVec<double> lanes) {
+  return _mm512_permutex2var_pd(a, bit_cast<__m512i>(lanes), b);
+}
+
+// Runs shorter than a vector: a permutation of two vectors moves as many whole runs as fit. The other lanes are written
+// too; the next vector overwrites them. Both functions return the number of entries of s that are done.
 template <typename C>
 int64_t split_short_runs(C* s, C* d, const C* x, int64_t n, int64_t run, C factor) {
   const int64_t whole = kLanes<C> / run * run;
   IntVec<C> even{};
   for (int64_t i = 0, start = 0; i < whole; ++i) {
     if (i - start == run) start += run;
-    even[i] = static_cast<std::remove_reference_t<decltype(even[0])>>(start + i);
+    even[i] = static_cast<Lane<C>>(start + i);
   }
-  const IntVec<C> odd = even + static_cast<std::remove_reference_t<decltype(even[0])>>(run);
+  const IntVec<C> odd = even + static_cast<Lane<C>>(run);
   int64_t i = 0;
   for (; i + kLanes<C> <= n; i += whole) {
     const Vec<C> low = load(x + 2 * i), high = load(x + 2 * i + kLanes<C>);
-    const Vec<C> x0 = __builtin_shuffle(low, high, even), x1 = __builtin_shuffle(low, high, odd);
+    const Vec<C> x0 = permute(low, high, even), x1 = permute(low, high, odd);
     store(s + i, factor * (x0 + x1));
     store(d + i, factor * (x0 - x1));
   }
@@ -109,16 +113,15 @@ int64_t merge_short_runs(C* x, const C* s, const C* d, int64_t n, int64_t run, C
   for (int64_t i = 0, start = 0; i < whole; ++i) {
     if (i - start == run) start += run;
     const int64_t x0 = start + i, x1 = start + i + run;
-    halves[x0 / kLanes<C>][x0 % kLanes<C>] = static_cast<std::remove_reference_t<decltype(halves[0][0])>>(i);
-    halves[x1 / kLanes<C>][x1 % kLanes<C>] =
-        static_cast<std::remove_reference_t<decltype(halves[0][0])>>(i + kLanes<C>);
+    halves[x0 / kLanes<C>][x0 % kLanes<C>] = static_cast<Lane<C>>(i);
+    halves[x1 / kLanes<C>][x1 % kLanes<C>] = static_cast<Lane<C>>(i + kLanes<C>);
   }
   int64_t i = 0;
   for (; i + kLanes<C> <= n; i += whole) {
     const Vec<C> mean = load(s + i), detail = load(d + i);
     const Vec<C> x0 = factor * (mean + detail), x1 = factor * (mean - detail);
-    store(x + 2 * i, __builtin_shuffle(x0, x1, halves[0]));
-    store(x + 2 * i + kLanes<C>, __builtin_shuffle(x0, x1, halves[1]));
+    store(x + 2 * i, permute(x0, x1, halves[0]));
+    store(x + 2 * i + kLanes<C>, permute(x0, x1, halves[1]));
   }
   return i;
 }
@@ -137,137 +140,79 @@ int64_t merge_short_runs(C*, const C*, const C*, int64_t, int64_t, C) {
 
 #endif
 
-// Vectors of the machine's own size, since the compiler moves the lanes of larger ones one by one.
-#if defined(__AVX512F__)
-#define PNF_VECTOR 64
-#elif defined(__AVX__)
-#define PNF_VECTOR 32
-#else
-#define PNF_VECTOR 16
-#endif
-
-template <typename C>
-struct NativeOf;
-
-template <>
-struct NativeOf<float> {
-  using Type = float __attribute__((vector_size(PNF_VECTOR)));
-  using Int = int32_t __attribute__((vector_size(PNF_VECTOR)));
-};
-
-template <>
-struct NativeOf<double> {
-  using Type = double __attribute__((vector_size(PNF_VECTOR)));
-  using Int = int64_t __attribute__((vector_size(PNF_VECTOR)));
-};
-
-template <typename C>
-using Native = typename NativeOf<C>::Type;
-
-template <typename C>
-inline constexpr int kNative = PNF_VECTOR / sizeof(C);
-
-template <typename C>
-Native<C> load_native(const C* p) {
-  Native<C> v;
-  std::memcpy(&v, p, sizeof(v));
-  return v;
-}
-
-template <typename C>
-void store_native(C* p, Native<C> v) {
-  std::memcpy(p, &v, sizeof(v));
-}
-
-// The lanes first, first + step, ... of two vectors, one after the other.
-template <typename C, int first, int step>
-constexpr typename NativeOf<C>::Int lanes() {
-  typename NativeOf<C>::Int found{};
-  for (int i = 0; i < kNative<C>; ++i) found[i] = first + i * step;
-  return found;
-}
-
-// Lane i of the one, then lane i of the other, from `first` on.
-template <typename C, int first>
-constexpr typename NativeOf<C>::Int zipped() {
-  typename NativeOf<C>::Int found{};
-  for (int i = 0; i < kNative<C>; ++i) found[i] = first + i / 2 + i % 2 * kNative<C>;
-  return found;
-}
-
 template <typename C>
 struct Pair {
-  Native<C> first, second;
+  Vec<C> first, second;
 };
 
 template <typename C>
-Pair<C> haar(Native<C> a, Native<C> b, C factor) {
+Pair<C> haar(Vec<C> a, Vec<C> b, C factor) {
   return {factor * (a + b), factor * (a - b)};
 }
 
 template <typename C>
-Pair<C> unzip(Native<C> a, Native<C> b) {
-  return {__builtin_shuffle(a, b, (lanes<C, 0, 2>())), __builtin_shuffle(a, b, (lanes<C, 1, 2>()))};
+Pair<C> unzipped(Vec<C> a, Vec<C> b) {
+  return {unzip<0>(a, b), unzip<1>(a, b)};
 }
 
 template <typename C>
-Pair<C> zip(Native<C> a, Native<C> b) {
-  return {__builtin_shuffle(a, b, (zipped<C, 0>())), __builtin_shuffle(a, b, (zipped<C, kNative<C> / 2>()))};
+Pair<C> zipped(Vec<C> a, Vec<C> b) {
+  return {zip<0>(a, b), zip<1>(a, b)};
 }
 
-// Both splits of a level without a second pass: x is [n / row, 2, row], a row whole pairs of vectors. d0 are the
-// details of the split that is taken first.
+// Both splits of a level in one pass: x is [n / row, 2, row], where a row is whole pairs of vectors. d0 are the details
+// of the first split.
 template <typename C, bool height_first>
 void split_level(C* s, C* d0, C* d1, const C* x, int64_t n, int64_t row, C factor) {
-  constexpr int k = kNative<C>;
+  constexpr int k = kLanes<C>;
   for (int64_t start = 0; start < n; start += row) {
     for (int64_t i = 0; i < row; i += 2 * k) {
       const C *top = x + 2 * start + i, *bottom = top + row;
       C* to = height_first ? d0 + start + i : d0 + start + i / 2;
-      const Pair<C> a{load_native(top), load_native(top + k)}, b{load_native(bottom), load_native(bottom + k)};
+      const Pair<C> a{load(top), load(top + k)}, b{load(bottom), load(bottom + k)};
       Pair<C> mean;
       if constexpr (height_first) {
         const Pair<C> left = haar(a.first, b.first, factor), right = haar(a.second, b.second, factor);
-        store_native(to, left.second);
-        store_native(to + k, right.second);
-        mean = unzip<C>(left.first, right.first);
+        store(to, left.second);
+        store(to + k, right.second);
+        mean = unzipped<C>(left.first, right.first);
       } else {
-        const Pair<C> above = unzip<C>(a.first, a.second), below = unzip<C>(b.first, b.second);
+        const Pair<C> above = unzipped<C>(a.first, a.second), below = unzipped<C>(b.first, b.second);
         const Pair<C> upper = haar(above.first, above.second, factor), lower = haar(below.first, below.second, factor);
-        store_native(to, upper.second);
-        store_native(to + row / 2, lower.second);
+        store(to, upper.second);
+        store(to + row / 2, lower.second);
         mean = {upper.first, lower.first};
       }
       const Pair<C> out = haar(mean.first, mean.second, factor);
-      store_native(s + (start + i) / 2, out.first);
-      store_native(d1 + (start + i) / 2, out.second);
+      store(s + (start + i) / 2, out.first);
+      store(d1 + (start + i) / 2, out.second);
     }
   }
 }
 
 template <typename C, bool height_first>
 void merge_level(C* x, const C* s, const C* d0, const C* d1, int64_t n, int64_t row, C factor) {
-  constexpr int k = kNative<C>;
+  constexpr int k = kLanes<C>;
   for (int64_t start = 0; start < n; start += row) {
     for (int64_t i = 0; i < row; i += 2 * k) {
       C *top = x + 2 * start + i, *bottom = top + row;
       const C* from = height_first ? d0 + start + i : d0 + start + i / 2;
-      const Pair<C> mean = haar(load_native(s + (start + i) / 2), load_native(d1 + (start + i) / 2), factor);
+      const Pair<C> mean = haar(load(s + (start + i) / 2), load(d1 + (start + i) / 2), factor);
       Pair<C> a, b;
       if constexpr (height_first) {
-        const Pair<C> wide = zip<C>(mean.first, mean.second);
-        const Pair<C> left = haar(wide.first, load_native(from), factor);
-        const Pair<C> right = haar(wide.second, load_native(from + k), factor);
+        const Pair<C> wide = zipped<C>(mean.first, mean.second);
+        const Pair<C> left = haar(wide.first, load(from), factor);
+        const Pair<C> right = haar(wide.second, load(from + k), factor);
         a = {left.first, right.first}, b = {left.second, right.second};
       } else {
-        const Pair<C> upper = haar(mean.first, load_native(from), factor);
-        const Pair<C> lower = haar(mean.second, load_native(from + row / 2), factor);
-        a = zip<C>(upper.first, upper.second), b = zip<C>(lower.first, lower.second);
+        const Pair<C> upper = haar(mean.first, load(from), factor);
+        const Pair<C> lower = haar(mean.second, load(from + row / 2), factor);
+        a = zipped<C>(upper.first, upper.second), b = zipped<C>(lower.first, lower.second);
       }
-      store_native(top, a.first);
-      store_native(top + k, a.second);
-      store_native(bottom, b.first);
-      store_native(bottom + k, b.second);
+      store(top, a.first);
+      store(top + k, a.second);
+      store(bottom, b.first);
+      store(bottom + k, b.second);
     }
   }
 }
@@ -313,12 +258,12 @@ struct Steps {
     }
   }
 
-  // The width of a level, if step k is its first split and split_level can do both at once; or 0.
+  // The width of a level if step k is its first split and split_level can do both; otherwise 0.
   template <typename C>
   int64_t level_row(int k) const {
     if (k % 2 || k + 1 == count || (runs[k] == 1) == (runs[k + 1] == 1)) return 0;
     const int64_t row = runs[k] == 1 ? 2 * runs[k + 1] : runs[k];
-    return row % (2 * kNative<C>) ? 0 : row;
+    return row % (2 * kLanes<C>) ? 0 : row;
   }
 };
 
@@ -327,7 +272,7 @@ struct Buffers {
   std::unique_ptr<C[]> memory;
   C *x, *detail, *means[2];
 
-  // A dtype that is wide already needs no copy of x and of the details.
+  // The wide dtypes need no copy of x and of the details.
   Buffers(int64_t entries, bool copies)
       : memory(new C[static_cast<size_t>(copies ? 3 * entries : entries)]),
         x(copies ? memory.get() + entries : nullptr),

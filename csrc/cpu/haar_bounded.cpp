@@ -1,10 +1,12 @@
-// A chunk of pairs is worked on in tiles: their two pixels are taken apart into two short arrays, which the rest reads
-// as vectors, whatever the axis and the layout.
+// A chunk of pairs is worked on in tiles: the two pixels of each pair go to two short arrays, which are then read as
+// vectors for any axis and layout.
 #include "cpu/haar_bounded.h"
 
+#include <algorithm>
 #include <vector>
 
-#include "cpu/sum.h"
+#include "cpu/math.h"
+#include "cpu/reduce.h"
 
 namespace pnf::cpu::PNF_ISA {
 namespace {
@@ -16,14 +18,14 @@ constexpr double kBoundary = 0x1p-24, kLargestExponent = 64;
 
 constexpr double kLog2 = 0.69314718055994530942;
 
-// A row is a channel of an example, or the whole example where the channels are last and take turns.
-struct Rows {
+// A row is a channel of an example; with the channels last, it is a whole example.
+struct ChannelRows {
   int64_t examples, of_example, channels, length, stride, chunk, chunks;
 
-  Rows(int64_t examples_, int64_t channels_, int64_t length_, int64_t stride_, bool last)
+  ChannelRows(int64_t examples_, int64_t channels_, int64_t length_, int64_t stride_, bool channels_last)
       : examples(examples_),
-        of_example(last ? 1 : channels_),
-        channels(last ? channels_ : 1),
+        of_example(channels_last ? 1 : channels_),
+        channels(channels_last ? channels_ : 1),
         length(length_ / std::max<int64_t>(of_example, 1)),
         stride(stride_),
         chunk(std::max<int64_t>(kChunk / channels, 1) * channels),
@@ -31,33 +33,27 @@ struct Rows {
 
   int64_t count() const { return examples * of_example * chunks; }
 
-  // After so many pairs of a chunk the channels begin anew, where a tile does.
+  // Calls body(i, row, first, last) for pairs [first, last) of a row, in parallel: chunk i of all.
+  template <typename Body>
+  void each(int threads, const Body& body) const {
+    for_chunks(examples * of_example, length, chunk, threads,
+               [&](int64_t row, int64_t first, int64_t last) { body(row * chunks + first / chunk, row, first, last); });
+  }
+
+  // The channels of the pairs of a chunk repeat after a period, and a tile begins there.
   int64_t period() const { return channels <= kTile ? kTile / channels * channels : channels; }
 
-  // Where the channels of the pairs from the turn-th of a period are listed: one channel is listed once.
+  // The place of the turn-th pair of a period in a list of its channels. A single channel is listed once.
   int64_t place(int64_t turn) const { return channels == 1 ? 0 : turn; }
 
-  // How many pairs of a period are listed for a chunk of so many.
+  // The length of that list for a chunk of `pairs` pairs.
   int64_t places(int64_t pairs) const { return channels == 1 ? 1 : std::min(period(), pairs); }
 };
 
-// Calls body(i, row, first, last) for pairs [first, last) of a row, in parallel: chunk i of all.
-template <typename Body>
-void for_chunks(const Rows& rows, int threads, const Body& body) {
-  const int64_t grain = 2 * kChunk / std::clamp<int64_t>(rows.length, 1, rows.chunk);
-  parallel_for(rows.count(), grain, threads, [&](int64_t begin, int64_t end) {
-    int64_t row = begin / rows.chunks, chunk = begin % rows.chunks;
-    for (int64_t i = begin; i < end; ++i) {
-      body(i, row, chunk * rows.chunk, std::min((chunk + 1) * rows.chunk, rows.length));
-      if (++chunk == rows.chunks) chunk = 0, ++row;
-    }
-  });
-}
-
-// Calls body(start, n, turn) for the tiles of a chunk: n pairs from the start, the first of which is the turn-th of a
+// Calls body(start, n, turn) for the tiles of a chunk: n pairs from `start` on, and pair `start` is the turn-th of a
 // period.
 template <typename Body>
-void for_tiles(const Rows& rows, int64_t first, int64_t last, const Body& body) {
+void for_tiles(const ChannelRows& rows, int64_t first, int64_t last, const Body& body) {
   const int64_t period = rows.period();
   for (int64_t start = first, turn = 0; start < last;) {
     const int64_t n = std::min({kTile, period - turn, last - start});
@@ -68,9 +64,9 @@ void for_tiles(const Rows& rows, int64_t first, int64_t last, const Body& body) 
   }
 }
 
-// Gamma for each place; the vectors that begin there may end behind the last of them.
+// Gamma for each place; a vector may be loaded from any of them.
 template <typename C>
-std::vector<C> gammas(const Rows& rows, const C* gamma, int64_t row, int64_t pairs) {
+std::vector<C> gammas(const ChannelRows& rows, const C* gamma, int64_t row, int64_t pairs) {
   const int64_t n = rows.places(pairs);
   gamma += row % rows.of_example;
   std::vector<C> of(static_cast<size_t>(n + kLanes<C>), *gamma);
@@ -81,11 +77,11 @@ std::vector<C> gammas(const Rows& rows, const C* gamma, int64_t row, int64_t pai
 }
 
 template <typename T>
-struct Pair {
+struct PixelPairs {
   T first[kTile], second[kTile];
 };
 
-// Calls body(k, n, i) for n pairs of a tile from the k-th, whose first entries begin at i in a row of x.
+// Calls body(k, n, i) for pairs [k, k + n) of a tile: their first pixels lie at i in a row of x, one after the other.
 template <typename Body>
 void for_runs(int64_t start, int64_t count, int64_t stride, const Body& body) {
   int64_t i = start / stride * 2 * stride + start % stride;
@@ -98,7 +94,7 @@ void for_runs(int64_t start, int64_t count, int64_t stride, const Body& body) {
 }
 
 template <typename T>
-void take_apart(Pair<T>& pair, const T* __restrict x, int64_t start, int64_t count, int64_t stride) {
+void take_apart(PixelPairs<T>& pair, const T* __restrict x, int64_t start, int64_t count, int64_t stride) {
   if (stride == 1) {
     x += 2 * start;
     for (int64_t k = 0; k < count; ++k) pair.first[k] = x[2 * k], pair.second[k] = x[2 * k + 1];
@@ -111,7 +107,7 @@ void take_apart(Pair<T>& pair, const T* __restrict x, int64_t start, int64_t cou
 }
 
 template <typename T>
-void put_together(T* __restrict x, const Pair<T>& pair, int64_t start, int64_t count, int64_t stride) {
+void put_together(T* __restrict x, const PixelPairs<T>& pair, int64_t start, int64_t count, int64_t stride) {
   if (stride == 1) {
     x += 2 * start;
     for (int64_t k = 0; k < count; ++k) x[2 * k] = pair.first[k], x[2 * k + 1] = pair.second[k];
@@ -121,29 +117,6 @@ void put_together(T* __restrict x, const Pair<T>& pair, int64_t start, int64_t c
     std::memcpy(x + i, pair.first + k, static_cast<size_t>(n) * sizeof(T));
     std::memcpy(x + i + stride, pair.second + k, static_cast<size_t>(n) * sizeof(T));
   });
-}
-
-template <typename T>
-Vec<Wide<T>> load_some(const T* p, int64_t n) {
-  return n >= kLanes<Wide<T>> ? load(p) : load_part(p, n);
-}
-
-template <typename T>
-void store_some(T* p, Vec<Wide<T>> v, int64_t n) {
-  if (n >= kLanes<Wide<T>>) {
-    store(p, v);
-  } else {
-    store_part(p, v, n);
-  }
-}
-
-// v, and 0 after the first n entries.
-template <typename C>
-Vec<C> keep(Vec<C> v, int64_t n) {
-  if (n >= kLanes<C>) return v;
-  C lanes[kLanes<C>];
-  store(lanes, v);
-  return load_part(lanes, n);
 }
 
 template <typename T>
@@ -158,7 +131,7 @@ const T* of_row(const void* p, int64_t row, int64_t length) {
 
 // Sums of the chunks of each example, in order.
 template <typename C>
-void add_log_det(C* log_det, const Rows& rows, const std::vector<double>& parts) {
+void add_log_det(C* log_det, const ChannelRows& rows, const std::vector<double>& parts) {
   const int64_t n = rows.of_example * rows.chunks;
   for (int64_t i = 0; i < rows.examples; ++i) {
     ExactSum total;
@@ -167,9 +140,9 @@ void add_log_det(C* log_det, const Rows& rows, const std::vector<double>& parts)
   }
 }
 
-// The sum of each channel of a chunk, from vectors of sums that begin at each place.
+// The sum of each channel of a chunk, from sums for each place.
 template <typename C>
-void add_places(double* part, const Rows& rows, const std::vector<C>& sums) {
+void add_places(double* part, const ChannelRows& rows, const std::vector<C>& sums) {
   if (rows.channels == 1) {
     *part = static_cast<double>(sum<C>(load(sums.data())));
     return;
@@ -183,7 +156,7 @@ void add_places(double* part, const Rows& rows, const std::vector<C>& sums) {
 
 // Sums of the chunks of each channel, in order.
 template <typename C>
-void add_grad_gamma(C* grad_gamma, const Rows& rows, const std::vector<double>& parts) {
+void add_grad_gamma(C* grad_gamma, const ChannelRows& rows, const std::vector<double>& parts) {
   std::vector<double> total(static_cast<size_t>(rows.of_example * rows.channels));
   for (int64_t i = 0; i < rows.count(); ++i) {
     double* to = total.data() + i / rows.chunks % rows.of_example;
@@ -193,7 +166,7 @@ void add_grad_gamma(C* grad_gamma, const Rows& rows, const std::vector<double>& 
   for (size_t i = 0; i < total.size(); ++i) grad_gamma[i] = static_cast<C>(total[i]);
 }
 
-// m of a mean: on which side of 1/2 that lies, how far a pixel may be from it.
+// m = min(s, 1 - s) of a mean s, the largest distance of a pixel from it, and whether s <= 1/2.
 template <typename C>
 struct Mean {
   IntVec<C> low;
@@ -204,14 +177,14 @@ struct Mean {
 
   Vec<C> log_m() const { return m != m ? m : log_normal(inner); }
 
-  // The gradient of s that comes from the gradients of m and of log m.
+  // The gradient of s from those of m and of log m.
   Vec<C> backward(Vec<C> of_m, Vec<C> of_log_m) const {
     const Vec<C> grad = of_m + (m >= static_cast<C>(kBoundary) ? of_log_m / inner : Vec<C>{});
     return low ? grad : -grad;
   }
 };
 
-// The bounded exponential, and the gradient of its exponent.
+// exp of a bounded exponent, and the gradient of the exponent.
 template <typename C>
 Vec<C> stretch(Vec<C> exponent) {
   return exp(at_most(exponent, splat<C>(kLargestExponent)));
@@ -238,7 +211,7 @@ struct Pixels {
         inner_b(at_least(b, splat<C>(kBoundary))) {}
 };
 
-// log m, log a and log b of a tile. Each is a pass of its own, where a processor does several vectors at once.
+// log m, log a and log b of a tile, each in a pass of its own, where a processor works on several vectors at once.
 template <typename C>
 struct Logs {
   alignas(Vec<C>) C m[kTile], a[kTile], b[kTile];
@@ -249,7 +222,7 @@ struct Logs {
     store(b + k, pixels.inner_b);
   }
 
-  // Of the first n that were put.
+  // Takes the logarithms of the first n entries.
   void take(int64_t n) {
     for (C* x : {m, a, b}) {
       for (int64_t k = 0; k < n; k += kLanes<C>) {
@@ -271,7 +244,7 @@ struct Sigmoids {
     down = v < 0 ? inverse : other;
   }
 
-  // -log(sigmoid(v) sigmoid(-v)), with what the rounding of 1 + small lost put back.
+  // -log(sigmoid(v) sigmoid(-v)), corrected for the rounding of 1 + small.
   Vec<C> cost() const {
     const Vec<C> sum = 1 + small;
     return magnitude + 2 * (log_normal(sum) + (small - (sum - 1)) * inverse);
@@ -280,19 +253,20 @@ struct Sigmoids {
 
 }  // namespace
 
-// All work in passes over a tile, each of which waits less long for one result after the other.
+// All work in several short passes over a tile: in each, a processor waits less for results of the one before.
 
 void haar_bounded_split(void* s, void* u, void* log_det, const void* x, const void* gamma, int64_t examples,
-                        int64_t channels, int64_t length, int64_t stride, bool last, DType dtype, int threads) {
-  const Rows rows(examples, channels, length, stride, last);
+                        int64_t channels, int64_t length, int64_t stride, bool channels_last, DType dtype,
+                        int threads) {
+  const ChannelRows rows(examples, channels, length, stride, channels_last);
   with_dtype(dtype, [&]<typename T>(T) {
     using C = Wide<T>;
     std::vector<double> parts(static_cast<size_t>(rows.count()));
-    for_chunks(rows, threads, [&](int64_t i, int64_t row, int64_t first, int64_t end) {
+    rows.each(threads, [&](int64_t i, int64_t row, int64_t first, int64_t end) {
       const std::vector<C> g = gammas(rows, static_cast<const C*>(gamma), row, end - first);
       const T* from = of_row<T>(x, row, 2 * rows.length);
       T *to_s = of_row<T>(s, row, rows.length), *to_u = of_row<T>(u, row, rows.length);
-      Pair<T> pair{};
+      PixelPairs<T> pair{};
       Logs<C> log;
       ExactSum chunk;
       for_tiles(rows, first, end, [&](int64_t start, int64_t count, int64_t turn) {
@@ -309,7 +283,7 @@ void haar_bounded_split(void* s, void* u, void* log_det, const void* x, const vo
           const Vec<C> log_m = load(log.m + k), log_a = load(log.a + k), log_b = load(log.b + k);
           const Vec<C> half = stretch<C>(b_gamma * log_m) * static_cast<C>(0.5);
           store_some(to_u + start + k, half * (log_a - log_b), count - k);
-          total += keep<C>((1 + b_gamma) * log_m - (log_a + log_b + static_cast<C>(kLog2)), count - k);
+          total += first_some<C>((1 + b_gamma) * log_m - (log_a + log_b + static_cast<C>(kLog2)), count - k);
         }
         chunk.add(static_cast<double>(sum<C>(total)));
       });
@@ -321,20 +295,20 @@ void haar_bounded_split(void* s, void* u, void* log_det, const void* x, const vo
 
 void haar_bounded_split_backward(void* grad_x, void* grad_gamma, const void* grad_s, const void* grad_u,
                                  const void* grad_log_det, const void* x, const void* gamma, int64_t examples,
-                                 int64_t channels, int64_t length, int64_t stride, bool last, DType dtype,
+                                 int64_t channels, int64_t length, int64_t stride, bool channels_last, DType dtype,
                                  int threads) {
-  const Rows rows(examples, channels, length, stride, last);
+  const ChannelRows rows(examples, channels, length, stride, channels_last);
   with_dtype(dtype, [&]<typename T>(T) {
     using C = Wide<T>;
     std::vector<double> parts(static_cast<size_t>(rows.count() * rows.channels));
-    for_chunks(rows, threads, [&](int64_t i, int64_t row, int64_t first, int64_t end) {
+    rows.each(threads, [&](int64_t i, int64_t row, int64_t first, int64_t end) {
       const std::vector<C> g = gammas(rows, static_cast<const C*>(gamma), row, end - first);
       std::vector<C> sums(g.size());
       const T* from = of_row<T>(x, row, 2 * rows.length);
       const T *from_s = of_row<T>(grad_s, row, rows.length), *from_u = of_row<T>(grad_u, row, rows.length);
       T* to = of_row<T>(grad_x, row, 2 * rows.length);
       const Vec<C> grad = splat(static_cast<const C*>(grad_log_det)[row / rows.of_example]);
-      Pair<T> pair{};
+      PixelPairs<T> pair{};
       Logs<C> log;
       for_tiles(rows, first, end, [&](int64_t start, int64_t count, int64_t turn) {
         take_apart(pair, from, start, count, rows.stride);
@@ -356,7 +330,7 @@ void haar_bounded_split_backward(void* grad_x, void* grad_gamma, const void* gra
           store(pair.first + k, of_both + (pixels.mean.low ? of_a : -of_b));
           store(pair.second + k, of_both + (pixels.mean.low ? of_b : -of_a));
           C* to_sums = sums.data() + rows.place(turn + k);
-          store(to_sums, load(to_sums) + keep<C>((of_exponent + grad) * log_m, count - k));
+          store(to_sums, load(to_sums) + first_some<C>((of_exponent + grad) * log_m, count - k));
         }
         put_together(to, pair, start, count, rows.stride);
       });
@@ -367,16 +341,17 @@ void haar_bounded_split_backward(void* grad_x, void* grad_gamma, const void* gra
 }
 
 void haar_bounded_merge(void* x, void* log_det, const void* s, const void* u, const void* gamma, int64_t examples,
-                        int64_t channels, int64_t length, int64_t stride, bool last, DType dtype, int threads) {
-  const Rows rows(examples, channels, length, stride, last);
+                        int64_t channels, int64_t length, int64_t stride, bool channels_last, DType dtype,
+                        int threads) {
+  const ChannelRows rows(examples, channels, length, stride, channels_last);
   with_dtype(dtype, [&]<typename T>(T) {
     using C = Wide<T>;
     std::vector<double> parts(static_cast<size_t>(rows.count()));
-    for_chunks(rows, threads, [&](int64_t i, int64_t row, int64_t first, int64_t end) {
+    rows.each(threads, [&](int64_t i, int64_t row, int64_t first, int64_t end) {
       const std::vector<C> g = gammas(rows, static_cast<const C*>(gamma), row, end - first);
       const T *from_s = of_row<T>(s, row, rows.length), *from_u = of_row<T>(u, row, rows.length);
       T* to = of_row<T>(x, row, 2 * rows.length);
-      Pair<T> pair;
+      PixelPairs<T> pair;
       C means[kTile], v[kTile];
       ExactSum chunk;
       for_tiles(rows, first, end, [&](int64_t start, int64_t count, int64_t turn) {
@@ -387,7 +362,7 @@ void haar_bounded_merge(void* x, void* log_det, const void* s, const void* u, co
           const Vec<C> b_u = load_some(from_u + start + k, count - k);
           store(means + k, b_s);
           store(v + k, 2 * b_u * stretch<C>(-b_gamma * log_m));
-          total += keep<C>((1 - b_gamma) * log_m + static_cast<C>(3 * kLog2), count - k);
+          total += first_some<C>((1 - b_gamma) * log_m + static_cast<C>(3 * kLog2), count - k);
         }
         for (int64_t k = 0; k < count; k += kLanes<C>) {
           const Mean<C> mean(load(means + k));
@@ -395,7 +370,7 @@ void haar_bounded_merge(void* x, void* log_det, const void* s, const void* u, co
           const Vec<C> a = 2 * mean.m * sigmoid.up, b = 2 * mean.m * sigmoid.down, zero{}, one = splat<C>(1);
           store(pair.first + k, at_most(at_least(mean.low ? a : 1 - b, zero), one));
           store(pair.second + k, at_most(at_least(mean.low ? b : 1 - a, zero), one));
-          total -= keep<C>(sigmoid.cost(), count - k);
+          total -= first_some<C>(sigmoid.cost(), count - k);
         }
         put_together(to, pair, start, count, rows.stride);
         chunk.add(static_cast<double>(sum<C>(total)));
@@ -408,20 +383,20 @@ void haar_bounded_merge(void* x, void* log_det, const void* s, const void* u, co
 
 void haar_bounded_merge_backward(void* grad_s, void* grad_u, void* grad_gamma, const void* grad_x,
                                  const void* grad_log_det, const void* s, const void* u, const void* gamma,
-                                 int64_t examples, int64_t channels, int64_t length, int64_t stride, bool last,
+                                 int64_t examples, int64_t channels, int64_t length, int64_t stride, bool channels_last,
                                  DType dtype, int threads) {
-  const Rows rows(examples, channels, length, stride, last);
+  const ChannelRows rows(examples, channels, length, stride, channels_last);
   with_dtype(dtype, [&]<typename T>(T) {
     using C = Wide<T>;
     std::vector<double> parts(static_cast<size_t>(rows.count() * rows.channels));
-    for_chunks(rows, threads, [&](int64_t i, int64_t row, int64_t first, int64_t end) {
+    rows.each(threads, [&](int64_t i, int64_t row, int64_t first, int64_t end) {
       const std::vector<C> g = gammas(rows, static_cast<const C*>(gamma), row, end - first);
       std::vector<C> sums(g.size());
       const T* from = of_row<T>(grad_x, row, 2 * rows.length);
       const T *from_s = of_row<T>(s, row, rows.length), *from_u = of_row<T>(u, row, rows.length);
       T *to_s = of_row<T>(grad_s, row, rows.length), *to_u = of_row<T>(grad_u, row, rows.length);
       const Vec<C> grad = splat(static_cast<const C*>(grad_log_det)[row / rows.of_example]);
-      Pair<T> pair{};
+      PixelPairs<T> pair{};
       C logs[kTile], factors[kTile];
       for_tiles(rows, first, end, [&](int64_t start, int64_t count, int64_t turn) {
         take_apart(pair, from, start, count, rows.stride);
@@ -438,8 +413,8 @@ void haar_bounded_merge_backward(void* grad_s, void* grad_u, void* grad_gamma, c
           const Sigmoids<C> sigmoid(b_u * factor);
           const Vec<C> a = 2 * mean.m * sigmoid.up, b = 2 * mean.m * sigmoid.down;
           const Vec<C> x0 = mean.low ? a : 1 - b, x1 = mean.low ? b : 1 - a;
-          const Vec<C> of_x0 = (x0 >= 0) & (x0 <= 1) ? load(pair.first + k) : zero;
-          const Vec<C> of_x1 = (x1 >= 0) & (x1 <= 1) ? load(pair.second + k) : zero;
+          const Vec<C> of_x0 = ((x0 >= 0) & (x0 <= 1)) ? load(pair.first + k) : zero;
+          const Vec<C> of_x1 = ((x1 >= 0) & (x1 <= 1)) ? load(pair.second + k) : zero;
           const Vec<C> of_a = mean.low ? of_x0 : -of_x1, of_b = mean.low ? of_x1 : -of_x0;
           const Vec<C> of_v = (of_a - of_b) * a * sigmoid.down - grad * (sigmoid.up - sigmoid.down);
           const Vec<C> of_u = of_v * factor;
@@ -449,7 +424,7 @@ void haar_bounded_merge_backward(void* grad_s, void* grad_u, void* grad_gamma, c
           store_some(to_s + start + k, mean.backward(of_m, of_log_m), count - k);
           store_some(to_u + start + k, of_u, count - k);
           C* to_sums = sums.data() + rows.place(turn + k);
-          store(to_sums, load(to_sums) - keep<C>((of_exponent + grad) * log_m, count - k));
+          store(to_sums, load(to_sums) - first_some<C>((of_exponent + grad) * log_m, count - k));
         }
       });
       add_places(parts.data() + i * rows.channels, rows, sums);

@@ -1,8 +1,8 @@
-// Run-time choice of an instruction set: every kernel of cpu/ is compiled once for each x86-64 level from one source.
+// Run-time choice of an instruction set: each source in cpu/ is compiled once for each x86-64 level.
 //
-// A header declares a kernel with PNF_KERNEL, which makes one function in the namespace of each level and a callable
-// of the plain name that runs the best one for this machine. A source defines it in namespace pnf::cpu::PNF_ISA, which
-// the build sets. On other architectures there is one level.
+// PNF_KERNEL in a header declares a kernel: a function in the namespace of each level, and a callable of the plain name
+// that runs the best one for this machine. The source defines it in namespace pnf::cpu::PNF_ISA; the build sets
+// PNF_ISA. Other architectures have one level.
 #pragma once
 
 #include <utility>
@@ -12,11 +12,11 @@ namespace pnf::cpu {
 // The level in use: 0 is the first of levels().
 int level();
 
-// Names of the levels that were compiled in and that this machine can run, slowest first.
+// The levels that this machine can run, slowest first.
 int level_count();
 const char* level_name(int level);
 
-// Use another level, for tests; throws std::invalid_argument unless it is in [0, level_count()).
+// Chooses a level, for tests; throws std::invalid_argument unless it is in [0, level_count()).
 void set_level(int level);
 
 template <typename Function>

@@ -3,14 +3,15 @@
 #include <algorithm>
 #include <cmath>
 
-#include "cpu/sum.h"
+#include "cpu/math.h"
+#include "cpu/reduce.h"
 
 namespace pnf::cpu::PNF_ISA {
 namespace {
 
 constexpr double kBoundary = 0x1p-24;  // BOUNDARY of pnf/reference/logit.py
 
-// Entries that are summed before their sum is added to the others: terms of one sign make long sums err.
+// Entries that are summed in the dtype itself: terms of one sign make longer sums inaccurate.
 constexpr int64_t kBlock = 512;
 
 // p and q before they are clamped.
@@ -21,7 +22,7 @@ struct Ends {
   Ends(Vec<C> x, C alpha, C slope) : p(alpha + slope * x), q(alpha + slope * (1 - x)) {}
 };
 
-// exp(-|y|), with an end that is infinite too.
+// exp(-|y|), also where p or q is infinite.
 template <typename C>
 Vec<C> ratio_of(Vec<C> p, Vec<C> q) {
   return (p < q ? p : q) / (p < q ? q : p);
@@ -32,8 +33,8 @@ struct Value {
   Vec<C> out, log_det;
 };
 
-// What a log-determinant holds beside log(4 - 8 alpha), from |y| and ratio = exp(-|y|). Without log(4) it is small
-// where y is, so that it is not rounded the same way in every entry of a sum.
+// The log-determinant without log(4 - 8 alpha), from |y| and ratio = exp(-|y|). Without log(4) it is small where y is
+// small, so the entries of a sum are not all rounded the same way.
 template <typename C>
 Vec<C> log_det_of(Vec<C> magnitude, Vec<C> ratio) {
   return magnitude + 2 * log((1 + ratio) / 2);
@@ -58,18 +59,11 @@ void map_and_sum(void* out, void* log_det, const void* in, int64_t rows, int64_t
     LaneSum<C> total;
     for (int64_t begin = first; begin < last; begin += kBlock) {
       Vec<C> block{};
-      for_vectors<C>(
-          begin, std::min(begin + kBlock, last),
-          [&](int64_t i) {
-            const Value<C> v = f(load(from + i));
-            store(to + i, v.out);
-            block += v.log_det;
-          },
-          [&](int64_t i, int64_t n) {
-            const Value<C> v = f(load_part(from + i, n));
-            store_part(to + i, v.out, n);
-            for (int64_t j = 0; j < n; ++j) block[j] += v.log_det[j];
-          });
+      for_vectors<C>(begin, std::min(begin + kBlock, last), [&](int64_t i, auto lanes) {
+        const Value<C> v = f(lanes.load(from + i));
+        lanes.store(to + i, v.out);
+        block += lanes.first(v.log_det);
+      });
       total.add(block);
     }
     return total.total();
@@ -84,14 +78,14 @@ template <typename T, typename F>
 void map_backward(void* grad_in, const void* grad_out, const void* grad_log_det, const void* in, int64_t rows,
                   int64_t length, int threads, const F& f) {
   using C = Wide<T>;
-  for_chunks(rows, length, threads, [&](int64_t row, int64_t first, int64_t last) {
+  for_chunks(rows, length, kChunk, threads, [&](int64_t row, int64_t first, int64_t last) {
     const T* from = static_cast<const T*>(in) + row * length;
     const T* grad = static_cast<const T*>(grad_out) + row * length;
     T* to = static_cast<T*>(grad_in) + row * length;
     const Vec<C> each = splat(static_cast<const C*>(grad_log_det)[row]);
-    for_vectors<C>(
-        first, last, [&](int64_t i) { store(to + i, f(load(from + i), load(grad + i), each)); },
-        [&](int64_t i, int64_t n) { store_part(to + i, f(load_part(from + i, n), load_part(grad + i, n), each), n); });
+    for_vectors<C>(first, last, [&](int64_t i, auto lanes) {
+      lanes.store(to + i, f(lanes.load(from + i), lanes.load(grad + i), each));
+    });
   });
 }
 

@@ -13,11 +13,11 @@ PNF_KERNEL(mask_pack, (void* kept, void* rest, const void* x, const Board& board
 PNF_KERNEL(mask_unpack,
            (void* out, const void* kept, const void* rest, const Board& board, int size, int parity, int threads))
 
-PNF_KERNEL(mask_input, (void* out, const void* x, const void* condition, const Beside& beside, const Board& board,
+PNF_KERNEL(mask_input, (void* out, const void* x, const void* condition, const ConcatLayout& beside, const Board& board,
                         int size, int parity, int threads))
 
-// The gradient of x; that of the condition is a part of `grad` as it is.
-PNF_KERNEL(mask_input_backward,
-           (void* x, const void* grad, const Beside& beside, const Board& board, int size, int parity, int threads))
+// The gradient of x. The gradient of the condition is a part of `grad`.
+PNF_KERNEL(mask_input_backward, (void* x, const void* grad, const ConcatLayout& beside, const Board& board, int size,
+                                 int parity, int threads))
 
 }  // namespace pnf::cpu

@@ -10,7 +10,7 @@
 namespace pnf::cpu::PNF_ISA {
 namespace {
 
-// Cuts memory into pieces.
+// Hands out the scratch memory, buffer after buffer.
 struct Scratch {
   float* left;
 
@@ -21,7 +21,7 @@ struct Scratch {
   }
 };
 
-// What a filter becomes with the batch normalisation that follows it, if one does.
+// A filter with the batch normalisation that follows it, if any, folded in.
 struct Folded {
   std::vector<float> magnitude, bias;
   float* weight;
@@ -33,7 +33,7 @@ void residual_network(float* y, float* scratch, const float* h, const ResidualNe
   const std::vector<Filter>& filters = network.filters;
   const size_t last = filters.size() - 1, blocks = last / 3;
   const int64_t hidden = filters[0].inputs, entries = network.batch * network.height * network.width * hidden;
-  // (x - 0) / sqrt(1 + 0) * 1 + 0, where there are no norms.
+  // Without norms: (x - 0) / sqrt(1 + 0) * 1 + 0.
   const std::vector<float> zeros(static_cast<size_t>(hidden)), ones(static_cast<size_t>(hidden), 1.0f);
   const bool normed = !network.norms.empty();
   const BatchNorm nothing{ones.data(), zeros.data(), zeros.data(), ones.data()};
@@ -54,7 +54,7 @@ void residual_network(float* y, float* scratch, const float* h, const ResidualNe
       double scale = 1, shift = 0;
       if (skip || first) {
         scale = static_cast<double>(follows.weight[o]) / std::sqrt(static_cast<double>(follows.var[o]) + eps);
-        // The skips are added up before they are normalised, and only one of them brings the shift.
+        // The sum of the skips is normalised, so only one of them brings the shift.
         if (first || i == 0) {
           shift = static_cast<double>(follows.bias[o]) - static_cast<double>(follows.mean[o]) * scale;
         }

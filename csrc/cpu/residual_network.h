@@ -7,14 +7,14 @@
 
 namespace pnf::cpu {
 
-// A convolution whose weight is magnitude direction / ||direction|| for each output; without a magnitude it is 1. The
-// sizes and strides are those of Convolution.
+// A convolution whose weight is magnitude direction / ||direction|| for each output; the magnitude is 1 where it is
+// null. Sizes and strides are those of Convolution.
 struct Filter {
   const float *direction, *magnitude, *bias;
   int64_t inputs, outputs, size, output, input, tap;
 };
 
-// A batch normalisation by statistics that are given.
+// A batch normalisation by given statistics.
 struct BatchNorm {
   const float *weight, *bias, *mean, *var;
 };
@@ -28,11 +28,11 @@ struct ResidualNetwork {
   double eps;
 };
 
-// Entries between what lies in the scratch memory: a cache line.
+// Buffers in the scratch memory are padded to a multiple of so many floats, a cache line.
 constexpr int64_t kLine = 16;
 
-// The network of h [batch, height, width, hidden], its channels last. The scratch memory has room for all filters and
-// four times h, each rounded up to kLine.
+// The network of h [batch, height, width, hidden], its channels last. The scratch memory holds all filters and four
+// tensors of the size of h, each rounded up to kLine.
 PNF_KERNEL(residual_network, (float* y, float* scratch, const float* h, const ResidualNetwork& network, int threads))
 
 }  // namespace pnf::cpu

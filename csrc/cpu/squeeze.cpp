@@ -4,8 +4,9 @@
 #include <string>
 #include <utility>
 
-#include "cpu/move.h"
 #include "cpu/parallel.h"
+#include "cpu/short_copy.h"
+#include "cpu/simd.h"
 
 namespace pnf::cpu::PNF_ISA {
 namespace {
@@ -18,75 +19,50 @@ struct Word16 {
 
 // A few entries side by side in a register.
 template <typename T>
-struct Lanes {
-  static constexpr int kCount = 16 / sizeof(T);
+struct Word {
   typedef T Type __attribute__((vector_size(16)));  // `using` would lose the attribute
-
-  static Type load(const T* p) {
-    Type v;
-    std::memcpy(&v, p, sizeof(v));
-    return v;
-  }
-
-  static void store(T* p, Type v) { std::memcpy(p, &v, sizeof(v)); }
-
-  // Entries first, first + step, ... of a and b, one after the other; `woven` takes them from a and b in turn.
-  template <int first, int step, int... i>
-  static Type take(Type a, Type b, std::integer_sequence<int, i...>) {
-    return __builtin_shufflevector(a, b, (first + step * i)...);
-  }
-
-  template <int first, int... i>
-  static Type weave(Type a, Type b, std::integer_sequence<int, i...>) {
-    return __builtin_shufflevector(a, b, (first + i / 2 + i % 2 * kCount)...);
-  }
-
-  using All = std::make_integer_sequence<int, kCount>;
-
-  static Type even(Type a, Type b) { return take<0, 2>(a, b, All{}); }
-  static Type odd(Type a, Type b) { return take<1, 2>(a, b, All{}); }
-  static Type low(Type a, Type b) { return weave<0>(a, b, All{}); }
-  static Type high(Type a, Type b) { return weave<kCount / 2>(a, b, All{}); }
 };
 
-// out[4 i + k] = from[k][i]
+// out[4 i + j] = from[j][i]
 template <typename T>
 void weave4(T* out, const T* const (&from)[4], int64_t n) {
   int64_t i = 0;
   if constexpr (sizeof(T) <= 8) {
-    using L = Lanes<T>;
-    for (; i + L::kCount <= n; i += L::kCount) {
-      const auto a = L::load(from[0] + i), b = L::load(from[1] + i), c = L::load(from[2] + i), d = L::load(from[3] + i);
-      const auto ac = L::low(a, c), bd = L::low(b, d), ac2 = L::high(a, c), bd2 = L::high(b, d);
-      L::store(out + 4 * i, L::low(ac, bd));
-      L::store(out + 4 * i + L::kCount, L::high(ac, bd));
-      L::store(out + 4 * i + 2 * L::kCount, L::low(ac2, bd2));
-      L::store(out + 4 * i + 3 * L::kCount, L::high(ac2, bd2));
+    using W = typename Word<T>::Type;
+    constexpr int k = 16 / sizeof(T);
+    for (; i + k <= n; i += k) {
+      const auto a = read<W>(from[0] + i), b = read<W>(from[1] + i), c = read<W>(from[2] + i), d = read<W>(from[3] + i);
+      const auto ac = zip<0>(a, c), bd = zip<0>(b, d), ac2 = zip<1>(a, c), bd2 = zip<1>(b, d);
+      write(out + 4 * i, zip<0>(ac, bd));
+      write(out + 4 * i + k, zip<1>(ac, bd));
+      write(out + 4 * i + 2 * k, zip<0>(ac2, bd2));
+      write(out + 4 * i + 3 * k, zip<1>(ac2, bd2));
     }
   }
   for (; i < n; ++i) {
-    for (int k = 0; k < 4; ++k) out[4 * i + k] = from[k][i];
+    for (int j = 0; j < 4; ++j) out[4 * i + j] = from[j][i];
   }
 }
 
-// to[k][i] = x[4 i + k]
+// to[j][i] = x[4 i + j]
 template <typename T>
 void unweave4(T* const (&to)[4], const T* x, int64_t n) {
   int64_t i = 0;
   if constexpr (sizeof(T) <= 8) {
-    using L = Lanes<T>;
-    for (; i + L::kCount <= n; i += L::kCount) {
-      const auto v0 = L::load(x + 4 * i), v1 = L::load(x + 4 * i + L::kCount);
-      const auto v2 = L::load(x + 4 * i + 2 * L::kCount), v3 = L::load(x + 4 * i + 3 * L::kCount);
-      const auto ac = L::even(v0, v1), ac2 = L::even(v2, v3), bd = L::odd(v0, v1), bd2 = L::odd(v2, v3);
-      L::store(to[0] + i, L::even(ac, ac2));
-      L::store(to[1] + i, L::even(bd, bd2));
-      L::store(to[2] + i, L::odd(ac, ac2));
-      L::store(to[3] + i, L::odd(bd, bd2));
+    using W = typename Word<T>::Type;
+    constexpr int k = 16 / sizeof(T);
+    for (; i + k <= n; i += k) {
+      const auto v0 = read<W>(x + 4 * i), v1 = read<W>(x + 4 * i + k);
+      const auto v2 = read<W>(x + 4 * i + 2 * k), v3 = read<W>(x + 4 * i + 3 * k);
+      const auto ac = unzip<0>(v0, v1), ac2 = unzip<0>(v2, v3), bd = unzip<1>(v0, v1), bd2 = unzip<1>(v2, v3);
+      write(to[0] + i, unzip<0>(ac, ac2));
+      write(to[1] + i, unzip<0>(bd, bd2));
+      write(to[2] + i, unzip<1>(ac, ac2));
+      write(to[3] + i, unzip<1>(bd, bd2));
     }
   }
   for (; i < n; ++i) {
-    for (int k = 0; k < 4; ++k) to[k][i] = x[4 * i + k];
+    for (int j = 0; j < 4; ++j) to[j][i] = x[4 * i + j];
   }
 }
 
@@ -94,21 +70,41 @@ void unweave4(T* const (&to)[4], const T* x, int64_t n) {
 // vector, fill one and a half with those of the pixel beside them.
 template <typename T>
 void unweave3(T* const (&out)[2], const T* x) {
-  using L = Lanes<T>;
-  const auto a = L::load(x), b = L::load(x + 4), c = L::load(x + 8), low = L::low(a, b), high = L::high(a, b);
-  L::store(out[0], __builtin_shufflevector(low, c, 0, 1, 4, 2));
-  L::store(out[0] + 2, __builtin_shufflevector(low, c, 4, 2, 3, 5));
-  L::store(out[1], __builtin_shufflevector(high, c, 0, 1, 6, 2));
-  L::store(out[1] + 2, __builtin_shufflevector(high, c, 6, 2, 3, 7));
+  using W = typename Word<T>::Type;
+  const auto a = read<W>(x), b = read<W>(x + 4), c = read<W>(x + 8), low = zip<0>(a, b), high = zip<1>(a, b);
+  write(out[0], __builtin_shufflevector(low, c, 0, 1, 4, 2));
+  write(out[0] + 2, __builtin_shufflevector(low, c, 4, 2, 3, 5));
+  write(out[1], __builtin_shufflevector(high, c, 0, 1, 6, 2));
+  write(out[1] + 2, __builtin_shufflevector(high, c, 6, 2, 3, 7));
 }
 
-// Where sub-pixel (i, j) of a channel goes among the planes of an example.
+template <typename T>
+void split_line(T* even, T* odd, const T* x, int64_t n) {
+  const int64_t pairs = n / 2;
+  for (int64_t k = 0; k < pairs; ++k) {
+    even[k] = x[2 * k];
+    odd[k] = x[2 * k + 1];
+  }
+  if (n % 2) even[pairs] = x[n - 1];
+}
+
+template <typename T>
+void merge_line(T* out, const T* even, const T* odd, int64_t n) {
+  const int64_t pairs = n / 2;
+  for (int64_t k = 0; k < pairs; ++k) {
+    out[2 * k] = even[k];
+    out[2 * k + 1] = odd[k];
+  }
+  if (n % 2) out[n - 1] = even[pairs];
+}
+
+// The plane of an example to which sub-pixel (i, j) of a channel goes.
 int64_t plane_of(const Squeezed& s, int64_t channel, int i, int j) {
   if (!s.factor) return 4 * channel + 2 * i + j;
   return (i == j ? i : 2 + i) * s.channels + channel;
 }
 
-// Calls body(line of x, lines[2][2] of y): two rows of a plane of x, and the four rows that its sub-pixels make up.
+// Calls body(row of x, row of y, row of y): the sub-pixels of a row of x fill two rows of y in turn.
 template <typename X, typename Y, typename Body>
 void for_lines(X* x, Y* y, const Squeezed& s, int threads, const Body& body) {
   const int64_t plane = s.height * s.width;
@@ -133,7 +129,7 @@ void for_lines(X* x, Y* y, const Squeezed& s, int threads, const Body& body) {
   });
 }
 
-// Calls body(x, y) for each pixel of y: its 4 C entries, and those of x, runs[2][2] of C entries.
+// Calls body(runs of x, y) for each pixel of y: its 4 C entries come from four runs of C entries of x.
 template <typename X, typename Y, typename Body>
 void for_pixels(X* x, Y* y, const Squeezed& s, int threads, const Body& body) {
   const int64_t row = 2 * s.width * s.channels;
@@ -152,7 +148,7 @@ void for_pixels(X* x, Y* y, const Squeezed& s, int threads, const Body& body) {
 
 template <typename T>
 void forward(T* y, const T* x, const Squeezed& s, int threads) {
-  if (!s.last) {
+  if (!s.channels_last) {
     for_lines(x, y, s, threads, [&](const T* line, T* even, T* odd) { split_line(even, odd, line, 2 * s.width); });
   } else if (s.factor) {
     for_pixels(x, y, s, threads, [&](const T* const(&runs)[4], T* out) {
@@ -168,7 +164,7 @@ void forward(T* y, const T* x, const Squeezed& s, int threads) {
 
 template <typename T>
 void inverse(T* x, const T* y, const Squeezed& s, int threads) {
-  if (!s.last) {
+  if (!s.channels_last) {
     for_lines(x, y, s, threads,
               [&](T* line, const T* even, const T* odd) { merge_line(line, even, odd, 2 * s.width); });
   } else if (s.factor) {

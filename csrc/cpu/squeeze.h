@@ -6,11 +6,11 @@
 
 namespace pnf::cpu {
 
-// The squeezed tensor, [batch, 4 channels, height, width], and how both are laid out.
+// y is [batch, 4 channels, height, width] and x [batch, channels, 2 height, 2 width].
 struct Squeezed {
   int64_t batch, channels, height, width;
-  bool factor;  // the order
-  bool last;    // channels last in memory
+  bool factor;  // the order of the sub-pixels: factor, not plain
+  bool channels_last;
 
   int64_t numel() const { return 4 * batch * channels * height * width; }
 };

@@ -1,6 +1,6 @@
 #include "cpu/standard_normal.h"
 
-#include "cpu/sum.h"
+#include "cpu/reduce.h"
 
 namespace pnf::cpu::PNF_ISA {
 
@@ -10,10 +10,10 @@ void standard_normal(void* out, const void* z, int64_t rows, int64_t length, DTy
     const double constant = static_cast<double>(length) * 0.91893853320467274178;  // log(2 pi) / 2
     const auto part = [&](int64_t row, int64_t first, int64_t last) {
       const T* x = static_cast<const T*>(z) + row * length;
-      const auto square = [](Vec<C> v) { return v * v; };
-      return sum_terms<C>(
-          first, last, [&](int64_t i) { return square(load(x + i)); },
-          [&](int64_t i, int64_t n) { return square(load_part(x + i, n)); });
+      return sum_terms<C>(first, last, [&](int64_t i, auto lanes) {
+        const Vec<C> v = lanes.load(x + i);
+        return v * v;
+      });
     };
     sum_rows(rows, length, threads, part,
              [&](int64_t row, double total) { static_cast<C*>(out)[row] = static_cast<C>(-0.5 * total - constant); });
@@ -24,13 +24,11 @@ void standard_normal_backward(void* grad_z, const void* grad, const void* z, int
                               int threads) {
   with_dtype(dtype, [&]<typename T>(T) {
     using C = Wide<T>;
-    for_chunks(rows, length, threads, [&](int64_t row, int64_t first, int64_t last) {
+    for_chunks(rows, length, kChunk, threads, [&](int64_t row, int64_t first, int64_t last) {
       const Vec<C> factor = splat(-static_cast<const C*>(grad)[row]);
       const T* x = static_cast<const T*>(z) + row * length;
       T* to = static_cast<T*>(grad_z) + row * length;
-      for_vectors<C>(
-          first, last, [&](int64_t i) { store(to + i, factor * load(x + i)); },
-          [&](int64_t i, int64_t n) { store_part(to + i, factor * load_part(x + i, n), n); });
+      for_vectors<C>(first, last, [&](int64_t i, auto lanes) { lanes.store(to + i, factor * lanes.load(x + i)); });
     });
   });
 }

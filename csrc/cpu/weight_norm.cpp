@@ -1,6 +1,6 @@
 #include "cpu/weight_norm.h"
 
-#include "cpu/sum.h"
+#include "cpu/reduce.h"
 
 namespace pnf::cpu::PNF_ISA {
 namespace {
@@ -23,6 +23,12 @@ void for_rows(const std::vector<L>& layers, int threads, const Body& body) {
   });
 }
 
+// The sum of a[i] b[i].
+template <typename T>
+double product_sum(const T* a, const T* b, int64_t length) {
+  return sum_terms<Wide<T>>(0, length, [&](int64_t i, auto lanes) { return lanes.load(a + i) * lanes.load(b + i); });
+}
+
 double inverse_norm(double square) { return 1 / std::sqrt(at_least(square, kLeastSquare)); }
 
 }  // namespace
@@ -33,15 +39,11 @@ void weight_norm(const std::vector<Layer>& layers, DType dtype, int threads) {
     for_rows(layers, threads, [](const Layer& layer, int64_t row) {
       const T* x = static_cast<const T*>(layer.direction) + row * layer.length;
       T* out = static_cast<T*>(layer.weight) + row * layer.length;
-      const double square = sum_terms<C>(
-          0, layer.length, [&](int64_t i) { return load(x + i) * load(x + i); },
-          [&](int64_t i, int64_t n) { return load_part(x + i, n) * load_part(x + i, n); });
+      const double square = product_sum(x, x, layer.length);
       double factor = inverse_norm(square);
       if (layer.magnitude) factor *= static_cast<double>(widen(static_cast<const T*>(layer.magnitude)[row]));
       const C scale = static_cast<C>(factor);
-      for_vectors<C>(
-          0, layer.length, [&](int64_t i) { store(out + i, load(x + i) * scale); },
-          [&](int64_t i, int64_t n) { store_part(out + i, load_part(x + i, n) * scale, n); });
+      for_vectors<C>(0, layer.length, [&](int64_t i, auto lanes) { lanes.store(out + i, lanes.load(x + i) * scale); });
     });
   });
 }
@@ -53,12 +55,8 @@ void weight_norm_backward(const std::vector<LayerBackward>& layers, DType dtype,
       const T* x = static_cast<const T*>(layer.direction) + row * layer.length;
       const T* grad = static_cast<const T*>(layer.grad) + row * layer.length;
       T* out = static_cast<T*>(layer.grad_direction) + row * layer.length;
-      const double square = sum_terms<C>(
-          0, layer.length, [&](int64_t i) { return load(x + i) * load(x + i); },
-          [&](int64_t i, int64_t n) { return load_part(x + i, n) * load_part(x + i, n); });
-      const double along = sum_terms<C>(
-          0, layer.length, [&](int64_t i) { return load(x + i) * load(grad + i); },
-          [&](int64_t i, int64_t n) { return load_part(x + i, n) * load_part(grad + i, n); });
+      const double square = product_sum(x, x, layer.length);
+      const double along = product_sum(x, grad, layer.length);
       const double inverse = inverse_norm(square);
       double factor = inverse;
       if (layer.magnitude) {
@@ -66,13 +64,11 @@ void weight_norm_backward(const std::vector<LayerBackward>& layers, DType dtype,
         static_cast<T*>(layer.grad_magnitude)[row] = narrow<T>(static_cast<C>(along * inverse));
       }
       const C scale = static_cast<C>(factor);
-      // Below the least norm, the norm is a constant.
+      // Below its lower bound, the norm is a constant.
       const C through = square >= kLeastSquare ? static_cast<C>(along / square) : C{0};
-      for_vectors<C>(
-          0, layer.length, [&](int64_t i) { store(out + i, (load(grad + i) - load(x + i) * through) * scale); },
-          [&](int64_t i, int64_t n) {
-            store_part(out + i, (load_part(grad + i, n) - load_part(x + i, n) * through) * scale, n);
-          });
+      for_vectors<C>(0, layer.length, [&](int64_t i, auto lanes) {
+        lanes.store(out + i, (lanes.load(grad + i) - lanes.load(x + i) * through) * scale);
+      });
     });
   });
 }

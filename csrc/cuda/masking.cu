@@ -123,10 +123,10 @@ __global__ void unpack_pairs_kernel(T* __restrict__ out, const T* __restrict__ k
 }
 
 template <typename Index>
-struct Rows {
+struct ConcatRows {
   Index x, start, kept, condition;
 
-  Rows(const Beside& beside, int parity)
+  ConcatRows(const ConcatLayout& beside, int parity)
       : x(static_cast<Index>(beside.x)),
         start(static_cast<Index>(beside.start(parity))),
         kept(static_cast<Index>(beside.kept)),
@@ -135,7 +135,7 @@ struct Rows {
 
 template <typename T, int V, typename Index>
 __global__ void input_kernel(T* __restrict__ out, const T* __restrict__ x, const T* __restrict__ condition,
-                             Sites<Index> sites, Rows<Index> rows, Index lines) {
+                             Sites<Index> sites, ConcatRows<Index> rows, Index lines) {
   const Index length = rows.kept + rows.condition;
   for (Index line = thread_index<Index>(); line < lines; line += grid_size<Index>()) {
     const Index i = line * V, row = i / length, j = i - row * length;
@@ -148,7 +148,7 @@ __global__ void input_kernel(T* __restrict__ out, const T* __restrict__ x, const
 
 template <typename T, int V, typename Index>
 __global__ void input_backward_kernel(T* __restrict__ x, const T* __restrict__ grad, Sites<Index> sites,
-                                      Rows<Index> rows, Index lines) {
+                                      ConcatRows<Index> rows, Index lines) {
   for (Index line = thread_index<Index>(); line < lines; line += grid_size<Index>()) {
     const Index i = line * V, row = i / rows.x, j = i - row * rows.x;
     store(x + i, masked<T, V>(grad, sites, i, row * (rows.kept + rows.condition) + j - rows.start));
@@ -156,7 +156,7 @@ __global__ void input_backward_kernel(T* __restrict__ x, const T* __restrict__ g
 }
 
 // The widest word that all lengths and addresses are multiples of: runs of entries move as runs of fewer words.
-int widen(Board& board, Beside& beside, int size, std::initializer_list<const void*> pointers) {
+int widen(Board& board, ConcatLayout& beside, int size, std::initializer_list<const void*> pointers) {
   while (size < 16 && board.inner % 2 == 0 && beside.x % 2 == 0 && beside.kept % 2 == 0 && beside.condition % 2 == 0) {
     for (const void* pointer : pointers) {
       if (!aligned(pointer, 2 * size)) return size;
@@ -204,7 +204,7 @@ constexpr int kPerLine = 16 / sizeof(T);
 void mask_apply(void* out, const void* x, const Board& entries, int size, int parity, std::uintptr_t stream) {
   if (entries.numel() == 0) return;
   Board board = entries;
-  Beside none{};
+  ConcatLayout none{};
   size = widen(board, none, size, {out, x});
   with_word(size, [&]<typename T>(T) {
     with_index(board.numel(), [&]<typename Index>(Index) {
@@ -226,7 +226,7 @@ void mask_pack(void* kept, void* rest, const void* x, const Board& entries, int 
                std::uintptr_t stream) {
   if (entries.numel() == 0) return;
   Board board = entries;
-  Beside none{};
+  ConcatLayout none{};
   size = widen(board, none, size, {kept, rest, x});
   with_word(size, [&]<typename T>(T) {
     with_index(board.numel(), [&]<typename Index>(Index) {
@@ -251,7 +251,7 @@ void mask_unpack(void* out, const void* kept, const void* rest, const Board& ent
                  std::uintptr_t stream) {
   if (entries.numel() == 0) return;
   Board board = entries;
-  Beside none{};
+  ConcatLayout none{};
   size = widen(board, none, size, {out, kept, rest});
   with_word(size, [&]<typename T>(T) {
     with_index(board.numel(), [&]<typename Index>(Index) {
@@ -276,7 +276,8 @@ namespace {
 
 // Calls body(T, V, Index, board, beside): words of type T, V of them in an access.
 template <typename Body>
-void with_rows(Board board, Beside beside, int size, std::initializer_list<const void*> pointers, const Body& body) {
+void with_rows(Board board, ConcatLayout beside, int size, std::initializer_list<const void*> pointers,
+               const Body& body) {
   size = widen(board, beside, size, pointers);
   with_word(size, [&]<typename T>(T) {
     constexpr int V = kPerLine<T>;
@@ -293,28 +294,28 @@ void with_rows(Board board, Beside beside, int size, std::initializer_list<const
 
 }  // namespace
 
-void mask_input(void* out, const void* x, const void* condition, const Beside& entries, const Board& board, int size,
-                int parity, std::uintptr_t stream) {
+void mask_input(void* out, const void* x, const void* condition, const ConcatLayout& entries, const Board& board,
+                int size, int parity, std::uintptr_t stream) {
   if (entries.rows * entries.row() == 0) return;
   with_rows(board, entries, size, {out, x, condition},
-            [&]<typename T, int V, typename Index>(const Board& words, const Beside& beside) {
+            [&]<typename T, int V, typename Index>(const Board& words, const ConcatLayout& beside) {
               const Index lines = static_cast<Index>(beside.rows * beside.row() / V);
               input_kernel<T, V><<<grid(lines), kThreads, 0, as_stream(stream)>>>(
                   static_cast<T*>(out), static_cast<const T*>(x), static_cast<const T*>(condition),
-                  Sites<Index>(words, parity), Rows<Index>(beside, parity), lines);
+                  Sites<Index>(words, parity), ConcatRows<Index>(beside, parity), lines);
             });
   check_launch("mask_input");
 }
 
-void mask_input_backward(void* x, const void* grad, const Beside& entries, const Board& board, int size, int parity,
-                         std::uintptr_t stream) {
+void mask_input_backward(void* x, const void* grad, const ConcatLayout& entries, const Board& board, int size,
+                         int parity, std::uintptr_t stream) {
   if (entries.rows * entries.x == 0) return;
   with_rows(board, entries, size, {x, grad},
-            [&]<typename T, int V, typename Index>(const Board& words, const Beside& beside) {
+            [&]<typename T, int V, typename Index>(const Board& words, const ConcatLayout& beside) {
               const Index lines = static_cast<Index>(beside.rows * beside.x / V);
               input_backward_kernel<T, V><<<grid(lines), kThreads, 0, as_stream(stream)>>>(
                   static_cast<T*>(x), static_cast<const T*>(grad), Sites<Index>(words, parity),
-                  Rows<Index>(beside, parity), lines);
+                  ConcatRows<Index>(beside, parity), lines);
             });
   check_launch("mask_input_backward");
 }

@@ -13,11 +13,11 @@ void mask_pack(void* kept, void* rest, const void* x, const Board& board, int si
 void mask_unpack(void* out, const void* kept, const void* rest, const Board& board, int size, int parity,
                  std::uintptr_t stream);
 
-void mask_input(void* out, const void* x, const void* condition, const Beside& beside, const Board& board, int size,
-                int parity, std::uintptr_t stream);
+void mask_input(void* out, const void* x, const void* condition, const ConcatLayout& beside, const Board& board,
+                int size, int parity, std::uintptr_t stream);
 
 // The gradient of x; that of the condition is a part of `grad` as it is.
-void mask_input_backward(void* x, const void* grad, const Beside& beside, const Board& board, int size, int parity,
-                         std::uintptr_t stream);
+void mask_input_backward(void* x, const void* grad, const ConcatLayout& beside, const Board& board, int size,
+                         int parity, std::uintptr_t stream);
 
 }  // namespace pnf::cuda

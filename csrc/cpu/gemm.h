@@ -1,0 +1,276 @@
+// Products of matrices of float32, and the 1x1 convolutions that they are.
+//
+// A matrix on the right of a product is cut into panels of kPanel columns, each of which lies in one piece: rows that
+// are a power of two apart would share a few sets of the first cache.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <limits>
+#include <memory>
+#include <new>
+#include <vector>
+
+#include "cpu/parallel.h"
+#include "cpu/simd.h"
+
+namespace pnf::cpu::PNF_ISA {
+
+using V = Vec<float>;
+inline constexpr int64_t kWidth = kLanes<float>;
+
+// A product keeps kRows x 2 vectors of its result in registers: AVX-512 has 32 of them and its predecessors 16.
+#ifdef __AVX512F__
+inline constexpr int kRows = 14;
+#else
+inline constexpr int kRows = 6;
+#endif
+
+inline constexpr int64_t kPanel = 2 * kWidth;
+inline constexpr int64_t kBlock = 28 / kRows * kRows;  // rows that are worked on while they are in the second cache
+inline constexpr int64_t kSlab = 8 * kBlock;           // rows that are multiplied at once for the gradient of a weight
+inline constexpr int64_t kMostParts = 8;               // the gradient of a weight is summed in at most so many parts
+inline constexpr int64_t kMostEntries = 1 << 22;       // upper bound on the entries of all parts, if they are several
+
+// The bound of a result that has none.
+inline constexpr float kLowest = -std::numeric_limits<float>::infinity();
+
+// Memory that a thread keeps between calls: new memory would first have to be mapped page by page.
+enum Use { kFrom, kTo, kSum, kZeros, kWeight, kProduct, kLeft, kRight, kUses };
+
+inline float* workspace(Use use, int64_t n) {
+  struct Free {
+    void operator()(float* p) const { ::operator delete(p, std::align_val_t{64}); }
+  };
+  struct Block {
+    std::unique_ptr<float[], Free> memory;
+    int64_t size = 0;
+  };
+  thread_local Block blocks[kUses];
+  Block& block = blocks[use];
+  if (block.size < n) {
+    block.memory.reset();
+    const size_t bytes = static_cast<size_t>(n) * sizeof(float);
+    block.memory.reset(static_cast<float*>(::operator new(bytes, std::align_val_t{64})));
+    block.size = n;
+  }
+  return block.memory.get();
+}
+
+inline const float* zeros(int64_t n) {
+  float* found = workspace(kZeros, n);
+  std::fill_n(found, n, 0.0f);
+  return found;
+}
+
+// c[i][j] = start[i][j] + sum over k of a[i][k] b[k][j] for kRows rows and `vectors` vectors of columns, at least
+// `least`.
+template <int vectors>
+inline void multiply_panel(float* c, const float* start, const float* a, const float* b, int64_t depth, int64_t c_row,
+                           int64_t start_row, int64_t a_row, int64_t a_column, float least) {
+  V sum[kRows][vectors];
+#pragma GCC unroll 14
+  for (int i = 0; i < kRows; ++i) {
+#pragma GCC unroll 2
+    for (int j = 0; j < vectors; ++j) sum[i][j] = V{};
+  }
+  for (int64_t k = 0; k < depth; ++k) {
+    V right[vectors];
+#pragma GCC unroll 2
+    for (int j = 0; j < vectors; ++j) right[j] = load(b + k * kPanel + j * kWidth);
+#pragma GCC unroll 14
+    for (int i = 0; i < kRows; ++i) {
+      const V left = splat(a[i * a_row + k * a_column]);
+#pragma GCC unroll 2
+      for (int j = 0; j < vectors; ++j) sum[i][j] += left * right[j];
+    }
+  }
+#pragma GCC unroll 14
+  for (int i = 0; i < kRows; ++i) {
+#pragma GCC unroll 2
+    for (int j = 0; j < vectors; ++j) {
+      const V result = load(start + i * start_row + j * kWidth) + sum[i][j];
+      store(c + i * c_row + j * kWidth, at_least(result, splat(least)));
+    }
+  }
+}
+
+// multiply_panel for any multiples of kRows rows and kWidth columns; the panels of b are `panel` apart. With
+// start_row = 0, start is one row.
+inline void multiply(float* c, const float* start, const float* a, const float* b, int64_t rows, int64_t columns,
+                     int64_t depth, int64_t panel, int64_t c_row, int64_t start_row, int64_t a_row, int64_t a_column,
+                     float least = kLowest) {
+  for (int64_t j = 0; j < columns; j += kPanel, b += panel) {
+    const auto product = columns - j > kWidth ? multiply_panel<2> : multiply_panel<1>;
+    for (int64_t i = 0; i < rows; i += kRows) {
+      product(c + i * c_row + j, start + i * start_row + j, a + i * a_row, b, depth, c_row, start_row, a_row, a_column,
+              least);
+    }
+  }
+}
+
+inline int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
+
+// Copies rows so that they are `to_row` apart, with zeros behind each, and adds rows of zeros up to `to_rows`.
+inline void copy_rows(float* to, const float* from, int64_t rows, int64_t columns, int64_t to_rows, int64_t to_row,
+                      int64_t from_row) {
+  for (int64_t i = 0; i < to_rows; ++i, to += to_row) {
+    const int64_t n = i < rows ? columns : 0;
+    std::copy_n(from + i * from_row, n, to);
+    std::fill_n(to + n, to_row - n, 0.0f);
+  }
+}
+
+// Tiles or pixels in parts that are summed separately. The parts depend on the number of tiles only, not of threads.
+struct Parts {
+  int64_t all, count;
+
+  // The sums of a part have `size` entries.
+  Parts(int64_t n, int64_t size)
+      : all(n), count(std::clamp<int64_t>(2 * n / kSlab, 1, std::clamp<int64_t>(kMostEntries / size, 1, kMostParts))) {}
+
+  int64_t first(int64_t part) const { return all * part / count; }
+};
+
+inline void add_parts(float* sum, const std::vector<double>& parts, int64_t count, int64_t columns) {
+  const int64_t row = static_cast<int64_t>(parts.size()) / count;
+  for (int64_t j = 0; j < columns; ++j) {
+    double total = 0;
+    for (int64_t part = 0; part < count; ++part) total += parts[static_cast<size_t>(part * row + j)];
+    sum[j] = static_cast<float>(total);
+  }
+}
+
+// total[j] += sum over i of b[i][j], in float for a few rows at a time.
+inline void add_rows(double* total, const float* b, int64_t rows, int64_t columns, int64_t row) {
+  for (int64_t j = 0; j < columns; j += kWidth) {
+    const int64_t n = std::min(kWidth, columns - j);
+    for (int64_t first = 0; first < rows; first += 32) {
+      V sum{};
+      for (int64_t i = first; i < std::min(first + 32, rows); ++i) {
+        sum += load_some(b + i * row + j, n);
+      }
+      for (int64_t k = 0; k < n; ++k) total[j + k] += static_cast<double>(sum[k]);
+    }
+  }
+}
+
+// A panel of a matrix [depth][columns], with zeros behind its columns. The entries of a row lie together in memory, or
+// those of a column do, and columns are `column` apart.
+inline void to_panel(float* to, const float* from, int64_t depth, int64_t columns, int64_t row, int64_t column) {
+  if (column == 1) {
+    copy_rows(to, from, depth, columns, depth, kPanel, row);
+    return;
+  }
+  for (int64_t k = 0; k < columns; k += kWidth) {
+    const int64_t wide = std::min(kWidth, columns - k);
+    for (int64_t i = 0; i < depth; i += kWidth) {
+      const int64_t high = std::min(kWidth, depth - i);
+      V square[kWidth] = {};
+      for (int64_t q = 0; q < wide; ++q) {
+        const float* const p = from + i + (k + q) * column;
+        square[q] = load_some(p, high);
+      }
+      transpose(square);
+      for (int64_t r = 0; r < high; ++r) store(to + (i + r) * kPanel + k, square[r]);
+    }
+  }
+}
+
+// y[i][j] = add[i][j] + bias[j] + sum over k of x[i][k] weight[k][j], the entries of the weight at the strides; add and
+// bias may be null.
+inline void pointwise(float* y, const float* add, const float* x, const float* weight, const float* bias, float least,
+                      int64_t pixels, int64_t inputs, int64_t outputs, int64_t row, int64_t column, int threads) {
+  const int64_t blocks = (pixels + kBlock - 1) / kBlock, panels = (outputs + kPanel - 1) / kPanel;
+  // Each thread transposes the panels that it works with: memory that another one wrote is far away.
+  const int64_t shares = std::clamp<int64_t>((threads + panels - 1) / panels, 1, blocks);
+  const int64_t grain = pixels * inputs * outputs < (1 << 16) ? panels * shares : 1;
+  parallel_for(panels * shares, grain, threads, [&](int64_t begin, int64_t end) {
+    float* const panel = workspace(kWeight, inputs * kPanel);
+    float* const from_copy = workspace(kFrom, kBlock * inputs);
+    float* const to_copy = workspace(kTo, kBlock * kPanel);
+    float* const sum = workspace(kSum, kBlock * kPanel);
+    for (int64_t task = begin; task < end; ++task) {
+      const int64_t j = task / shares * kPanel, share = task % shares;
+      const int64_t written = std::min(kPanel, outputs - j), columns = round_up(written, kWidth);
+      to_panel(panel, weight + j * column, inputs, written, row, column);
+      for (int64_t block = blocks * share / shares; block < blocks * (share + 1) / shares; ++block) {
+        const int64_t first = block * kBlock, rows = std::min(kBlock, pixels - first);
+        const float* from = x + first * inputs;
+        if (rows < kBlock) {
+          copy_rows(from_copy, from, rows, inputs, kBlock, inputs, inputs);
+          from = from_copy;
+        }
+        for (int64_t i = 0; i < kBlock; ++i) {
+          float* const start = sum + i * kPanel;
+          const float* const added = add && i < rows ? add + (first + i) * outputs + j : nullptr;
+          if (!add && i) break;
+          for (int64_t k = 0; k < columns; ++k) {
+            start[k] = k < written ? (bias ? bias[j + k] : 0.0f) + (added ? added[k] : 0.0f) : 0.0f;
+          }
+        }
+        float* const out = y + first * outputs + j;
+        const bool whole = rows == kBlock && written == columns;
+        multiply(whole ? out : to_copy, sum, from, panel, kBlock, columns, inputs, 0, whole ? outputs : kPanel,
+                 add ? kPanel : 0, inputs, 1, least);
+        for (int64_t i = 0; !whole && i < rows; ++i) std::copy_n(to_copy + i * kPanel, written, out + i * outputs);
+      }
+    }
+  });
+}
+
+// grad_weight is [outputs][inputs].
+inline void pointwise_backward_weight(float* grad_weight, float* grad_bias, const float* grad_y, const float* x,
+                                      int64_t pixels, int64_t inputs, int64_t outputs, int threads) {
+  // The last kRows outputs are the last rows, which may overlap those before.
+  const int64_t wide = std::max<int64_t>(outputs, kRows), last_row = wide - kRows;
+  const int64_t padded = round_up(wide, kRows), columns = round_up(inputs, kWidth);
+  const int64_t panels = (inputs + kPanel - 1) / kPanel;
+  const int64_t size = padded * columns;
+  const Parts parts(pixels, size);
+  // A product that is neither padded nor summed is written to its place.
+  const bool direct = pixels > 0 && parts.count == 1 && pixels <= kSlab && wide == outputs && columns == inputs;
+  float* const product = direct ? grad_weight : workspace(kProduct, parts.count * size);
+  const float* const nothing = zeros(kPanel);
+  std::vector<double> total(static_cast<size_t>(parts.count * outputs));
+  const int64_t grain = pixels * inputs * outputs < (1 << 16) ? parts.count * panels : 1;
+  parallel_for(parts.count * panels, grain, threads, [&](int64_t begin, int64_t end) {
+    float* const right = workspace(kRight, kSlab * kPanel);
+    for (int64_t task = begin; task < end; ++task) {
+      const int64_t part = task / panels, j = task % panels * kPanel;
+      const int64_t first = parts.first(part), last = parts.first(part + 1);
+      const int64_t written = std::min(kPanel, inputs - j), width = round_up(written, kWidth);
+      float* const to = product + part * size + j;
+      for (int64_t i = 0; first == last && i < padded; ++i) std::fill_n(to + i * columns, width, 0.0f);
+      for (int64_t start = first; start < last; start += kSlab) {
+        const int64_t n = std::min(kSlab, last - start);
+        const float* left = grad_y + start * outputs;
+        if (j == 0) add_rows(total.data() + part * outputs, left, n, outputs, outputs);
+        if (wide > outputs) {
+          float* const copy = workspace(kLeft, n * kRows);
+          copy_rows(copy, left, n, outputs, n, kRows, outputs);
+          left = copy;
+        }
+        copy_rows(right, x + start * inputs + j, n, written, n, kPanel, inputs);
+        const bool more = start > first;
+        for (int64_t row = 0; row < padded; row += kRows) {
+          const int64_t from = std::min(row, last_row);
+          float* const sum = to + (direct ? from : row) * columns;
+          multiply(sum, more ? sum : nothing, left + from, right, kRows, width, n, 0, columns, more ? columns : 0, 1,
+                   wide);
+        }
+      }
+    }
+  });
+  add_parts(grad_bias, total, parts.count, outputs);
+  if (direct) return;
+  for (int64_t i = 0; i < outputs; ++i) {
+    const float* const from = product + (i < last_row ? i : i - last_row + padded - kRows) * columns;
+    std::copy_n(from, inputs, grad_weight + i * inputs);
+    for (int64_t part = 1; part < parts.count; ++part) {
+      for (int64_t j = 0; j < inputs; ++j) grad_weight[i * inputs + j] += from[part * size + j];
+    }
+  }
+}
+
+}  // namespace pnf::cpu::PNF_ISA
