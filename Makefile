@@ -5,6 +5,17 @@ STAMP := $(VENV)/installed
 SOURCES := $(shell find pnf kernels csrc -type f -not -name '*.pyc') CMakeLists.txt pyproject.toml constraints.txt
 CXX_SOURCES := $(shell find csrc -type f)
 
+# Clang reads the CPU kernels at one level and the bindings as one source; any warning is an error.
+CXX_LINTED := build/lint/bindings.cpp $(wildcard csrc/cpu/*.cpp)
+CXX_FLAGS = -x c++ -std=c++20 -Wall -Wextra -Wshadow -Wpedantic -Wno-psabi -Icsrc -DPNF_VERSION='""' -DPNF_COMPILER='""' \
+	$(shell $(BIN)/python -c "import pybind11, sysconfig; print('-isystem', pybind11.get_include(), '-isystem', \
+		sysconfig.get_path('include'))")
+ifeq ($(shell uname -m),x86_64)
+CXX_FLAGS += -march=x86-64-v4 -DPNF_X86_64 -DPNF_ISA=x86_64_v4
+else
+CXX_FLAGS += -DPNF_ISA=generic
+endif
+
 .PHONY: test lint demo benchmark sanitize clean
 
 # Processes of one thread, as many as cores within reason. What the tests of a file share is made once.
@@ -19,6 +30,8 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run -Werror $(CXX_SOURCES)
+	@mkdir -p build/lint && printf '#include "%s"\n' $(abspath $(wildcard csrc/*.cpp csrc/bindings/*.cpp)) >build/lint/bindings.cpp
+	printf '%s\n' $(CXX_LINTED) | xargs -P "$$(nproc)" -I{} $(BIN)/clang-tidy --quiet {} -- $(CXX_FLAGS)
 
 # A second call goes on where the first one was stopped.
 define TRAIN_DEMO
