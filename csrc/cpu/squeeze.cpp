@@ -151,11 +151,13 @@ void forward(T* y, const T* x, const Squeezed& s, int threads) {
   if (!s.channels_last) {
     for_lines(x, y, s, threads, [&](const T* line, T* even, T* odd) { split_line(even, odd, line, 2 * s.width); });
   } else if (s.factor) {
-    for_pixels(x, y, s, threads, [&](const T* const(&runs)[4], T* out) {
-      copy_run(out, runs[0], s.channels);
-      copy_run(out + s.channels, runs[3], s.channels);
-      copy_run(out + 2 * s.channels, runs[1], s.channels);
-      copy_run(out + 3 * s.channels, runs[2], s.channels);
+    with_copy<T>(s.channels, [&](auto copy) {
+      for_pixels(x, y, s, threads, [&](const T* const(&runs)[4], T* out) {
+        copy(out, runs[0]);
+        copy(out + s.channels, runs[3]);
+        copy(out + 2 * s.channels, runs[1]);
+        copy(out + 3 * s.channels, runs[2]);
+      });
     });
   } else {
     for_pixels(x, y, s, threads, [&](const T* const(&runs)[4], T* out) { weave4(out, runs, s.channels); });
@@ -168,11 +170,13 @@ void inverse(T* x, const T* y, const Squeezed& s, int threads) {
     for_lines(x, y, s, threads,
               [&](T* line, const T* even, const T* odd) { merge_line(line, even, odd, 2 * s.width); });
   } else if (s.factor) {
-    for_pixels(x, y, s, threads, [&](T* const(&runs)[4], const T* from) {
-      copy_run(runs[0], from, s.channels);
-      copy_run(runs[3], from + s.channels, s.channels);
-      copy_run(runs[1], from + 2 * s.channels, s.channels);
-      copy_run(runs[2], from + 3 * s.channels, s.channels);
+    with_copy<T>(s.channels, [&](auto copy) {
+      for_pixels(x, y, s, threads, [&](T* const(&runs)[4], const T* from) {
+        copy(runs[0], from);
+        copy(runs[3], from + s.channels);
+        copy(runs[1], from + 2 * s.channels);
+        copy(runs[2], from + 3 * s.channels);
+      });
     });
   } else if (s.channels != 3 || sizeof(T) != 4) {
     for_pixels(x, y, s, threads, [&](T* const(&runs)[4], const T* from) { unweave4(runs, from, s.channels); });
