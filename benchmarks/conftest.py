@@ -1,5 +1,6 @@
 """What all benchmarks share: the devices, the race of an op, and the hardware and the versions of a report."""
 
+import math
 import platform
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -15,6 +16,48 @@ import pnf
 
 RACES = pytest.StashKey[dict[tuple[str, ...], Race]]()
 REPORTED = pytest.StashKey[list[dict[str, Any]]]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--every-case", action="store_true", help="Race every case, not only the first that one looks at.")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Without ``--every-case``: forward and backward in float32, of the largest tensors, along the last axis.
+
+    Where nothing is timed, every case is checked.
+    """
+    if config.getoption("every_case") or config.getoption("benchmark_disable"):
+        return
+    functions = [item for item in items if isinstance(item, pytest.Function)]
+    largest: dict[str, int] = {}
+    for item in functions:
+        largest[item.originalname] = max(largest.get(item.originalname, 0), _entries(item.callspec.params))
+    left_out = [item for item in functions if not _is_first(item.callspec.params, largest[item.originalname])]
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if item not in left_out]
+
+
+FIRST: dict[str, tuple[Any, ...]] = {
+    "passes": ("forward+backward",),
+    "layout": ("contiguous", torch.contiguous_format),
+    "dim": (-1,),
+    "levels": (3,),
+    "order": ("plain",),
+    "dtype": (torch.float32,),
+}
+"""The values of parameters in the cases that are timed by default."""
+
+
+def _is_first(params: dict[str, Any], largest: int) -> bool:
+    return _entries(params) == largest and all(
+        params[name] in values for name, values in FIRST.items() if name in params
+    )
+
+
+def _entries(params: dict[str, Any]) -> int:
+    shape = params.get("shape")
+    return math.prod(shape) if isinstance(shape, tuple) else 0
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -33,7 +33,7 @@ pick=()
 if [ "$device" = cpu ]; then
   small=(--small)
   # One call of each op is enough where nothing is to be learnt from its time.
-  pick=(-k "squeeze and forward and 8 and not backward")
+  pick=(--every-case -k "squeeze and forward and 8 and not backward")
 fi
 
 if wanted build; then
