@@ -178,8 +178,7 @@ class BatchNormFlow(FlowNorm):
     def statistics(self, x: Tensor) -> tuple[Tensor, ...]:
         if not (self.training and x.numel()):
             return self.running_mean, self.running_var
-        var, mean = torch.var_mean(x, [d for d in range(x.dim()) if d != 1], correction=0)
-        return mean, var
+        return _moments(x)[1:]
 
     def forward(
         self, x: Tensor, log_det: Tensor, statistics: tuple[Tensor, ...] | None = None
