@@ -78,8 +78,16 @@ class _Live(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         # What an operator writes into, or makes a view of, was there before.
-        tree_map_only(Tensor, lambda x: self.known.add(x.untyped_storage()._cdata), (args, kwargs))
+        tree_map_only(Tensor, self._know, (args, kwargs))
         return tree_map_only(Tensor, self._count, func(*args, **(kwargs or {})))
+
+    def _know(self, x: Tensor) -> Tensor:
+        storage = x.untyped_storage()
+        if storage._cdata not in self.known:
+            self.known.add(storage._cdata)
+            # Another storage can get its address afterwards, and counts.
+            weakref.finalize(storage, self.known.discard, storage._cdata)
+        return x
 
     def _count(self, x: Tensor) -> Tensor:
         storage = x.untyped_storage()
