@@ -1,10 +1,8 @@
-"""Image data sets as they lie on disk, read into memory as uint8.
+"""Readers of image data sets, from their files on disk into memory as uint8.
 
-``load`` finds out by itself what it is given; docs/data.md lists the layouts. A file that is broken, foreign or hostile
-ends in a ``DataError`` that names it, and nothing in it is ever executed.
+``load`` recognises the layouts that docs/data.md lists. A file that is broken, foreign or hostile raises a
+``DataError`` that names it. Nothing in a file is ever executed.
 """
-
-from __future__ import annotations
 
 import os
 from collections.abc import Iterable
@@ -21,7 +19,7 @@ __all__ = ["BUNDLED", "DataError", "Images", "bundled", "dequantize", "load", "l
 
 BUNDLED = "fashion-mini"
 
-# A folder around the data set, and two more as archives leave them when they are unpacked.
+# How deep a data set may lie: in a folder, and in two more that unpacked archives often add.
 _DEEPEST = 3
 
 
@@ -37,7 +35,7 @@ _LAYOUTS: tuple[_Layout, ...] = (idx, cifar10, celeba)
 
 
 def bundled() -> Path:
-    """The file of the bundled set: 2,000 + 500 images of Fashion-MNIST, evenly over its ten classes."""
+    """The path of the bundled set: 2,000 training and 500 test images of Fashion-MNIST, balanced over ten classes."""
     return Path(__file__).with_name("fashion_mini.npz")
 
 
@@ -49,24 +47,29 @@ def load(
     limit: int | None = None,
     progress: Progress | None = None,
 ) -> Images:
-    """Reads one split of a data set into memory.
+    """Read one split of a data set into memory.
 
     Args:
-        source: A file or folder in one of the layouts of docs/data.md, or a folder around exactly one of them, or the
-            word "fashion-mini" for the bundled set (an existing path of that name wins).
-        split: "train", "validation" or "test", as the data set's authors split it. Sets without an official split have
-            a deterministic one: see ``folder.read`` and ``arrays.read``.
-        size: (height, width), or one number for both, to resize to; by default images keep their size (CelebA: 64).
-        limit: Read only the first so many images of the split.
-        progress: Wraps the iterable over the images of a folder or of CelebA, e.g. ``rich.progress.track``.
+        source: a file or folder in one of the layouts of docs/data.md, a folder around exactly one of them, or
+            ``"fashion-mini"`` for the bundled set. An existing path of that name wins.
+        split: ``"train"``, ``"validation"`` or ``"test"``, as the data set's authors split it. Sets without an
+            official split get a deterministic one: see ``folder.read`` and ``arrays.read``.
+        size: the (height, width) to resize to, or one number for both. By default images keep their size (CelebA: 64).
+        limit: the largest number of images to read, from the start of the split.
+        progress: wraps the iterable over the images of a folder or of CelebA, e.g. ``rich.progress.track``.
 
     Returns:
-        The images, uint8 [N, C, H, W], with the data set's name.
+        The images, uint8 ``[N, C, H, W]``, with the data set's name.
 
     Raises:
-        DataError: Nothing readable there, no such split, or a file that is broken, foreign or hostile.
-        TypeError, ValueError: A wrong ``split``, ``size`` or ``limit``.
-        ImportError: Pillow, which only folders of images and CelebA need, is not installed.
+        DataError: ``source`` or the split does not exist, or a file is broken, foreign or hostile.
+        TypeError, ValueError: ``split``, ``size`` or ``limit`` is wrong.
+        ImportError: Pillow is not installed. Only folders of images and CelebA need it.
+
+    Example:
+        >>> from pnf.data import load
+        >>> load("fashion-mini", "test", size=32)
+        Images(name='fashion-mini', split='test', pixels=uint8 [500, 1, 32, 32])
     """
     if split not in SPLITS:
         raise ValueError(f"load: split must be one of {', '.join(SPLITS)}, got {split!r}")
@@ -84,14 +87,14 @@ def load(
 
 
 def locate(source: str | Path) -> str:
-    """Where a data set is, for any working folder: an absolute path, or the word "fashion-mini" for the bundled set.
+    """The place of a data set, valid in any working folder: an absolute path, or ``"fashion-mini"``.
 
     Raises:
-        DataError: The source is empty, as an unset variable of a shell is: its path would be the working folder.
+        DataError: the source is empty, as an unset shell variable is. Its path would be the working folder.
     """
     if not str(source).strip():
         raise DataError("load: wanted a folder, an .npz or .npy file, got an empty name; give its path")
-    path = os.path.expanduser(source)  # noqa: PTH111 - Path.expanduser raises for users that are not known
+    path = os.path.expanduser(source)  # noqa: PTH111 - Path.expanduser raises for unknown users
     if path == BUNDLED and not os.path.lexists(path):
         return BUNDLED
     return str(Path(path).absolute())
@@ -125,7 +128,7 @@ def _read_folder(path: Path, request: Request) -> Images:
 
 
 def _layouts(folders: Iterable[Path]) -> list[tuple[Path, _Layout]]:
-    """The known data sets in folders, the outer ones first, and their own folders."""
+    """The root and the layout of each known data set in the folders, outer ones first."""
     found: list[tuple[Path, _Layout]] = []
     for each in folders:
         if not any(each.is_relative_to(root) for root, _ in found):

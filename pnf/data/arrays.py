@@ -1,6 +1,4 @@
-"""NumPy files: ``.npz`` with splits by key, or one array in an ``.npz`` or ``.npy``. Nothing is ever unpickled."""
-
-from __future__ import annotations
+"""Reader of NumPy files: an ``.npz`` with a key for each split, or one array. Nothing is ever unpickled."""
 
 import math
 import zipfile
@@ -20,19 +18,19 @@ SUFFIXES = (".npz", ".npy")
 
 _WANTED = "a uint8 array [N, C, H, W], [N, H, W, C] or [N, H, W]"
 
-# A larger extent is taken for a height or a width.
+# A larger size is a height or a width.
 _MAX_CHANNELS = 4
 
 
 def read(path: Path, request: Request) -> Images:
-    """Reads a split of a ``.npz`` or ``.npy`` file.
+    """Read a split of a ``.npz`` or ``.npy`` file.
 
-    An ``.npz`` with keys that are named after splits ("train", "x_test", "val_images") has those splits; its other keys
-    are ignored, labels too. A file with one array under any other name has its last tenth (rounded down) as "test" and
-    the rest as "train".
+    An ``.npz`` with keys named after splits (``"train"``, ``"x_test"``, ``"val_images"``) has those splits. Its other
+    keys, such as labels, are ignored. In a file with one array under any other name, the last tenth (rounded down) is
+    ``"test"`` and the rest is ``"train"``.
 
     Raises:
-        DataError: There is no such split or key, two keys could be the split, or the file is foreign, broken or not of
+        DataError: the split does not exist, two keys could be the split, or the file is foreign, broken or holds no
             8-bit images. Shape and dtype are checked before any data is read.
     """
     if path.suffix.lower() == ".npy":
@@ -44,7 +42,7 @@ def read(path: Path, request: Request) -> Images:
                 array = _read_member(archive, path, request)
         except (DataError, OSError):
             raise
-        # zipfile raises more than it documents: UnicodeDecodeError for a name, struct.error, ValueError, ...
+        # zipfile raises errors that it does not document: UnicodeDecodeError for a name, struct.error, ValueError, ...
         except Exception as error:
             raise DataError(
                 f"{path}: wanted a whole .npz file, got a broken one ({brief(error)}); save it again"
@@ -79,7 +77,7 @@ def _read_member(archive: zipfile.ZipFile, path: Path, request: Request) -> np.n
 
 
 def _key(archive: zipfile.ZipFile, path: Path, members: dict[str, zipfile.ZipInfo], split: str) -> str:
-    """The key of a split's images: the one that is the split's name, or the one that is no list of labels."""
+    """The key of a split's images: the split's plain name, or else the one key that holds no labels."""
     keys = [name for name in members if split_of(name) == split]
     if plain := [name for name in keys if is_plain(name)]:
         keys = plain
@@ -120,15 +118,15 @@ def _read_array(
 
 
 def _shape(stream: IO[bytes], where: str) -> tuple[tuple[int, ...], bool, np.dtype]:
-    """Shape, whether it is in Fortran's order, and dtype."""
+    """The shape, whether the order is Fortran's, and the dtype in a .npy header."""
     try:
         version = npy.read_magic(stream)
-        # Version 3 differs by unicode field names, which an array of bytes cannot have.
+        # Version 3 only adds unicode field names. An array of bytes has no fields.
         read_header = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}[version]
         return read_header(stream)
     except (zipfile.BadZipFile, zlib.error):
         raise
-    # The header is a Python literal: a hostile one can fail in ast and numpy in more ways than are documented.
+    # The header is a Python literal. A hostile one can raise undocumented errors in ast and numpy.
     except Exception as error:
         raise DataError(
             f"{where}: wanted a .npy header, got something else ({brief(error)}); save it with NumPy"
@@ -170,7 +168,7 @@ def _rows(count: int, where: str, request: Request) -> tuple[int, int]:
 
 
 def _channel_axes(shape: tuple[int, ...]) -> list[int]:
-    """The axes that can be the channels: where both are small enough, those of 1 or 3, the usual numbers."""
+    """The axes that can be the channels. If both are small enough, prefer those of size 1 or 3."""
     axes = [axis for axis in (1, 3) if shape[axis] <= _MAX_CHANNELS]
     return [axis for axis in axes if shape[axis] in (1, 3)] or axes if len(axes) > 1 else axes
 

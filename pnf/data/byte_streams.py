@@ -1,6 +1,4 @@
-"""Reading a declared number of bytes from files that may lie about it."""
-
-from __future__ import annotations
+"""Reading of a declared number of bytes from untrusted files."""
 
 from typing import Protocol
 
@@ -8,24 +6,24 @@ import numpy as np
 
 from pnf.data.images import DataError
 
-# No deflate stream expands by more (zlib's technical notes), so a larger promise is a lie and is not allocated.
+# The largest expansion of a deflate stream (zlib's technical notes). A larger declared size is false and not allocated.
 DEFLATE_LIMIT = 1032
 
 _CHUNK = 2**20
 
 
 class Readable(Protocol):
-    """What is needed here of a binary file."""
+    """A binary file, as far as this module needs one."""
 
     def read(self, size: int, /) -> bytes:
-        """At most ``size`` bytes, none at the end."""
+        """Return at most ``size`` bytes, and none at the end."""
 
 
 def read_into(stream: Readable, array: np.ndarray, where: str) -> None:
-    """Fills a C-contiguous uint8 array from a binary stream.
+    """Fill a C-contiguous uint8 array from a binary stream.
 
     Raises:
-        DataError: The stream ends early; the message starts with ``where``.
+        DataError: the stream ends early. The message starts with ``where``.
     """
     target = array.reshape(-1).data
     filled = 0
@@ -40,6 +38,6 @@ def read_into(stream: Readable, array: np.ndarray, where: str) -> None:
 
 
 def skip(stream: Readable, count: int) -> None:
-    """Reads past ``count`` bytes, or to the end."""
+    """Read past ``count`` bytes, or to the end."""
     while count > 0 and (received := stream.read(min(_CHUNK, count))):
         count -= len(received)

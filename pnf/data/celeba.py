@@ -1,6 +1,4 @@
-"""CelebA (Liu et al., 2015), aligned and cropped: ``img_align_celeba/*.jpg`` beside ``list_eval_partition.txt``."""
-
-from __future__ import annotations
+"""Reader of aligned CelebA (Liu et al., 2015): ``img_align_celeba/*.jpg`` beside ``list_eval_partition.txt``."""
 
 import codecs
 from functools import partial
@@ -17,21 +15,21 @@ _HEIGHT, _WIDTH = 218, 178
 _CROP = (40, 15, 188, 163)
 _DEFAULT_SIZE = (64, 64)
 
-# The official list has 2.8 MB.
+# Bytes. The official list has 2.8 MB.
 _MAX_PARTITION_SIZE = 2**26
 
 
 def find(folder: Path) -> Path | None:
-    """The folder with both the images' folder and the list, also given the images' folder itself."""
+    """The folder that holds the images' folder and the list. ``folder`` may also be the images' folder."""
     root = folder.resolve().parent if folder.resolve().name == _IMAGES else folder
     return root if (root / _IMAGES).is_dir() or (root / _PARTITION).is_file() else None
 
 
 def read(root: Path, request: Request) -> Images:
-    """Reads one of the three official splits; rows 40:188 and columns 15:163 are resized to ``size``, 64 by default.
+    """Read one of the three official splits. Rows 40:188 and columns 15:163 are resized to ``size``, 64 by default.
 
     Raises:
-        DataError: The images or the list are missing, or one of them is broken.
+        DataError: the images or the list are missing, or one of them is broken.
     """
     names = _names(root, request.split)
     images = root / _IMAGES
@@ -73,12 +71,12 @@ def _names(root: Path, split: str) -> list[str]:
     content = path.read_bytes()
     if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         raise DataError(f"{path}: wanted text in UTF-8, got UTF-16; save it as UTF-8")
-    # Windows' editors begin UTF-8 with a byte-order mark, which "utf-8-sig" drops.
+    # "utf-8-sig" drops the byte-order mark with which editors on Windows begin a file.
     for number, line in enumerate(content.decode("utf-8-sig", "replace").splitlines(), start=1):
         fields = line.split()
         if not fields:
             continue
-        # A name with a folder in it could point at any file of the machine.
+        # A name that contains a folder could point at any file of the machine.
         if (
             len(fields) != 2
             or fields[1] not in ("0", "1", "2")

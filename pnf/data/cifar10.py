@@ -1,10 +1,8 @@
-"""CIFAR-10 (Krizhevsky, 2009) in its "python" (pickled) and "binary" forms.
+"""Reader of CIFAR-10 (Krizhevsky, 2009) in its "python" (pickled) and "binary" forms.
 
-A pickle is a program. This reader runs none of it: every opcode is checked first, and the few names that the official
-files refer to are replaced by stand-ins that keep the numbers and do nothing, so not even NumPy's own unpickling runs.
+A pickle is a program, and this reader runs none of it. It checks every opcode first. Stand-ins that keep the numbers
+and do nothing replace the few names that the official files refer to, so not even NumPy's own unpickling runs.
 """
-
-from __future__ import annotations
 
 import io
 import pickle
@@ -23,7 +21,7 @@ _IMAGE_SHAPE = (3, 32, 32)
 _IMAGE_SIZE = 3 * 32 * 32
 _CLASSES = 10
 
-# Eight times an official batch.
+# Bytes: eight times an official batch.
 _MAX_FILE_SIZE = 2**28
 
 _REMEDY = "unpack the official archive again"
@@ -36,10 +34,10 @@ def find(folder: Path) -> Path | None:
 
 
 def read(root: Path, request: Request) -> Images:
-    """Reads one of the two official splits; pixels are [N, 3, 32, 32].
+    """Read one of the two official splits, ``[N, 3, 32, 32]``.
 
     Raises:
-        DataError: There is no such split, or a batch is missing, broken, foreign or hostile.
+        DataError: the split does not exist, or a batch is missing, broken, foreign or hostile.
     """
     if request.split not in _BATCHES:
         raise missing_split(root, request.split, tuple(_BATCHES))
@@ -84,7 +82,7 @@ def _parse_pickle(content: bytes, path: Path) -> np.ndarray:
         batch = _BatchUnpickler(io.BytesIO(content), encoding="bytes").load()
         entry = batch.get(b"data", batch.get("data")) if isinstance(batch, dict) else None
         array = entry.array if isinstance(entry, _Array) else None
-    # A broken pickle can raise nearly anything (its documentation lists some of it).
+    # A broken pickle can raise nearly any error.
     except Exception as error:
         raise DataError(
             f"{path}: wanted a CIFAR-10 batch, got a pickle that is refused ({brief(error)}); {_REMEDY}"
@@ -95,7 +93,7 @@ def _parse_pickle(content: bytes, path: Path) -> np.ndarray:
     return array
 
 
-# Protocol 2, which the official files use, and what a copy re-saved with protocol 3 or 4 needs.
+# The opcodes of protocol 2, which the official files use, and those of copies saved again with protocol 3 or 4.
 _OPCODES = """
     PROTO FRAME STOP MARK EMPTY_DICT EMPTY_LIST EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 SETITEM SETITEMS APPEND APPENDS
     NONE NEWTRUE NEWFALSE BININT BININT1 BININT2 BINSTRING SHORT_BINSTRING BINUNICODE SHORT_BINUNICODE BINBYTES
@@ -108,16 +106,16 @@ def _check_opcodes(content: bytes) -> None:
     for index, (opcode, argument, _) in enumerate(pickletools.genops(content)):
         if opcode.name not in _ALLOWED:
             raise pickle.UnpicklingError(f"opcode {opcode.name}")
-        # The memo is an array that grows to the largest index: a few bytes could ask for 64 GiB.
+        # The memo is an array that grows to the largest index: a few bytes could allocate 64 GiB.
         if opcode.name == "LONG_BINPUT" and isinstance(argument, int) and argument > index:
             raise pickle.UnpicklingError(f"memo index {argument}")
 
 
 class _Inert:
-    """Base of the stand-ins. BUILD on a class would write to its attributes if it had no ``__setstate__``."""
+    """The base of the stand-ins. Without ``__setstate__``, BUILD would write to the attributes of a class."""
 
     def __setstate__(self, state: Any) -> None:
-        """Ignores the state."""
+        """Ignore the state."""
 
 
 class _Dtype(_Inert):
@@ -143,7 +141,7 @@ class _Reconstruct(_Inert):
 
 
 class _Encode(_Inert):
-    """Python 3 writes bytes into a protocol 2 pickle as ``_codecs.encode(text, "latin1")``."""
+    """Stands for ``_codecs.encode(text, "latin1")``, as which Python 3 pickles bytes in protocol 2."""
 
     def __new__(cls, text: str, encoding: str) -> Any:
         if encoding not in ("latin1", b"latin1"):

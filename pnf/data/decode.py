@@ -1,6 +1,4 @@
-"""Image files through Pillow: guarded, on all cores, in bounded memory."""
-
-from __future__ import annotations
+"""Decoding of image files with Pillow: guarded, on all cores, in bounded memory."""
 
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -17,7 +15,7 @@ from pnf.data.transforms import resize
 
 SUFFIXES = frozenset((".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm"))
 
-# Only plain bitmap decoders, whatever the file's name: Pillow would start Ghostscript for a PostScript file.
+# Only plain bitmap decoders, whatever the file's name: for a PostScript file Pillow would start Ghostscript.
 _FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "TIFF", "PPM")
 
 _GREY_MODES = frozenset(("1", "L", "LA", "La"))
@@ -30,10 +28,10 @@ _Result = TypeVar("_Result")
 
 
 def scan(path: Path) -> tuple[bool, int, int]:
-    """(is grey, height, width) from an image's header; it is decoded only if a palette has to be looked into.
+    """(is grey, height, width) of an image, from its header. Only an image with a palette is decoded for this.
 
     Raises:
-        DataError: The file is not an 8-bit image of a known format, or it is too large to be decoded safely.
+        DataError: the file is not an 8-bit image of a known format, or it is too large to decode safely.
     """
     return _open(path, lambda image: (_is_grey(image), image.height, image.width))
 
@@ -43,15 +41,15 @@ def decode(
     grey: bool,
     crop: Callable[[int, int], tuple[int, int, int, int]] | None = None,
 ) -> np.ndarray:
-    """Decodes an image to uint8 [C, H, W], with C = 1 for ``grey`` and 3 otherwise; an alpha channel is dropped.
+    """Decode an image to uint8 ``[C, H, W]``, with C = 1 for ``grey`` and 3 otherwise. Alpha is dropped.
 
     Args:
-        path: The file.
-        grey: One channel instead of RGB.
-        crop: Maps (height, width) to the (top, left, bottom, right) that is kept.
+        path: the file.
+        grey: whether to return one channel instead of RGB.
+        crop: maps (height, width) to the (top, left, bottom, right) to keep.
 
     Raises:
-        DataError: As for ``scan``, or the data is broken.
+        DataError: as for ``scan``, or the data is broken.
     """
 
     def convert(image: Any) -> np.ndarray:
@@ -65,7 +63,7 @@ def decode(
 
 
 def scan_all(paths: Sequence[Path]) -> list[tuple[bool, int, int]]:
-    """``scan`` of every path, in order, on all cores."""
+    """Apply ``scan`` to every path on all cores, and return the results in order."""
     return list(_map_in_chunks(scan, paths))
 
 
@@ -75,12 +73,12 @@ def decode_all(
     shape: tuple[int, int, int],
     progress: Progress | None = None,
 ) -> Tensor:  # [N, *shape], uint8
-    """Decodes images and resizes them to ``shape``, (C, H, W), on all cores.
+    """Decode images and resize them to ``shape``, (C, H, W), on all cores.
 
-    No more images are held at their full size at once than there are cores.
+    At any time, each core holds at most one image at its full size.
 
     Raises:
-        DataError: The first image, in order, that cannot be read.
+        DataError: an image cannot be read. The message names the first one in order.
     """
     pixels = torch.empty(len(paths), *shape, dtype=torch.uint8)
 
@@ -88,11 +86,11 @@ def decode_all(
         return resize(torch.from_numpy(decode_one(path))[None], shape[1:])[0]
 
     threads = torch.get_num_threads()
-    # The images are the parallelism: with OpenMP inside each worker the cores are oversubscribed, and it spins.
+    # The images already run in parallel. OpenMP threads inside each worker would oversubscribe the cores and spin.
     torch.set_num_threads(1)
     try:
         images = enumerate(_map_in_chunks(decode_and_resize, paths))
-        # The paths, whose number is known, are what goes through progress: a bar can show what remains.
+        # Progress wraps the paths, whose number is known, so that a bar can show the rest.
         for _, (index, image) in zip(progress(paths) if progress else paths, images, strict=True):
             pixels[index] = image
     finally:
@@ -101,7 +99,7 @@ def decode_all(
 
 
 def _map_in_chunks(function: Callable[[Path], _Result], paths: Sequence[Path]) -> Iterator[_Result]:
-    # All at once would hold every result that is not used yet.
+    # One map over all paths would hold every result that is not used yet.
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for start in range(0, len(paths), _CHUNK):
             yield from pool.map(function, paths[start : start + _CHUNK])
@@ -116,7 +114,7 @@ def _open(path: Path, use: Callable[[Any], _Result]) -> _Result:
                 raise DataError(f"{path}: wanted at most {most} pixels, got {image.width} x {image.height}; shrink it")
             if (mode := _deep_mode(image)) is not None:
                 raise DataError(f"{path}: wanted 8 bits a channel, got mode {mode}; convert it")
-            # Alpha is dropped, and Pillow warns of a palette that has it.
+            # Pillow would warn about a palette with alpha, which is dropped anyway.
             image.info.pop("transparency", None)
             return use(image)
     except (DataError, FileNotFoundError, PermissionError):
@@ -129,12 +127,12 @@ def _open(path: Path, use: Callable[[Any], _Result]) -> _Result:
 
 
 def _deep_mode(image: Any) -> str | None:
-    """How an image with more than 8 bits a channel is stored, or None: Pillow would cut some of them down."""
+    """The mode of an image with more than 8 bits a channel, else None. Pillow would truncate some of these images."""
     if image.mode in _DEEP_MODES:
         return str(image.mode)
     for _, _, _, args in image.tile:
         raw_mode, *more = args if isinstance(args, tuple) else (args,)
-        # The decoder of PPM is given the largest value. A BMP of 16 bits a pixel has 5 or 6 a channel.
+        # Pillow passes the largest value to its PPM decoder. A BMP with 16 bits a pixel has 5 or 6 a channel.
         if image.format == "PPM" and more and more[0] > 255:
             return f"{raw_mode} up to {more[0]}"
         if image.format != "BMP" and ";16" in str(raw_mode):

@@ -1,6 +1,4 @@
-"""Any folder of images, read recursively."""
-
-from __future__ import annotations
+"""Reader of any folder of images, with its subfolders."""
 
 import hashlib
 from functools import partial
@@ -13,19 +11,18 @@ from pnf.data.tree import Tree
 
 
 def read(tree: Tree, request: Request) -> Images:
-    """Reads a split of a folder of images, sorted by relative name.
+    """Read a split of a folder of images, sorted by relative name.
 
-    Subfolders that are named after splits are the splits: in the folder itself, or in the one folder below it that has
-    any. Otherwise an image is in the test split if the first eight bytes of the SHA-256 of its relative name (with
-    "/"), as a big-endian number, are divisible by ten, and in the training split if not: adding images never moves
-    others.
+    Subfolders named after splits are the splits, in the folder itself or in the one folder below it that has any.
+    Without them an image's name decides, so that adding images never moves others. An image is in the test split if
+    the first eight bytes of the SHA-256 of its relative name (with "/"), as a big-endian number, are divisible by ten.
 
-    With a ``size`` every image is cropped, centred, to that aspect ratio and resized. Without one they are left as they
-    are. Pixels have one channel if every image of all splits is grey, and three otherwise.
+    With a ``size`` every image is cropped to that aspect ratio around its centre, and resized. Pixels have one channel
+    if every image of all splits is grey, and three otherwise.
 
     Raises:
-        DataError: No image, no such split, splits that are not clear, images of several sizes and no ``size``, or an
-            image that cannot be read.
+        DataError: there is no image or no such split, the splits are ambiguous, images differ in size without a
+            ``size``, or an image cannot be read.
     """
     root, splits = _splits(tree)
     if not tree.images:
@@ -64,9 +61,9 @@ def read(tree: Tree, request: Request) -> Images:
 
 
 def _splits(tree: Tree) -> tuple[Path, dict[str, Path]]:
-    """The folder of the data set in a tree, and its split folders, none if an image's name decides.
+    """The folder of the data set in a tree, and its split folders, if there are any.
 
-    Whatever could be read in two ways is refused: test images must never be taken for training images.
+    An ambiguous tree is refused, so that test images never become training images.
     """
     found: dict[Path, dict[Path, str]] = {}
     for folder in tree.images:
@@ -100,7 +97,7 @@ def _splits(tree: Tree) -> tuple[Path, dict[str, Path]]:
     for split, top in splits.items():
         inside = [found for folder in tree.images if folder.is_relative_to(top) for found in _split_folder(folder, top)]
         kinds = {kind for _, kind in inside}
-        # A class can have such a name ("train", among cars and ships), but hardly two, or one in a lone split.
+        # A class may be named like a split ("train", beside "car" and "ship"), but hardly two, or one in a lone split.
         if len(kinds) > 1 or (len(splits) == 1 and kinds - {split}):
             names = ", ".join(sorted({folder.name for folder, _ in inside}))[:160]
             raise DataError(
@@ -121,7 +118,7 @@ def _refuse_splits_by_file(root: Path, every: list[Path]) -> None:
 
 
 def _split_folder(folder: Path, root: Path) -> list[tuple[Path, str]]:
-    """The outermost folder below ``root``, down to ``folder``, that is named after a split, with it: none or one."""
+    """The outermost folder from ``root`` down to ``folder`` with the name of a split, and the split: none or one."""
     names = folder.relative_to(root).parts
     found = [(root.joinpath(*names[: i + 1]), split) for i, name in enumerate(names) if (split := split_of(name))]
     return found[:1]
@@ -138,7 +135,7 @@ def _split(name: Path) -> str:
 
 
 def _centred(size: tuple[int, int], height: int, width: int) -> tuple[int, int, int, int]:
-    """The largest centred (top, left, bottom, right) with the aspect ratio of ``size``."""
+    """The largest centred crop (top, left, bottom, right) with the aspect ratio of ``size``."""
     rows = min(height, max(1, round(width * size[0] / size[1])))
     columns = min(width, max(1, round(height * size[1] / size[0])))
     top, left = (height - rows) // 2, (width - columns) // 2

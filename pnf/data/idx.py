@@ -1,6 +1,4 @@
-"""The idx files of MNIST and its relatives (http://yann.lecun.com/exdb/mnist): big-endian header, then bytes."""
-
-from __future__ import annotations
+"""Reader of the idx files of MNIST and its relatives (http://yann.lecun.com/exdb/mnist): a header, then bytes."""
 
 import gzip
 import math
@@ -21,7 +19,7 @@ _REMEDY = "get the file again"
 
 
 def find(folder: Path) -> Path | None:
-    """The folder with the idx files: ``folder`` or its ``raw``."""
+    """The folder that holds the idx files: ``folder`` or its subfolder ``raw``."""
     for root in (folder, folder / "raw"):
         if any(_images_file(root, prefix) for prefix in _PREFIX.values()):
             return root
@@ -29,10 +27,10 @@ def find(folder: Path) -> Path | None:
 
 
 def read(root: Path, request: Request) -> Images:
-    """Reads one of the two official splits; pixels are [N, 1, H, W].
+    """Read one of the two official splits, ``[N, 1, H, W]``.
 
     Raises:
-        DataError: There is no such split, or its file is missing or not what it says.
+        DataError: the split does not exist, or its file is missing or broken.
     """
     if request.split not in _PREFIX:
         raise missing_split(root, request.split, tuple(_PREFIX))
@@ -45,19 +43,19 @@ def read(root: Path, request: Request) -> Images:
 
 
 def read_idx(path: Path, ndim: int, limit: int | None = None) -> np.ndarray:
-    """Reads the first ``limit`` entries of an idx file of unsigned bytes, plain or gzipped.
+    """Read the first ``limit`` entries of an idx file of unsigned bytes, plain or gzipped.
 
     Args:
-        path: The file; a name that ends in ".gz" is decompressed.
-        ndim: How many dimensions it must have: 3 for images, 1 for labels.
-        limit: How many entries along the first dimension to read; all by default.
+        path: the file. It is decompressed if its name ends in ``.gz``.
+        ndim: the required number of dimensions: 3 for images, 1 for labels.
+        limit: the number of entries to read along the first dimension; all by default.
 
     Returns:
-        uint8 array of the shape in the header, but at most ``limit`` along the first dimension.
+        A uint8 array of the shape in the header, with at most ``limit`` entries along the first dimension.
 
     Raises:
-        DataError: The file is foreign, truncated, too long, or declares more than it can hold. Nothing is allocated
-            for a size that the file cannot hold, and no more than one byte beyond the declared size is decompressed.
+        DataError: the file is foreign, truncated, too long, or declares more than it can hold. Memory is allocated
+            only for a size that the file can hold, and at most one byte beyond the declared size is decompressed.
     """
     compressed = path.suffix == ".gz"
     header_size = 4 + 4 * ndim

@@ -1,6 +1,4 @@
-"""What every layout returns, asks for and raises."""
-
-from __future__ import annotations
+"""The result, the request and the error that all readers share."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -18,7 +16,7 @@ Progress = Callable[[Iterable[Any]], Iterable[Any]]
 
 
 class DataError(ValueError):
-    """A data set that cannot be read: one line with the file, what was wanted, what was found, and the remedy."""
+    """A data set cannot be read. The message is one line: the file, the wanted, the found, and the remedy."""
 
     def __init__(self, message: str) -> None:
         super().__init__(printable(message))
@@ -29,9 +27,9 @@ class Images:
     """One split of a data set, in memory.
 
     Attributes:
-        pixels: [N, C, H, W], uint8.
-        name: The data set's name, e.g. "mnist", "celeba64", or the stem of the file or folder it came from.
-        split: "train", "validation" or "test".
+        pixels: ``[N, C, H, W]``, uint8.
+        name: the data set's name, e.g. ``"mnist"`` or ``"celeba64"``, or the stem of its file or folder.
+        split: ``"train"``, ``"validation"`` or ``"test"``.
 
     Raises:
         TypeError: ``pixels`` is not uint8.
@@ -63,7 +61,10 @@ class Images:
 
 @dataclass(frozen=True)
 class Request:
-    """What ``pnf.data.load`` asks of a layout: a split, at most ``limit`` images, at ``size`` where it can already."""
+    """A request of ``pnf.data.load`` to a reader: at most ``limit`` images of a split.
+
+    Readers that decode images return them at ``size``. ``load`` resizes those of the others.
+    """
 
     split: str
     size: tuple[int, int] | None = None
@@ -72,11 +73,11 @@ class Request:
 
 
 def brief(error: Exception) -> str:
-    """The first line of an error's message, cut short: files can put anything into it."""
+    """The first line of an error's message, shortened, since an untrusted file may have written it."""
     lines = str(error).splitlines()
     return lines[0][:160] if lines else type(error).__name__
 
 
 def missing_split(where: Path, split: str, available: Sequence[str]) -> DataError:
-    """The error for a split that the data set at ``where`` does not have."""
+    """The error for a split that the data set at ``where`` lacks."""
     return DataError(f"{where}: wanted the {split} split, got a set that has only {', '.join(available)}")

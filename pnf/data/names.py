@@ -1,10 +1,8 @@
-"""Which split a folder or a key is of, by its name."""
-
-from __future__ import annotations
+"""The split that the name of a folder or of a key stands for."""
 
 import re
 
-# The words that Hugging Face ``datasets`` goes by.
+# The words that Hugging Face ``datasets`` recognises.
 _WORDS = {
     "train": ("train", "training"),
     "validation": ("validation", "valid", "val", "dev"),
@@ -18,9 +16,9 @@ _SUFFIX = re.compile(r"(?<=.)(sets?|data|images?|imgs?)$")
 
 
 def split_of(name: str) -> str | None:
-    """The split that a name is of: "train" for "train", "Training", "seg_train", "train2017", "trainset" or "x_train".
+    """The split of a name: ``"train"`` for train, Training, seg_train, train2017, trainset or x_train.
 
-    Words are parted by case and by whatever is no letter. A name of no split, or of several, is of none.
+    Case and anything but letters separate words. A name with words of no split, or of several, gives None.
     """
     words = (_SUFFIX.sub("", word.lower()) for word in _WORD.findall(name))
     found = {_SPLIT_OF[word] for word in words if word in _SPLIT_OF}
@@ -28,5 +26,5 @@ def split_of(name: str) -> str | None:
 
 
 def is_plain(name: str) -> bool:
-    """Whether a name says its split and nothing else."""
+    """Whether a name is the word for a split and nothing else."""
     return name.lower() in _SPLIT_OF

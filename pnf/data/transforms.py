@@ -1,12 +1,10 @@
-"""From stored 8-bit images to what a flow is trained on: resizing and dequantization."""
-
-from __future__ import annotations
+"""Resizing and dequantization of stored 8-bit images, for training."""
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-# 16 MiB of float32 at a time: the copy stays in the cache's reach and memory does not grow with the data set.
+# 16 MiB of float32: a chunk stays near the cache, and memory does not grow with the data set.
 _CHUNK_ELEMENTS = 2**22
 
 
@@ -14,28 +12,36 @@ def dequantize(
     pixels: Tensor,  # [...], uint8
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Turns 8-bit pixels into a density's support: (pixels + u) / 256 with u ~ U[0, 1).
+    """Dequantize 8-bit pixels: ``(pixels + u) / 256`` with ``u ~ U[0, 1)``.
 
-    Each result lies in [pixel / 256, (pixel + 1) / 256), also after rounding to float32, so it is below 1 and
-    ``floor(256 * result)`` gives the pixel back. The noise is drawn on the generator's device, so one seed gives the
-    same bits wherever the pixels are.
+    Each result lies in ``[pixel / 256, (pixel + 1) / 256)`` even after rounding to float32. So it is below 1, and
+    ``floor(256 * result)`` gives the pixel back. The noise is drawn on the generator's device, so a seed gives the same
+    bits wherever the pixels are.
 
     Args:
-        pixels: Any shape, uint8.
-        generator: Source of the noise; by default the global one of the pixels' device.
+        pixels: any shape, uint8.
+        generator: the source of the noise; by default the global one of the pixels' device.
 
     Returns:
-        Same shape and device as ``pixels``, float32.
+        A float32 tensor of the shape and on the device of ``pixels``.
 
     Raises:
         TypeError: ``pixels`` is not uint8.
+
+    Example:
+        >>> import torch
+        >>> from pnf.data import dequantize
+        >>> pixels = torch.tensor([0, 128, 255], dtype=torch.uint8)
+        >>> x = dequantize(pixels, torch.Generator().manual_seed(0))
+        >>> (256 * x).floor().to(torch.uint8)
+        tensor([  0, 128, 255], dtype=torch.uint8)
     """
     if pixels.dtype != torch.uint8:
         raise TypeError(f"dequantize: pixels must be torch.uint8, got {pixels.dtype}")
     device = pixels.device if generator is None else generator.device
     noise = torch.rand(pixels.shape, generator=generator, dtype=torch.float32, device=device).to(pixels.device)
     levels = pixels.float()
-    # u has 24 bits and the sum has room for as few as 16 after the point: it can round up to the next level.
+    # u has 24 bits, but near 256 the sum has only 16 after the point, so it can round up to the next level.
     ceiling = torch.nextafter(levels + 1, levels)
     return torch.minimum(levels + noise, ceiling) / 256
 
@@ -44,21 +50,27 @@ def resize(
     pixels: Tensor,  # [N, C, H, W], uint8
     size: int | tuple[int, int],
 ) -> Tensor:
-    """Resizes 8-bit images bilinearly, antialiased when shrinking, rounded to the nearest level.
+    """Resize 8-bit images bilinearly, with antialiasing when they shrink, and round to the nearest level.
 
-    Pixel centres are at half-integers (``align_corners=False``). Works in chunks, so the memory beyond the result is
-    bounded.
+    Pixel centres are at half-integers (``align_corners=False``). The images are resized in chunks, so the memory beyond
+    the result is bounded.
 
     Args:
-        pixels: [N, C, H, W], uint8.
+        pixels: ``[N, C, H, W]``, uint8.
         size: (height, width), or one number for both.
 
     Returns:
-        [N, C, *size], uint8, on the device of ``pixels``; ``pixels`` itself if it has that size already.
+        ``[N, C, *size]``, uint8, on the device of ``pixels``; ``pixels`` itself if it has that size already.
 
     Raises:
         TypeError: ``pixels`` is not uint8, or ``size`` is not one or two integers.
         ValueError: ``pixels`` is not four-dimensional, or a size is below 1.
+
+    Example:
+        >>> import torch
+        >>> from pnf.data import resize
+        >>> resize(torch.zeros(2, 3, 28, 28, dtype=torch.uint8), 32).shape
+        torch.Size([2, 3, 32, 32])
     """
     if pixels.dtype != torch.uint8:
         raise TypeError(f"resize: pixels must be torch.uint8, got {pixels.dtype}")
@@ -79,11 +91,11 @@ def resize(
 
 
 def height_width(where: str, size: int | tuple[int, int]) -> tuple[int, int]:
-    """Checks a size given by a user and returns it as (height, width).
+    """Check a user's size and return it as (height, width).
 
     Raises:
         TypeError: ``size`` is not one or two integers.
-        ValueError: A size is below 1.
+        ValueError: a size is below 1.
     """
     pair = (size, size) if isinstance(size, int) else tuple(size) if isinstance(size, (tuple, list)) else ()
     if len(pair) != 2 or not all(isinstance(edge, int) and not isinstance(edge, bool) for edge in pair):

@@ -1,6 +1,4 @@
-"""The images and folders below a folder, links followed."""
-
-from __future__ import annotations
+"""The images and folders below a folder, through links."""
 
 import os
 from collections import deque
@@ -16,12 +14,12 @@ _Identity = tuple[int, int]  # device and inode
 
 @dataclass(frozen=True)
 class Tree:
-    """What is below a folder.
+    """The contents of a folder.
 
     Attributes:
         root: the folder.
         folders: all folders below it, the nearest first.
-        images: all files with the suffix of an image, by the folder that they are in.
+        images: all files with the suffix of an image, by their folder.
     """
 
     root: Path
@@ -30,17 +28,17 @@ class Tree:
 
 
 def walk(root: Path) -> Tree:
-    """Finds the images and folders below a folder; hidden ones are passed over.
+    """Find the images and folders below a folder, except hidden ones.
 
-    Linked folders are followed. One that leads to a folder around it is not, and a folder that several paths lead to is
-    entered once in each split folder, by the path with the fewest links.
+    Links to folders are followed, unless they lead to a folder around them. A folder with several paths is entered once
+    in each split folder, by the path with the fewest links.
 
     Raises:
-        DataError: A link to an image or a folder leads nowhere, or a link makes two splits share a folder.
+        DataError: a link to an image or a folder leads nowhere, or a link makes two splits share a folder.
     """
     tree = Tree(root)
     around = frozenset(_identity(folder) for folder in (root.resolve(), *root.resolve().parents))
-    # Folder, the folders that it lies in, and the split folder among them.
+    # A folder, the folders around it, and the split folder among them.
     waiting: deque[tuple[Path, frozenset[_Identity], Path | None]] = deque([(root, frozenset(), None)])
     entered: set[tuple[Path | None, _Identity]] = set()
     homes: dict[_Identity, Path] = {}
@@ -54,13 +52,13 @@ def walk(root: Path) -> Tree:
         if folder != root:
             tree.folders.append(folder)
         with os.scandir(folder) as entries:
-            # Thumbnails and resource forks (._name.jpg) are hidden, and are no images of the set.
+            # Thumbnails and resource forks (._name.jpg) are hidden and do not belong to the set.
             visible = [entry for entry in entries if not entry.name.startswith(".")]
         for entry in sorted(visible, key=lambda entry: entry.name):
             path = folder / entry.name
             is_image = path.suffix.lower() in SUFFIXES
             if entry.is_dir():
-                # Links wait until every folder proper has been entered.
+                # Links wait until all real folders have been entered.
                 add = waiting.append if entry.is_symlink() else waiting.appendleft
                 add((path, above, path if top is None and split_of(entry.name) else top))
             elif is_image and entry.is_file():
