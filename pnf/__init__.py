@@ -14,7 +14,7 @@ __all__ = ["Backend", "ProgressiveFlow", "RealNVP", "__version__", "backends"]
 
 
 def __getattr__(name: str) -> Any:
-    # Found when they are asked for: what only wants the version, or to stop, need not wait for PyTorch.
+    # Imported on first use: a program that only needs the version need not wait for PyTorch.
     if name in ("ProgressiveFlow", "RealNVP"):
         return getattr(importlib.import_module("pnf.fast"), name)
     if name in ("fast", "flows", "ops", "reference"):

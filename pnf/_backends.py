@@ -1,4 +1,4 @@
-"""What runs here: which implementation each op family has on each device, and why not a faster one."""
+"""Report of the implementation that each op family uses on each device, and why no faster one runs."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +12,7 @@ class Backend:
         family: the op family, such as ``"masking"``.
         device: ``"cpu"`` or ``"cuda"``.
         implementation: ``"cpp"``, ``"cuda"``, ``"triton"`` or ``"reference"``, pure PyTorch.
-        reason: why nothing faster runs on this machine and what to do about it; empty if nothing is faster.
+        reason: why nothing faster runs on this machine, and the remedy; empty if nothing is faster.
     """
 
     family: str
@@ -22,10 +22,15 @@ class Backend:
 
 
 def backends() -> list[Backend]:
-    """Tell, for each op family, what runs on the CPU and on CUDA devices here.
+    """List the implementation of each op family on the CPU and on CUDA devices of this machine.
 
     Returns:
-        One :class:`Backend` for each family and device. No CUDA context is made for it.
+        One :class:`Backend` for each family and device. The call creates no CUDA context.
+
+    Example:
+        >>> import pnf
+        >>> {backend.device for backend in pnf.backends() if backend.family == "masking"} == {"cpu", "cuda"}
+        True
     """
     import pnf.ops  # noqa: F401 - registers every family
     from pnf.ops._library import IMPLEMENTATIONS
@@ -38,10 +43,11 @@ def backends() -> list[Backend]:
 
 
 def build() -> dict[str, str | bool]:
-    """What ``pnf._C`` was built with and uses here.
+    """Describe the build of ``pnf._C``.
 
-    ``version``, ``compiler``, ``cuda`` and, with it, ``nvcc`` and ``architectures``; ``level``, the instruction set of
-    the C++ kernels on this machine.
+    Returns:
+        ``version``, ``compiler``, ``cuda`` and, with CUDA, ``nvcc`` and ``architectures``; ``level`` is the instruction
+        set of the C++ kernels on this machine.
 
     Raises:
         RuntimeError: the compiled module cannot be loaded.

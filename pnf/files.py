@@ -1,4 +1,7 @@
-"""Files that are whole or not there: written beside their place, to the disk, and then put in it; and their names."""
+"""Atomic writing of files, bounded reading of JSON, and printable names.
+
+A file is written to a temporary file beside it, synchronised to the disk, and renamed. So it is whole or not there.
+"""
 
 import errno
 import json
@@ -11,25 +14,25 @@ from contextlib import suppress
 from pathlib import Path
 
 LARGEST_JSON = 2**20
-"""Bytes; a hundred times what any configuration takes."""
+"""Bytes, a hundred times the size of any configuration."""
 
 _UNSUPPORTED = {errno.EACCES, errno.EBADF, errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EPERM}
-"""How file systems say that they cannot set a mode or synchronise: FUSE, CIFS, exFAT and what lies in a cloud."""
+"""Errors of file systems that cannot set a mode or synchronise: FUSE, CIFS, exFAT and cloud storage."""
 
 
 def replace_file(path: Path, content: bytes) -> None:
     """Write a file as a whole or not at all.
 
-    A new file gets the mode that the umask leaves, as files that ``open`` makes; one that is replaced keeps its own.
+    A new file gets the mode of the umask, as with ``open``. A file that is replaced keeps its mode.
 
     Raises:
-        OSError: the file cannot be written; the old one, if any, is as it was.
+        OSError: the file cannot be written. An old file is unchanged.
     """
     replace_files({path: content})
 
 
 def replace_files(contents: Mapping[Path, bytes]) -> None:
-    """:func:`replace_file` for files that belong together: all are on the disk before the first is put in its place."""
+    """Write files that belong together by :func:`replace_file`: all are on the disk before the first is renamed."""
     written: dict[Path, Path] = {}
     path = Path()
     try:
@@ -43,7 +46,7 @@ def replace_files(contents: Mapping[Path, bytes]) -> None:
             with suppress(OSError):
                 temporary.unlink(missing_ok=True)
         if isinstance(error, OSError):
-            # The user knows the file, and not the temporary one.
+            # The user knows the name of the file, but not that of the temporary one.
             error.filename = str(path)
             del error.filename2
         raise
@@ -52,7 +55,7 @@ def replace_files(contents: Mapping[Path, bytes]) -> None:
 
 
 def replace_json(path: Path, document: object) -> None:
-    """:func:`replace_file` by a JSON file."""
+    """Write a document as JSON by :func:`replace_file`."""
     replace_file(path, json_bytes(document))
 
 
@@ -62,11 +65,11 @@ def json_bytes(document: object) -> bytes:
 
 
 def read_json(path: Path) -> object:
-    """What is in a small JSON file.
+    """Return the document in a small, untrusted JSON file.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is damaged, too large or too deep.
+        FileNotFoundError: the file does not exist.
+        ValueError: the file is damaged, too large or nested too deep.
     """
     with path.open("rb") as file:
         content = file.read(LARGEST_JSON + 1)
@@ -79,9 +82,9 @@ def read_json(path: Path) -> object:
 
 
 def remove_unfinished(path: Path) -> None:
-    """Remove what a kill in :func:`replace_file` left beside a file."""
+    """Remove the temporary files that a killed :func:`replace_file` left beside a file."""
     prefix = _prefix(path)
-    # A folder that is missing holds nothing, and one that may be written but not listed keeps what it holds.
+    # A missing folder holds nothing. A folder that cannot be listed keeps its temporary files.
     with suppress(FileNotFoundError, NotADirectoryError, PermissionError):
         for unfinished in path.parent.iterdir():
             if unfinished.name.startswith(prefix):
@@ -89,7 +92,7 @@ def remove_unfinished(path: Path) -> None:
 
 
 def _prefix(path: Path) -> str:
-    """How the names of a file's temporary files begin: they fit wherever the file's own name does."""
+    """The start of the names of a file's temporary files, which are no longer than file systems allow."""
     name = os.fsencode(path.name)
     return f".{path.name}." if len(name) <= 64 else f".{zlib.crc32(name):08x}."
 
@@ -99,7 +102,7 @@ def _beside(path: Path) -> Path:
 
 
 def _write(temporary: Path, content: bytes, path: Path) -> None:
-    # The kernel applies the umask. To read it here would mean to change it for the whole process for a moment.
+    # The kernel applies the umask. Python could only read the umask by changing it for the whole process.
     handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
     with os.fdopen(handle, "wb") as file:
         file.write(content)
@@ -131,7 +134,7 @@ def _sync_folder(folder: Path) -> None:
     try:
         handle = os.open(folder, os.O_RDONLY)
     except OSError:
-        return  # a folder that may be written but not read; the file is in its place
+        return  # the folder may be written but not read; the file is already in its place
     try:
         _sync(handle)
     finally:
@@ -144,11 +147,11 @@ def _pass_over(error: OSError) -> None:
 
 
 def printable(text: object) -> str:
-    """The text in one line: line breaks, control characters and bytes that are no UTF-8 escaped, as names have them."""
+    """Return the text in one line, with line breaks, control characters and bytes that are no UTF-8 escaped."""
     return "".join(c if c.isprintable() else escaped(c) for c in str(text))
 
 
 def escaped(c: str) -> str:
-    """A character by the digits of its code."""
-    # Python decodes bytes that are no UTF-8 as these.
+    """Return the escape sequence of a character."""
+    # Python decodes bytes that are no UTF-8 into this range.
     return f"\\x{ord(c) - 0xDC00:02x}" if "\udc80" <= c <= "\udcff" else c.encode("unicode_escape").decode()

@@ -1,12 +1,12 @@
 """Figures of Progressive Normalizing Flows: sample grids, upscaling, projections, training curves, bits per stage.
 
-Every function returns a `matplotlib.figure.Figure` that carries its own Agg canvas, so nothing here needs a display,
-reads or changes `pyplot`'s global state, or has to be closed; `save` writes one as a PNG file. Flows are passed in and
-used in the mode that they are in: call `flow.eval()` first where that matters.
+Every function returns a ``matplotlib.figure.Figure`` with its own Agg canvas. So none needs a display, touches the
+global state of ``pyplot``, or has to be closed. ``save`` writes a figure as a PNG file. Flows keep their mode: call
+``flow.eval()`` first if it matters.
 
-Images are floating-point tensors `[N, C, H, W]` with one channel (grey) or three (RGB) and values in [0, 1]; values
-outside are clipped. They are drawn with nearest interpolation at whole multiples of their pixels, so what a picture
-shows at 100 % is the data and no resampling of it.
+Images are floating-point tensors ``[N, C, H, W]`` with one channel (grey) or three (RGB) and values in [0, 1]. Values
+outside are clipped. Pixels are enlarged by whole factors with nearest interpolation, so at 100 % a picture shows the
+data without resampling.
 """
 
 from pnf.figures._style import save as save

@@ -1,4 +1,4 @@
-"""What all figures share: sizes, colours, fonts, pages, and how a figure is saved."""
+"""Sizes, fonts and saving, shared by all figures."""
 
 import io
 import math
@@ -16,12 +16,12 @@ TITLE, TEXT, SMALL = 11.0, 9.0, 8.0  # points
 
 
 def save(figure: Figure, path: str | os.PathLike[str]) -> None:
-    """Write a figure as a PNG file at its own resolution, creating the folders above it.
+    """Write a figure as a PNG file at its own resolution. Missing folders are created.
 
-    A reader sees the old file or the whole new one, never a part: the picture is written beside `path` and renamed.
+    The file is replaced as a whole: a reader sees the old file or the new one, never a part.
 
     Raises:
-        ValueError: `path` does not end in `.png`.
+        ValueError: ``path`` does not end in ``.png``.
     """
     path = Path(path)
     if path.suffix.lower() != ".png":
@@ -33,7 +33,7 @@ def save(figure: Figure, path: str | os.PathLike[str]) -> None:
         dpi="figure",
         bbox_inches=None,
         facecolor="white",
-        metadata={"Software": None},  # the same picture is the same bytes whatever the version of matplotlib
+        metadata={"Software": None},  # equal pictures are equal bytes under any version of matplotlib
         pil_kwargs={"optimize": True},
     )
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -49,12 +49,12 @@ def pixel_size(points: float) -> int:
 
 
 def literal(text: str) -> str:
-    """The text as matplotlib draws it as it is: names may have dollars, which set formulas, and be no UTF-8."""
+    """Escape a name so that matplotlib draws it literally: dollars would start a formula, and it may be no UTF-8."""
     return text.encode("utf-8", "backslashreplace").decode().replace("$", r"\$")
 
 
 def text_width(text: str, points: float) -> int:
-    """Pixels of the figure that the longest line of a text takes."""
+    """The width of the longest line of a text, in pixels of the figure."""
     font = FontProperties(size=points)
     lines = [line for line in literal(text).split("\n") if line]
     return max((pixel_size(TextPath((0, 0), line, prop=font).get_extents().width) for line in lines), default=0)

@@ -15,8 +15,8 @@ from torch import Tensor
 from pnf.figures._style import DPI, SMALL, TEXT, TITLE, count, literal, pixel_size, text_width
 
 _GREY = "#555555"
-# Okabe and Ito's colours without yellow and black, and three of Paul Tol's: told apart by readers with any of the
-# common colour-vision deficiencies. The dark ones come first, since labels are printed in them.
+# Okabe and Ito's colours without yellow and black, and three of Paul Tol's. Readers with common colour-vision
+# deficiencies can distinguish them. The dark ones come first, since labels are printed in them.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#332288", "#E69F00", "#56B4E9", "#882255", "#999933")
 
 
@@ -25,15 +25,15 @@ def by_resolution(
     *,
     title: str,
 ) -> Figure:
-    """Charts side by side of what several methods reach from each resolution.
+    """Charts of several methods' values from each resolution, one panel for each unit.
 
     Args:
-        panels: for each unit, and in it for each method, the value and its standard error by resolution, in the order
-            in which they are drawn. The panels have the same methods and resolutions.
-        title: what was measured, on which data.
+        panels: for each unit and method, the value and its standard error by resolution, in drawing order. All panels
+            have the same methods and resolutions.
+        title: the measurement and its data.
 
     Raises:
-        ValueError: no panels, a panel without methods, a method without resolutions, or a value that is not finite.
+        ValueError: there are no panels, a panel has no methods, a method no resolutions, or a value is not finite.
     """
     name = "by_resolution"
     if not panels or not all(panels.values()) or not all(all(methods.values()) for methods in panels.values()):
@@ -71,18 +71,18 @@ def likelihoods(
     title: str,
     unit: str = "bits/dim",
 ) -> Figure:
-    """How likely the images of several sets are, one panel for each stage or resolution.
+    """Histograms of the likelihoods of several sets of images, one panel for each stage or resolution.
 
-    A set is a histogram with unit area, and a panel covers all but the outer 5 % of each set's values.
+    Each histogram has unit area. A panel covers all but the outer 5 % of each set's values.
 
     Args:
-        sets: for each set the values of its images in each panel. The first set is the one that the flow was trained
-            on, and is drawn filled; all have the same panels.
-        title: what was evaluated.
-        unit: of the values.
+        sets: for each set, the values of its images in each panel. All sets have the same panels. The first set, the
+            flow's training data, is drawn filled.
+        title: the subject of the evaluation.
+        unit: the unit of the values.
 
     Raises:
-        ValueError: no sets, a set without panels or with other panels than the first, or values that are not finite.
+        ValueError: there are no sets, a set has no panels or other panels than the first, or a value is not finite.
     """
     name = "likelihoods"
     if not sets or not next(iter(sets.values())):
@@ -129,22 +129,22 @@ def training_curves(
     title: str = "Training curves",
     unit: str = "bits/dim",
 ) -> Figure:
-    """Loss against training step, one line for each label, named at its end with its last value.
+    """Loss against training step, one line for each label. Its name and last value stand at its end.
 
-    The vertical axis covers everything that the curves do after the first tenth of their steps, except for the highest
-    2 % of each curve's values there (at least one value), and always every curve's lowest and last value: neither the
-    start of training nor a spike squashes the rest. A note tells how many points lie above the axis.
+    Neither the start of training nor a spike squashes the chart. The vertical axis covers the curves after the first
+    tenth of their steps, without the highest 2 % of each curve's values there (at least one value). It always covers
+    each curve's lowest and last value. A note counts the points above the axis.
 
     Args:
-        curves: for each label (a stage such as "f1x", or a model) its (step, loss) pairs; steps must increase.
-        validation: curves of the same labels on held-out data, drawn in the label's colour with a dot at each point;
-            the training curves are then pale, and the values at the ends are the held-out ones.
-        title: what was trained, on which data.
-        unit: unit of the loss.
+        curves: for each label (a stage such as ``"f1x"``, or a model) its (step, loss) pairs; steps must increase.
+        validation: held-out curves of the same labels, drawn in the label's colour with a dot at each point. With them
+            the training curves are pale, and the values at the ends are the held-out ones.
+        title: the model and its data.
+        unit: the unit of the loss.
 
     Raises:
-        ValueError: no curves, a curve without points, steps that do not increase, a loss that is not finite, or a
-            label in `validation` that is not in `curves`.
+        ValueError: there are no curves, a curve has no points, its steps do not increase, a loss is not finite, or
+            ``curves`` lacks a label of ``validation``.
     """
     name = "training_curves"
     if not curves:
@@ -198,24 +198,23 @@ def bits_per_stage(
 ) -> Figure:
     """Each stage's contribution to a model's bits per dimension, one stacked bar a model (compare the paper's Table 1).
 
-    The total of a model is `8 - log_prob / (D log 2)`. A stage that models n_k of the D dimensions contributes
+    The total of a model is ``8 - log_prob / (D log 2)``. A stage that models n_k of the D dimensions contributes
 
         8 n_k / D - log_prob_k / (D log 2)
 
-    with log_prob_k from `stage_log_probs`, in nats: since the n_k sum to D and the log_prob_k to `log_prob`, the
-    contributions sum to the total. A contribution is negative where a stage needs less than 0 of its 8 bits (the
-    density is that of continuous, dequantized data); it is then stacked to the left of zero, and a black triangle
-    marks the total.
+    with log_prob_k from ``stage_log_probs``, in nats. The n_k sum to D and the log_prob_k to ``log_prob``, so the
+    contributions sum to the total. A contribution can be negative, since the density is that of continuous, dequantized
+    data. It is then stacked to the left of zero, and a black triangle marks the total.
 
     Args:
-        models: for each model the contributions of its stages in bits/dim of the whole image, coarse stage first. A
-            stage that only models of a single stage have (RealNVP's f) is drawn in grey.
-        standard_errors: standard errors of the models' totals in bits/dim, for the models that have one.
-        title: what was evaluated, on which data.
+        models: for each model, the contributions of its stages in bits/dim of the whole image, coarse stage first. A
+            stage that occurs only in models of a single stage (RealNVP's f) is drawn in grey.
+        standard_errors: standard errors of the totals in bits/dim, for any of the models.
+        title: the subject of the evaluation and its data.
 
     Raises:
-        ValueError: no models, a model without stages, a value that is not finite, a negative standard error, or one
-            of a model that is not in `models`.
+        ValueError: there are no models, a model has no stages, a value is not finite, or a standard error is negative
+            or belongs to no model.
     """
     name = "bits_per_stage"
     if not models:
@@ -289,9 +288,7 @@ def bits_per_stage(
     axes.set_xlabel("bits/dim" + ("   (▼ total)" if signed else ""), fontsize=TEXT)
     low, high = min(starts), max(*ends, 0.0)
     span = high - low or 1.0
-    axes.set_xlim(
-        low - 0.02 * span if low < 0 else 0.0, high + 0.16 * span
-    )  # the totals stand in the room on the right
+    axes.set_xlim(low - 0.02 * span if low < 0 else 0.0, high + 0.16 * span)  # leaves room for the totals on the right
     axes.spines["left"].set_visible(False)
     axes.axvline(0.0, color="black", linewidth=0.8)
     axes.grid(axis="x", color="#e4e4e4", linewidth=0.7)
@@ -314,7 +311,7 @@ def _page(*, height: float, title: str) -> Figure:
 
 
 def _axes(figure: Figure, place: tuple[int, int, int]) -> Axes:
-    """The axes of a chart at one of the places of a grid."""
+    """Add the axes of a chart at a place of a grid."""
     axes = figure.add_subplot(*place)
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(labelsize=SMALL)
@@ -325,7 +322,7 @@ def _axes(figure: Figure, place: tuple[int, int, int]) -> Axes:
 def _curve(
     name: str, argument: str, label: str, points: Sequence[tuple[int, float]]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Steps and values of a curve, checked."""
+    """Check a curve and return its steps and values."""
     if not len(points):
         raise ValueError(f"{name}: {argument}[{label!r}] has no points")
     pairs = np.asarray(points, dtype=np.float64)
@@ -341,7 +338,7 @@ def _curve(
 
 
 def _robust_range(curves: Sequence[tuple[NDArray[np.float64], NDArray[np.float64]]]) -> tuple[float, float]:
-    """The vertical range that `training_curves` promises, with a margin."""
+    """The vertical range that ``training_curves`` documents, with a margin."""
     low = min(float(values.min()) for _, values in curves)
     high = -math.inf
     for steps, values in curves:
@@ -354,8 +351,8 @@ def _robust_range(curves: Sequence[tuple[NDArray[np.float64], NDArray[np.float64
 def _label_ends(
     figure: Figure, axes: Axes, curves: Mapping[str, tuple[NDArray[np.float64], NDArray[np.float64]]]
 ) -> None:
-    """Name each curve at the right with its last value, the names spread so that none covers another."""
-    figure.draw_without_rendering()  # the constrained layout settles the height of the axes only now
+    """Write each curve's name and last value at the right, spread so that no label covers another."""
+    figure.draw_without_rendering()  # only now does the constrained layout settle the height of the axes
     gap = 1.3 * pixel_size(SMALL) / axes.bbox.height
     low, high = axes.get_ylim()
     order = sorted(curves, key=lambda label: float(curves[label][1][-1]))
@@ -385,9 +382,9 @@ def _label_ends(
 
 
 def _spread(places: Sequence[float], gap: float) -> list[float]:
-    """Move sorted places apart to at least `gap`, with the least sum of squared moves.
+    """Move sorted places apart to at least ``gap``, with the least sum of squared moves.
 
-    Without `gap * index` the condition is that places do not decrease, and pooling neighbours that do is the optimum.
+    Less ``gap * index``, the places must not decrease: this is isotonic regression, which pooling of neighbours solves.
     """
     pools: list[tuple[float, int]] = []
     for index, place in enumerate(places):
@@ -401,7 +398,7 @@ def _spread(places: Sequence[float], gap: float) -> list[float]:
 
 
 def _number(value: float, error: float | None) -> str:
-    """A value with two decimals, or with as many as show the first digit of its standard error."""
+    """Format a value with two decimals, or with enough to show the first digit of its standard error."""
     decimals = max(2, -math.floor(math.log10(error))) if error else 2
     text = f"{value:.{decimals}f}" if error is None else f"{value:.{decimals}f} ± {error:.{decimals}f}"
     return text.replace("-", "\N{MINUS SIGN}")  # as on the axis
@@ -409,13 +406,13 @@ def _number(value: float, error: float | None) -> str:
 
 def _label_segments(figure: Figure, axes: Axes, segments: Sequence[tuple[Rectangle, float]]) -> None:
     """Print the contribution in each segment that is wide enough for its number."""
-    figure.draw_without_rendering()  # the constrained layout settles the width of the axes only now
+    figure.draw_without_rendering()  # only now does the constrained layout settle the width of the axes
     low, high = axes.get_xlim()
     scale = axes.bbox.width / (high - low)
     for segment, value in segments:
         text = _number(value, None)
         if abs(value) * scale > text_width(text, SMALL) + 8:
-            # Relative luminance, and the value of it where black and white text have the same contrast (WCAG 2).
+            # Relative luminance. At 0.179, black and white text have the same contrast (WCAG 2).
             luminance = np.dot((0.2126, 0.7152, 0.0722), np.power(to_rgb(segment.get_facecolor()), 2.2))
             axes.text(
                 segment.get_x() + segment.get_width() / 2,

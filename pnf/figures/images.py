@@ -16,15 +16,15 @@ from pnf.figures._style import DPI, SMALL, TEXT, TITLE, count, literal, pixel_si
 
 
 class Upscaler(Protocol):
-    """What the upscaling figures need of a flow; `ProgressiveFlow` on images has it."""
+    """The methods of a flow that the upscaling figures call, such as those of ``ProgressiveFlow`` on images."""
 
     @property
     def stage_names(self) -> Sequence[str]:
-        """The names of the stages, coarse first: "f0", "f1x", "f1y", ..."""
+        """The names of the stages, coarse first: ``"f0"``, ``"f1x"``, ``"f1y"``, ..."""
 
     @property
     def stage_shapes(self) -> Sequence[Sequence[int]]:
-        """The shape `(C, H, W)` of the image that each stage makes; the last is the full resolution."""
+        """The shape ``(C, H, W)`` of each stage's image. The last is the full resolution."""
 
     def upsample(
         self,
@@ -35,7 +35,7 @@ class Upscaler(Protocol):
         temperature: float = 1.0,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """Upscale by `steps` stages, or to full resolution."""
+        """Upscale by ``steps`` stages, or to full resolution."""
 
 
 def image_grid(
@@ -48,12 +48,19 @@ def image_grid(
 
     Args:
         images: grey or RGB images in [0, 1]; values outside are clipped.
-        columns: images in a row.
-        title: what the images are; by default "N images, H × W pixels".
+        columns: the number of images in a row.
+        title: a title; by default "N images, H × W pixels".
 
     Raises:
-        TypeError: `images` is not a floating-point tensor.
-        ValueError: wrong rank or number of channels, no images, values that are not finite, or `columns` below 1.
+        TypeError: ``images`` is not a floating-point tensor.
+        ValueError: the rank or the number of channels is wrong, there are no images, a value is not finite, or
+            ``columns`` is below 1.
+
+    Example:
+        >>> import torch
+        >>> from pnf import figures
+        >>> figure = figures.image_grid(torch.rand(6, 1, 8, 8), columns=3)
+        >>> figures.save(figure, "grid.png")  # doctest: +SKIP
     """
     pixels = _pixels("image_grid", "images", images)
     _require_positive("image_grid", "columns", columns)
@@ -74,26 +81,25 @@ def upscaling_pipeline(
     generator: torch.Generator | None = None,
     title: str | None = None,
 ) -> Figure:
-    """Low-resolution images on their way up, one stage a column (the paper's Figures 2, 3 and 4).
+    """Upscaling stage by stage, one row for each image and one column for each stage (the paper's Figures 2, 3 and 4).
 
-    Each row starts with one image of `images` and ends at full resolution. All cells have the size and shape of the
-    full-resolution image: a coarser image fills its cell with larger pixels, and one whose width has been doubled but
-    not its height (8 × 16) fills it with pixels twice as high as wide. So a picture keeps its place and proportions
-    along its row and only its pixels get finer.
+    Each row starts with one of ``images`` and ends at full resolution. All cells have the size and shape of the
+    full-resolution image, so a picture keeps its place and proportions along its row while its pixels get finer. Where
+    only the width has been doubled (8 × 16), pixels are twice as high as wide.
 
     Args:
-        flow: upscales one stage at a time with `flow.upsample(x, 1, ...)`.
+        flow: upscales one stage at a time with ``flow.upsample(x, 1, ...)``.
         images: low-resolution images, sampled by the base (Figures 2 and 3) or downscaled from real ones (Figure 4).
-        temperature: 0 draws nothing and upscales with zero noise, as the paper does; otherwise the scale of the noise.
-        reference: the real images that `images` were downscaled from, for a last column.
-        generator: source of the noise.
-        title: by default "Upscaling stage by stage" or, with `reference`, "Downscaled real images, upscaled stage by
+        temperature: the scale of the noise; 0 upscales with zero noise, as the paper does.
+        reference: the real images from which ``images`` were downscaled, for a last column.
+        generator: the source of the noise.
+        title: by default "Upscaling stage by stage" or, with ``reference``, "Downscaled real images, upscaled stage by
             stage", and the temperature.
 
     Raises:
-        TypeError: an argument that should be a floating-point tensor is not one.
-        ValueError: images of a wrong rank or size, no images, values that are not finite (also in what the flow
-            returns), or a temperature that is negative or not finite.
+        TypeError: images are no floating-point tensor.
+        ValueError: images have a wrong rank or size, there are none, a value (also of the flow's results) is not
+            finite, or the temperature is negative or not finite.
     """
     name = "upscaling_pipeline"
     _require_temperature(name, temperature)
@@ -132,24 +138,24 @@ def upscaling_draws(
     generator: torch.Generator | None = None,
     title: str | None = None,
 ) -> Figure:
-    """Many full-resolution images that downscale to one low-resolution image, one row for each image of `low`.
+    """Several upscalings of each low-resolution image, one row for each image of ``low``.
 
-    Columns: the low-resolution image, then `draws` independent upscalings at each temperature (one at temperature 0,
-    where all are equal), then the real image if `reference` is given. Cells are filled as in `upscaling_pipeline`.
+    The columns are the low-resolution image, ``draws`` independent upscalings at each temperature (one at temperature
+    0, where all are equal), and the real image if ``reference`` is given. Cells are as in ``upscaling_pipeline``.
 
     Args:
-        flow: upscales with `flow.upsample(low, None, ...)`.
+        flow: upscales with ``flow.upsample(low, None, ...)``.
         low: low-resolution images, of the base or of any stage below full resolution.
         temperatures: scales of the noise.
-        draws: upscalings at each temperature above 0.
-        reference: the real images that `low` was downscaled from.
-        generator: source of the noise.
+        draws: the number of upscalings at each temperature above 0.
+        reference: the real images from which ``low`` was downscaled.
+        generator: the source of the noise.
         title: by default "Upscalings of each low-resolution image at temperature T".
 
     Raises:
-        TypeError: an argument that should be a floating-point tensor is not one.
-        ValueError: images of a wrong rank or size, no images, values that are not finite (also in what the flow
-            returns), no temperatures or one that is negative or not finite, or `draws` below 1.
+        TypeError: images are no floating-point tensor.
+        ValueError: images have a wrong rank or size, there are none, a value (also of the flow's results) is not
+            finite, there are no temperatures, one is negative or not finite, or ``draws`` is below 1.
     """
     name = "upscaling_draws"
     columns = [_pixels(name, "low", low)]
@@ -187,19 +193,20 @@ def projection(
 ) -> Figure:
     """Images x, their low-resolution codes E(x), their projections D(E(x)) and the error, one image a column.
 
-    The paper's "lower dimensional manifold with the true projection" (Section 2). The error of a pixel is the absolute
-    difference of the two intensities as drawn, the mean over channels; the number below a column is its mean over the
-    image.
+    This is the paper's "lower dimensional manifold with the true projection" (section 2). The error of a pixel is the
+    absolute difference of the two drawn intensities, averaged over channels. The number below a column is the mean over
+    the image.
 
     Args:
         images: x.
-        encoded: `flow.encode(x)`.
-        projected: `flow.decode(flow.encode(x))`, which is `flow.project(x)`.
+        encoded: ``flow.encode(x)``.
+        projected: ``flow.decode(flow.encode(x))``, which is ``flow.project(x)``.
         title: by default "Projection onto the manifold of zero-noise images".
 
     Raises:
         TypeError: an argument is not a floating-point tensor.
-        ValueError: wrong rank or number of channels, no images, sizes that do not agree, values that are not finite.
+        ValueError: the rank, the size or the number of channels is wrong, there are no images, or a value is not
+            finite.
     """
     name = "projection"
     x = _pixels(name, "images", images)
@@ -237,18 +244,18 @@ def comparison(
     *,
     title: str,
 ) -> Figure:
-    """The same images, one a row, made in several ways, one a column.
+    """Several versions of the same images: a row for each image, a column for each version.
 
-    Cells have the size and shape of the largest images, and smaller ones fill theirs with larger pixels.
+    Cells have the size and shape of the largest images. Smaller images fill theirs with larger pixels.
 
     Args:
-        columns: images for each title of a column.
-        title: what is compared.
+        columns: for each column's title, its images.
+        title: the subject of the comparison.
 
     Raises:
         TypeError: a column is not a floating-point tensor.
-        ValueError: no columns, columns of different length, wrong rank or number of channels, no images, values that
-            are not finite.
+        ValueError: there are no columns or no images, the columns differ in length, the rank or the number of channels
+            is wrong, or a value is not finite.
     """
     name = "comparison"
     if not columns:
@@ -271,7 +278,7 @@ def _pixels(
     argument: str,
     images: Tensor,  # [N, C, H, W]
 ) -> NDArray[np.float32]:  # [N, H, W] or [N, H, W, 3]
-    """Check images and turn them into what matplotlib draws."""
+    """Check images and convert them to arrays for matplotlib."""
     if not isinstance(images, Tensor):
         raise TypeError(f"{name}: {argument} must be a torch.Tensor, got {type(images).__name__}")
     if not images.is_floating_point():
@@ -300,7 +307,7 @@ def _require_temperature(name: str, temperature: float) -> None:
 
 
 def _sized(name: str, argument: str, images: Tensor, wanted: tuple[int, ...]) -> NDArray[np.float32]:
-    """The pixels of images that must have a certain shape."""
+    """Check the shape of images and return their pixels."""
     pixels = _pixels(name, argument, images)
     if tuple(images.shape) != wanted:
         raise ValueError(f"{name}: {argument} must be {list(wanted)}, got {list(images.shape)}")
@@ -308,7 +315,7 @@ def _sized(name: str, argument: str, images: Tensor, wanted: tuple[int, ...]) ->
 
 
 def _stages(name: str, flow: Upscaler, argument: str, images: Tensor) -> tuple[list[tuple[int, ...]], int]:
-    """The shapes of a flow's stages, and the index of the one that has the images' resolution."""
+    """The shapes of a flow's stages, and the index of the stage at the images' resolution."""
     shapes = [tuple(shape) for shape in flow.stage_shapes]
     if len(shapes[-1]) != 3:
         raise ValueError(f"{name}: the flow must model images [C, H, W], got a flow of shape {list(shapes[-1])}")
@@ -343,7 +350,7 @@ def _temperature(temperature: float) -> str:
 
 
 def _cell(size: Iterable[int], *, target: int) -> tuple[int, int]:
-    """Height and width of a cell in pixels of the figure: the whole multiple of the image nearest to `target`."""
+    """Height and width of a cell in pixels of the figure: the multiple of the image's size nearest to ``target``."""
     height, width = size
     scale = max(1, round(target / max(height, width)))
     return scale * height, scale * width
@@ -360,19 +367,19 @@ def _panel(
     notes_title: str = "",
     right: int = 0,
 ) -> tuple[Figure, list[list[AxesImage]]]:
-    """Draw rows of pictures in cells of one size, whatever the number of pixels of each.
+    """Draw rows of pictures of any sizes in cells of one size.
 
-    One pair of axes covers the figure and is measured in the figure's pixels, from the top left: every edge of a cell
-    is an edge of pixels, so that nearest interpolation at `DPI` repeats each pixel of an image equally often.
+    One pair of axes covers the figure and counts its pixels from the top left. Every edge of a cell is an edge of
+    pixels, so nearest interpolation at ``DPI`` repeats each pixel of an image equally often.
 
     Args:
-        rows: pictures `[H, W]` or `[H, W, 3]`; a row may be shorter than the first.
+        rows: pictures ``[H, W]`` or ``[H, W, 3]``; a row may be shorter than the first.
         cell: height and width of a cell.
-        title: above everything.
-        column_titles: texts with the number of columns that each stands over; such groups are set apart a little.
-        row_titles: left of the rows.
-        column_notes: below the columns.
-        notes_title: left of `column_notes`.
+        title: the title above everything.
+        column_titles: texts, each with its number of columns. Small gaps separate these groups.
+        row_titles: texts left of the rows.
+        column_notes: texts below the columns.
+        notes_title: the text left of ``column_notes``.
         right: pixels to leave free on the right.
     """
     height, width = cell
@@ -389,7 +396,7 @@ def _panel(
     x = left
     for text, span in column_titles or [("", spans[0])]:
         panel = span * width + (span - 1) * gap
-        # A title wider than its columns pushes its neighbours away and never runs into their titles.
+        # A title wider than its columns pushes its neighbours away, so that titles never overlap.
         group = max(panel, text_width(text, TEXT) + 4 if text else 0)
         offset = x + (group - panel) // 2
         starts += [offset + index * (width + gap) for index in range(span)]
@@ -406,7 +413,7 @@ def _panel(
     axes.set_axis_off()
     axes.text(margin, margin, literal(title), fontsize=TITLE, va="top", ha="left")
     for (text, _), centre in zip(column_titles or (), centres, strict=False):
-        # Line by line, since matplotlib aligns a text of several lines by its ink: "f1y" would stand above "f1x".
+        # Line by line: matplotlib aligns a text of several lines by its ink, so "f1y" would stand above "f1x".
         for index, words in enumerate(reversed(literal(text).split("\n"))):
             axes.text(centre, top - 9 - line * index, words, fontsize=TEXT, va="baseline", ha="center")
     drawn = []

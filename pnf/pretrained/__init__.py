@@ -1,4 +1,4 @@
-"""Models that come with pnf: folders of runs, each with a card of what it is, ``README.md``.
+"""Models that come with pnf: folders of runs, each with a model card, ``README.md``.
 
 ``ProgressiveFlow.from_pretrained(pretrained.folder("fashion-mnist") / "model")`` loads one.
 """
