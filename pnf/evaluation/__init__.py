@@ -1,4 +1,4 @@
-"""What trained flows are worth: likelihood, diagnostics, anomaly detection, upscaling, pictures."""
+"""Evaluation of trained flows: likelihood, diagnostics, anomaly detection, upscaling, pictures."""
 
 from pnf.evaluation.diagnostics import Diagnostic as Diagnostic
 from pnf.evaluation.diagnostics import diagnose as diagnose

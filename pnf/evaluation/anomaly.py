@@ -1,4 +1,4 @@
-"""Which images are foreign to a flow, by the likelihoods of its stages."""
+"""Detection of images that are foreign to a flow, by the likelihoods of its stages."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -22,20 +22,20 @@ from pnf.training.config import RunConfig, RunError
 ANOMALY = "anomaly.json"
 
 ALL = "all"
-"""What the score of all stages together is called."""
+"""The name of the score of all stages together."""
 
 MEASURES = {
     "image": "log p at this scale",
     "stage": "log p of the stage",
     "typicality": "typicality",
 }
-"""The measures of :func:`scores`, as tables call them."""
+"""The measures of :func:`scores`, with their names in tables."""
 
 _TYPICAL = 1000
 
 
 def typical_images(config: RunConfig, images: Images) -> Images:
-    """Training images that a run has not been trained on; the first thousand where it held out none."""
+    """The images that a run held out of its training images, or the first thousand if it held out none."""
     if not config.validation:
         return Images(images.pixels[:_TYPICAL], images.name, images.split)
     return Images(hold_out(images.pixels, config.validation, config.seed)[1], images.name, images.split)
@@ -46,23 +46,23 @@ def scores(
     typical: Tensor,  # [M, stages], float64
     names: list[str],
 ) -> dict[str, dict[str, Tensor]]:
-    """How little each image stands out, by three measures, of each stage: ``[N]``, higher is more familiar.
+    """Score the familiarity of each image by three measures at each stage: ``[N]``, higher is more familiar.
 
     - ``image``: the log-likelihood of the image at the stage's resolution, ``log p(x_[k])``, the sum up to the stage.
-    - ``stage``: that of what the stage adds, ``log p(Δ | S) - n log 2``.
-    - ``typicality``: minus the distance of the stage's log-likelihood from its mean over typical images; ``all`` takes
-      the Mahalanobis distance over the stages, with the covariance over typical images. It has no preference for
-      images that are too likely, and so does not share the known failure of likelihoods (Nalisnick et al., "Do deep
-      generative models know what they don't know?", 2019): simple images are likely under a flow of complex ones.
+    - ``stage``: the log-likelihood of the stage's details, ``log p(Δ | S) - n log 2``.
+    - ``typicality``: minus the distance of the stage's log-likelihood from its mean over typical images. ``all`` takes
+      the Mahalanobis distance over the stages, with the covariance over typical images. Likelihoods have a known
+      failure (Nalisnick et al., "Do deep generative models know what they don't know?", 2019): simple images are
+      likely under a flow of complex ones. Typicality avoids it, since it does not prefer images that are too likely.
 
     Args:
         log_probs: the share of every stage in the log-likelihood of the images to judge, in nats.
-        typical: the same of familiar images, which are not among those to judge.
-        names: of the stages.
+        typical: the same for familiar images other than those to judge.
+        names: the names of the stages.
     """
     centred = log_probs - typical.mean(0)
     covariance = torch.cov(typical.T).reshape(len(names), len(names))
-    # Solved by eigenvalues, so that stages that go together in every image leave it finite.
+    # The pseudo-inverse stays finite where stages are perfectly correlated.
     distances = (centred @ torch.linalg.pinv(covariance, hermitian=True) * centred).sum(1)
     return {
         "image": dict(zip(names, log_probs.cumsum(1).unbind(1), strict=True)),
@@ -72,8 +72,8 @@ def scores(
 
 
 def auroc(own: Tensor, foreign: Tensor) -> float:
-    """The probability that an image of one's own scores higher than a foreign one: ``[N]`` and ``[M]`` scores."""
-    # As ranks, since torchmetrics takes what leaves [0, 1] for logits, and squashes it until it is equal.
+    """The probability that an own image scores higher than a foreign one, from ``[N]`` and ``[M]`` scores."""
+    # As ranks: torchmetrics takes values outside [0, 1] for logits, and its sigmoid makes large ones equal.
     ranks = torch.unique(torch.cat((own, foreign)), return_inverse=True)[1].double()
     target = torch.cat((torch.ones(len(own), dtype=torch.long), torch.zeros(len(foreign), dtype=torch.long)))
     return float(binary_auroc(ranks / max(1.0, float(ranks.max())), target))
@@ -90,20 +90,20 @@ def anomaly(
     device: torch.device,
     progress: Callable[[str], Progress],
 ) -> Written:
-    """How well the flow of a run tells its own images from others: ``anomaly.json`` and ``anomaly.png``.
+    """Measure how well a run's flow distinguishes its own images from others: ``anomaly.json`` and ``anomaly.png``.
 
     Args:
-        run: folder of the run.
-        foreign: data sets to tell from the run's own.
-        out: folder of what is written.
-        data: another data set than the run's own.
-        limit: images of each set.
-        seed: of the dequantization noise.
-        device: where the flow runs.
-        progress: makes a progress bar of a description.
+        run: the folder of the run.
+        foreign: the other data sets.
+        out: the folder for the results.
+        data: a data set in place of the run's own.
+        limit: the largest number of images of each set.
+        seed: the seed of the dequantization noise.
+        device: the device of the flow.
+        progress: makes a progress bar with a description.
 
     Raises:
-        RunError: no such run, or two sets of one name.
+        RunError: the run does not exist, or two sets have the same name.
     """
     targets = [out / ANOMALY, out / "anomaly.png"]
     check_targets(targets)

@@ -17,7 +17,7 @@ _SPLITS = ("train", "validation")
 
 
 def draw_curves(folders: Sequence[Path], target: Path) -> None:
-    """Draw the training curves of runs into a picture; held-out images beside the training images.
+    """Draw the training curves of runs into a picture, for training images and held-out ones.
 
     Raises:
         RunError: a run has no logs yet, or the picture cannot be written.
@@ -39,9 +39,9 @@ def _bits(curve: dict[int, float]) -> list[tuple[int, float]]:
 
 
 def _read_logs(folder: Path) -> dict[str, dict[int, float]]:
-    """Nats/dim by step, over the stages."""
+    """Nats/dim by step, averaged over the stages."""
     with torch.device("meta"):
-        # How the stages share the dimensions does not depend on the channels.
+        # The stages' shares of the dimensions do not depend on the number of channels.
         flow = build_flow(RunConfig.load(folder), 1)
     dims = dict(zip(stage_names(flow), stage_dims(flow), strict=True))
     logged = read_logs(folder)
@@ -50,7 +50,7 @@ def _read_logs(folder: Path) -> dict[str, dict[int, float]]:
 
 
 def _mean(stages: dict[str, dict[int, float]], dims: dict[str, int]) -> dict[int, float]:
-    """The mean over dimensions at the steps where every stage that has been trained has a value."""
+    """The mean over dimensions, at the steps where every trained stage has a value."""
     trained = {name: values for name, values in stages.items() if values}
     steps = set.intersection(*(set(values) for values in trained.values())) if trained else set()
     total = sum(dims[name] for name in trained)

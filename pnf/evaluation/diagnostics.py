@@ -1,4 +1,4 @@
-"""Checks of a trained flow: that its weights keep the promises of its mathematics in the arithmetic at hand."""
+"""Checks of a trained flow: whether its mathematics still holds with these weights in floating point."""
 
 import copy
 import math
@@ -14,10 +14,10 @@ from pnf.training.build import Flow, stage_inputs, stage_modules, stage_names
 from pnf.training.trainer import exact_arithmetic
 
 HALF_LEVEL = 1 / 512
-"""Half the distance of two 8-bit levels: what stays below it does not change a stored image."""
+"""Half the distance of two 8-bit levels. A smaller change does not change a stored image."""
 
 LARGEST_JACOBIAN = 1024
-"""Dimensions of the image up to which the Jacobian of a stage is written out."""
+"""The largest number of dimensions for which the Jacobian of a stage is computed."""
 
 
 @dataclass(frozen=True)
@@ -25,9 +25,9 @@ class Diagnostic:
     """One check of a flow.
 
     Attributes:
-        name: what was looked at, and in what unit.
+        name: the quantity and its unit.
         measured: the error, or the number of failures.
-        bound: the most that it may be; ``None`` where the check was left out.
+        bound: the largest allowed value; ``None`` if the check was left out.
     """
 
     name: str
@@ -36,7 +36,7 @@ class Diagnostic:
 
     @property
     def passed(self) -> bool:
-        """Whether the check held, or was left out; NaN does not hold."""
+        """Whether the check held or was left out. NaN does not hold."""
         return self.bound is None or self.measured <= self.bound
 
 
@@ -47,19 +47,19 @@ def diagnose(
     seed: int = 0,
     track: Callable[[Iterable[Any]], Iterable[Any]] = iter,
 ) -> list[Diagnostic]:
-    """Check a flow on images of the kind that it was trained on.
+    """Check a flow on images like its training images.
 
-    - Finite: likelihoods and gradients at the images and at black, white and checkered ones, samples, projections.
+    - Finite: likelihoods and gradients at these images and at black, white and checkered ones, samples, projections.
     - Invertible: images survive ``x -> z -> x`` at 8 bits in float32, and to 1e-6 in float64.
-    - Log-determinant: that of each stage against the Jacobian of one image, which autograd writes out, in float64, to
-      1e-6 for each dimension; and the inverse's against the forward's.
-    - Projection: projecting again moves nothing at 8 bits, and an upscaled code downscales to the code.
+    - Log-determinant: each stage's equals that of its Jacobian at one image, by autograd in float64, to 1e-6 for each
+      dimension. The inverse's is minus the forward's.
+    - Projection: a second projection changes nothing at 8 bits, and an upscaled code downscales to the code.
     - Valid: samples of bounded details lie in [0, 1].
 
     Args:
-        flow: in evaluation mode; it is left as it is.
+        flow: a flow in evaluation mode, which does not change.
         x: images in [0, 1], on the device of the flow.
-        seed: of the noise of samples.
+        seed: the seed of the samples.
         track: wraps the iterable over the stages, for a progress bar.
     """
     exact_arithmetic()
@@ -110,7 +110,7 @@ def _log_det(wide: Flow, x: Tensor, track: Callable[[Iterable[Any]], Iterable[An
             continue
         image = image.clone().requires_grad_()
         *parts, log_det = stage(image)
-        # A base stage hands its image on beside the noise.
+        # The base stage also returns its image.
         result = torch.cat([part.flatten() for part in parts if part is not image])
         rows = [torch.autograd.grad(entry, image, retain_graph=True)[0].flatten() for entry in result]
         measured = _largest(torch.stack(rows).slogdet().logabsdet - log_det) / dims

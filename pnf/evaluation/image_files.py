@@ -1,4 +1,4 @@
-"""Single images, read from and written to files, and the names of the files to write."""
+"""Reading and writing of single images, and checks of the names of files to write."""
 
 import io
 import os
@@ -18,17 +18,17 @@ from pnf.training.config import RunError
 def read_image(
     path: Path, shape: Sequence[int], *, exact: bool, sizes: Sequence[Sequence[int]] = ()
 ) -> Tensor:  # [1, C, H, W]
-    """An image file as a batch of one, in [0, 1], with the channels of a flow.
+    """Read an image file as a batch of one, in [0, 1], with the channels of a flow.
 
     Args:
-        path: of the file.
-        shape: ``(C, H, W)`` of the flow. Larger images are cut to their central square and resized.
-        exact: an image smaller than the flow's must have one of ``sizes``; otherwise it is resized too.
-        sizes: ``(h, w)`` that the flow can start from.
+        path: the file.
+        shape: ``(C, H, W)`` of the flow. Larger images are cropped to their central square and resized.
+        exact: whether an image smaller than the flow's must have one of ``sizes``; otherwise it is resized.
+        sizes: the sizes ``(h, w)`` from which the flow can start.
 
     Raises:
-        RunError: there is no such file, or its size is none that the flow can start from.
-        DataError: it is no image that can be read.
+        RunError: the file does not exist, or the flow cannot start from its size.
+        DataError: the file is no readable image.
     """
     channels, height, width = shape
     try:
@@ -50,11 +50,11 @@ def read_image(
 
 
 def check_targets(targets: Sequence[Path], inputs: Sequence[Path] = ()) -> None:
-    """Make sure, before anything is computed, that files can be written under their names.
+    """Raise unless files can be written under their names. Commands call this before they compute anything.
 
     Args:
-        targets: the files that a command is going to write.
-        inputs: the files that it is going to read.
+        targets: the files that a command will write.
+        inputs: the files that it will read.
 
     Raises:
         RunError: two of the targets are one file, a target is an input, or no file can have its name.
@@ -76,7 +76,7 @@ def check_targets(targets: Sequence[Path], inputs: Sequence[Path] = ()) -> None:
 
 
 def png(target: Path, inputs: Sequence[Path] = ()) -> Path:
-    """The picture that is going to be written; errors as of :func:`check_targets`."""
+    """Check the name of a picture that will be written, with the errors of :func:`check_targets`, and return it."""
     if target.suffix.lower() != ".png":
         raise RunError(f"--out must end in .png, got {target}")
     check_targets([target], inputs)
@@ -93,5 +93,5 @@ def write_image(image: Tensor, path: Path) -> None:
 
 
 def _centres(pixels: Tensor) -> Tensor:
-    """The middle of the interval that each 8-bit level stands for: ``(pixel + 1/2) / 256``."""
+    """The middle of the interval of each 8-bit level: ``(pixel + 1/2) / 256``."""
     return (pixels.float() + 0.5) / 256

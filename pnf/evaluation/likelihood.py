@@ -1,4 +1,4 @@
-"""Held-out likelihoods of trained flows, in all and by stage."""
+"""Held-out likelihoods of trained flows, total and by stage."""
 
 import math
 import time
@@ -24,15 +24,15 @@ class Evaluation:
     """The likelihood of held-out images.
 
     Attributes:
-        nats: mean log-likelihood of an image.
-        nats_error: standard error of that mean, over images.
+        nats: the mean log-likelihood of an image.
+        nats_error: the standard error of that mean, over images.
         bits_per_dim: ``8 - nats / (D log 2)``.
         bits_per_dim_error: its standard error.
-        stage_bits_per_dim: share of each stage in the bits/dim of the image, ``(8 n_k - nats_k / log 2) / D``.
-        stage_nats: share of each stage in the nats.
-        parameters: of the flow.
-        images: how many were evaluated.
-        images_per_second: speed of the evaluation.
+        stage_bits_per_dim: each stage's share in the bits/dim of the image, ``(8 n_k - nats_k / log 2) / D``.
+        stage_nats: each stage's share in the nats.
+        parameters: the number of parameters of the flow.
+        images: the number of images.
+        images_per_second: the speed of the evaluation.
     """
 
     nats: float
@@ -54,17 +54,17 @@ def evaluate(
     batch_size: int = 250,
     track: Callable[[Iterable[Any]], Iterable[Any]] = iter,
 ) -> Evaluation:
-    """Evaluate a flow on every image of a split, dequantized once by the seed; the processes of torchrun share them.
+    """Evaluate a flow on images. The processes of torchrun share them.
 
     Args:
-        flow: in evaluation mode.
+        flow: a flow in evaluation mode.
         images: ``[N, *flow.shape]``.
-        seed: of the dequantization noise, which is the same for every flow.
-        batch_size: images at a time; it has no effect on the result but rounding.
+        seed: the seed of the dequantization noise, which is the same for every flow.
+        batch_size: the number of images at a time. It changes the result by rounding only.
         track: wraps the iterable over the batches, for a progress bar.
 
     Raises:
-        RunError: the images are not of the flow's shape, or there are fewer than two.
+        RunError: the images have another shape than the flow's, or there are fewer than two.
     """
     started = time.perf_counter()
     by_stage = stage_log_probs(flow, images, seed=seed, batch_size=batch_size, track=track)
@@ -80,7 +80,7 @@ def stage_log_probs(
     batch_size: int = 250,
     track: Callable[[Iterable[Any]], Iterable[Any]] = iter,
 ) -> Tensor:  # [N, stages], float64
-    """The share of every stage in the log-likelihood of every image, in nats; all else as in :func:`evaluate`."""
+    """Each stage's share in the log-likelihood of each image, in nats. Arguments and errors as in :func:`evaluate`."""
     check_images(flow, images)
     if len(images) < 2:
         raise RunError(f"a standard error needs at least 2 images, got {len(images)}")
@@ -88,7 +88,7 @@ def stage_log_probs(
     exact_arithmetic()
     generator, count = seeded(seed, TEST_NOISE), 0
     own: dict[int, Tensor] = {}
-    # The noise is drawn for as many images at a time whatever the batch, so that the result does not depend on it.
+    # Noise is drawn in chunks of a fixed size, so that the result does not depend on the batch size.
     for pixels in track(images.pixels.split(_CHUNK)):
         for part in dequantize(pixels, generator).split(batch_size):
             if count % processes.size() == processes.rank():
@@ -100,11 +100,7 @@ def stage_log_probs(
 
 
 def check_images(flow: Flow, images: Images) -> None:
-    """Raise unless the images are of the flow's shape.
-
-    Raises:
-        RunError: they are not.
-    """
+    """Raise RunError unless the images have the flow's shape."""
     if images.shape != flow.shape:
         raise RunError(f"the model is of images {list(flow.shape)}, got {images.name} with {list(images.shape)}")
 
@@ -114,7 +110,7 @@ def summarise(
     by_stage: Tensor,  # [N, stages]
     seconds: float,
 ) -> Evaluation:
-    """The evaluation that the log-likelihoods of :func:`stage_log_probs` make, and the seconds that they took."""
+    """Summarise the log-likelihoods of :func:`stage_log_probs`, which took so many ``seconds``."""
     total, unit = by_stage.sum(1), flow.dims * math.log(2)
     nats, error = total.mean().item(), (total.std() / math.sqrt(len(total))).item()
     stage_nats = dict(zip(stage_names(flow), by_stage.mean(0).tolist(), strict=True))

@@ -1,4 +1,4 @@
-"""Pictures of what a trained flow makes: samples, upscaled images, projections."""
+"""Pictures of the images that a trained flow makes: samples, upscaled images, projections."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -24,28 +24,28 @@ from pnf.training.memory_check import GIB
 BATCH = 256
 
 LARGE = 2**20
-"""Entries of images, of which fewer fit into any machine's memory, so that no time is spent on finding out."""
+"""Entries of a batch of images. Fewer always fit into memory, so the estimate of the peak is skipped."""
 
 
 @torch.no_grad()
 def samples(
     run: Path, target: Path, *, n: int = 64, temperature: float = 1.0, seed: int = 0, device: torch.device
 ) -> list[Path]:
-    """A grid of images drawn from the flow of a run; the processes of torchrun share them.
+    """Draw a grid of samples from the flow of a run. The processes of torchrun share them.
 
     Args:
-        run: folder of the run, or of a model that comes with pnf.
+        run: the folder of the run, or of a model that comes with pnf.
         target: the picture.
-        n: how many.
-        temperature: scale of the noise.
-        seed: of the noise.
-        device: where the flow runs.
+        n: the number of samples.
+        temperature: the scale of the noise.
+        seed: the seed of the noise.
+        device: the device of the flow.
 
     Returns:
         The files written; none on processes other than the first.
 
     Raises:
-        RunError: no such run, a picture that cannot be written, or too many images for the memory.
+        RunError: the run does not exist, the picture cannot be written, or the images do not fit into memory.
     """
     config, flow = load_only(run, device)
     target = png(target)
@@ -60,7 +60,7 @@ def samples(
             except ValueError as error:
                 raise RunError(f"the images are too large for the memory that is free: {error}") from None
         else:
-            torch.randn(count, flow.dims, generator=generator)  # so that the noise does not depend on the processes
+            torch.randn(count, flow.dims, generator=generator)  # the noise must not depend on the processes
     x = torch.cat(processes.gather_parts(own))
     if processes.rank():
         return []
@@ -84,28 +84,28 @@ def upscaled(
     device: torch.device,
     progress: Callable[[str], Progress],
 ) -> list[Path]:
-    """Images on their way up, each stage a column, or draws at several temperatures.
+    """Upscale low-resolution images: one column for each stage, or draws at several temperatures.
 
     Args:
-        run: folder of the run, or of a model that comes with pnf.
-        folder: of the pictures.
-        files: images to start from, each with a picture and a PNG of every draw. Without them, held-out images of the
-            run's data set go down and up again.
-        sampled: start from images that the base flow draws instead.
-        n: rows, where no files are given.
-        temperatures: scales of the noise. One, and one draw, shows every stage.
-        draws: at each temperature.
-        data: another data set than the run's own.
-        seed: of all that is drawn.
-        device: where the flow runs.
-        progress: makes a progress bar of a description.
+        run: the folder of the run, or of a model that comes with pnf.
+        folder: the folder for the pictures.
+        files: images to start from. Each gets a picture, and a PNG of every draw. Without files, held-out images of the
+            run's data set are downscaled and upscaled again.
+        sampled: whether to start from samples of the base flow instead.
+        n: the number of rows without files.
+        temperatures: scales of the noise. One temperature with one draw shows every stage.
+        draws: the number of draws at each temperature.
+        data: a data set in place of the run's own.
+        seed: the seed of everything random.
+        device: the device of the flow.
+        progress: makes a progress bar with a description.
 
     Returns:
         The files written.
 
     Raises:
-        RunError: no such run, images that the flow cannot start from, or files that cannot be written.
-        DataError: a file that is no image.
+        RunError: the run does not exist, the flow cannot start from an image, or a file cannot be written.
+        DataError: a file is no readable image.
     """
     stems = [file.stem for file in files]
     if len(set(stems)) < len(stems):
@@ -124,7 +124,7 @@ def upscaled(
         check_targets(written, files)
         images = [_low_resolution(flow, file, device) for file in files]
         for (low, real), (*single, together) in zip(images, targets, strict=True):
-            # The same seed and order, so that the files hold what the picture shows.
+            # With the same seed and order, the files hold the same images as the picture.
             generator.manual_seed(seed)
             for (_, scale), target in zip(drawn, single, strict=True):
                 noise = None if scale else 0
@@ -147,8 +147,8 @@ class Projection(NamedTuple):
 
     Attributes:
         file: the picture.
-        error: root mean square error of the projection.
-        again: the largest change of a pixel when it is projected again.
+        error: the root mean square error of the projection.
+        again: the largest change of a pixel under a second projection.
     """
 
     file: Path
@@ -168,7 +168,7 @@ def projected(
     device: torch.device,
     progress: Callable[[str], Progress],
 ) -> Projection:
-    """Images, their low-resolution codes, and their projections; arguments and errors as of :func:`upscaled`."""
+    """Draw images, their low-resolution codes and their projections. Arguments and errors as in :func:`upscaled`."""
     config, flow = load_progressive(run, device)
     target = png(target, files)
     if files:
@@ -184,7 +184,7 @@ def projected(
 
 
 def _check_memory(flow: ProgressiveFlow, n: int, device: torch.device) -> None:
-    """Raise if so many images cannot be upscaled at once."""
+    """Raise if the memory is too small to upscale n images at once."""
     if n * flow.dims <= LARGE:
         return
     needed = peak_memory(lambda: flow.inverse(torch.empty(n, flow.dims)))
@@ -212,7 +212,7 @@ def _held_out(
 
 
 def _low_resolution(flow: ProgressiveFlow, file: Path, device: torch.device) -> tuple[Tensor, Tensor | None]:
-    """The image to start from, and the real one if the file has the full resolution or more."""
+    """The image to start from, and the real one if the file has at least full resolution."""
     x = read_image(file, flow.shape, exact=True, sizes=[shape[1:] for shape in flow.stage_shapes]).to(device)
     if tuple(x.shape[1:]) != flow.shape:
         return x, None
@@ -239,6 +239,6 @@ def _picture(
 
 
 def _draws(temperatures: Sequence[float], draws: int) -> list[tuple[str, float]]:
-    """The name of each draw, which tells any two temperatures apart, and its temperature."""
+    """The name of each draw, different for any two temperatures, and its temperature."""
     named = [(f"{t:g}" if float(f"{t:g}") == t else repr(t), t) for t in temperatures]
     return [(f"t{name}-{draw + 1}", t) for name, t in named for draw in range(draws if t else 1)]

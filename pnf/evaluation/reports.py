@@ -1,4 +1,4 @@
-"""What an evaluation leaves in a folder: a JSON document and pictures."""
+"""The files that an evaluation writes into a folder: a JSON document and pictures."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +13,7 @@ from pnf.training.build import Flow
 
 
 class Written(NamedTuple):
-    """The files of a report, and what is in its document."""
+    """The files of a report, and its document."""
 
     files: Sequence[Path]
     document: dict[str, Any]
@@ -28,6 +28,6 @@ def write_report(targets: Sequence[Path], document: dict[str, Any], *pictures: F
 
 
 def resolution(flow: Flow, stage: int) -> str:
-    """Height and width of the images of a stage, such as "16x32"."""
+    """Height and width of the images of a stage, such as ``"16x32"``."""
     shape = flow.stage_shapes[stage] if isinstance(flow, ProgressiveFlow) else flow.shape
     return f"{shape[-2]}x{shape[-1]}"

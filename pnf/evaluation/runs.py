@@ -1,4 +1,4 @@
-"""Finished runs: found, loaded, and with the images that they belong to."""
+"""Finding and loading of finished runs and of their images."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,10 +18,10 @@ from pnf.training.trainer import MODEL, exact_arithmetic
 
 
 def find_runs(folder: Path) -> list[Path]:
-    """The run in a folder, or those in the folders in it.
+    """Find the run in a folder, or the runs in its subfolders.
 
     Raises:
-        RunError: there is none.
+        RunError: there is no run.
     """
     if (folder / CONFIG_NAME).is_file():
         return [folder]
@@ -32,7 +32,7 @@ def find_runs(folder: Path) -> list[Path]:
 
 
 def run_names(folders: Sequence[Path]) -> list[str]:
-    """The shortest end of each folder's path that tells it from the others."""
+    """The shortest end of each folder's path that no other folder shares."""
     return [_name(folder, folders) for folder in folders]
 
 
@@ -46,7 +46,7 @@ def _name(folder: Path, folders: Sequence[Path]) -> str:
 
 
 def load_run(folder: Path) -> tuple[RunConfig, Flow]:
-    """The settings and the trained flow of a run, on the CPU, in evaluation mode.
+    """Load the settings and the trained flow of a run, on the CPU, in evaluation mode.
 
     Raises:
         RunError: there is no run, its training is not finished, or its files are damaged.
@@ -59,7 +59,7 @@ def load_run(folder: Path) -> tuple[RunConfig, Flow]:
 
 
 def load_flow(folder: Path) -> Flow:
-    """The flow that ``save_pretrained`` wrote into a folder, on the CPU, in evaluation mode.
+    """Load the flow that ``save_pretrained`` wrote into a folder, on the CPU, in evaluation mode.
 
     Raises:
         RunError: its files are damaged.
@@ -75,16 +75,16 @@ def load_flow(folder: Path) -> Flow:
 
 
 def load_only(folder: Path, device: torch.device) -> tuple[RunConfig, Flow]:
-    """The settings and the flow of the one finished run in a folder, on the device.
+    """Load the settings and the flow of the only finished run in a folder, on the device.
 
     Raises:
-        RunError: there is none, or more than one.
+        RunError: there is no run, or more than one.
     """
     return _load_only(folder, find_runs(folder), device)
 
 
 def load_progressive(folder: Path, device: torch.device) -> tuple[RunConfig, ProgressiveFlow]:
-    """:func:`load_only` of the runs that train a ProgressiveFlow."""
+    """Load a run by :func:`load_only`, and raise unless its flow is a ProgressiveFlow."""
     runs = [run for run in find_runs(folder) if RunConfig.load(run).model == "progressive"]
     if not runs:
         raise RunError(f"{folder} holds no ProgressiveFlow, and only that can grow images")
@@ -110,18 +110,18 @@ def load_images(
     limit: int | None = None,
     progress: Callable[[str], Progress] | None = None,
 ) -> Images:
-    """A split of the run's data set, or of another, at the run's size.
+    """Load a split of the run's data set, or of another, at the run's size.
 
     Args:
         config: the run's settings.
-        split: of the data set.
-        run: the folder of the run, or around it: its own images must be those that it remembers.
-        data: the other data set, which nothing is known of.
-        limit: how many images are read at most.
-        progress: makes a progress bar of a description.
+        split: the name of the split.
+        run: the folder of the run, or around it. The run's own images must match the fingerprint in it.
+        data: a data set in place of the run's own; it is not checked.
+        limit: the largest number of images to read.
+        progress: makes a progress bar with a description.
 
     Raises:
-        RunError: other images lie where the run's own were.
+        RunError: the run's data set has changed.
         DataError: the data set cannot be read.
     """
     reading = None if progress is None else progress(f"Reading {config.data if data is None else data}")

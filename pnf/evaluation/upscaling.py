@@ -1,4 +1,4 @@
-"""How close upscaled images come to the real ones."""
+"""Quality of upscaled images, compared with the real ones."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
@@ -22,21 +22,21 @@ from pnf.training.config import RunError
 QUALITY = "quality.json"
 
 SSIM_SIZE = 11
-"""Height and width of SSIM's window, and of the smallest images that it can compare."""
+"""Height and width of SSIM's window, and so of the smallest images."""
 
 BATCH = 100
 
 
 @dataclass(frozen=True)
 class Quality:
-    """How close upscaled images come to the real ones.
+    """The likeness of upscaled images to the real ones.
 
     Attributes:
-        psnr: mean over images of the peak signal-to-noise ratio, ``-10 log10 MSE``, in dB; at most 100 for an image.
+        psnr: the mean over images of the peak signal-to-noise ratio, ``-10 log10 MSE`` in dB, each at most 100.
         psnr_error: its standard error.
-        ssim: mean structural similarity.
+        ssim: the mean structural similarity.
         ssim_error: its standard error.
-        rmse: root of the mean squared error over all pixels; of zero noise, the error of the projection.
+        rmse: the root mean square error over all pixels. With zero noise it is the error of the projection.
     """
 
     psnr: float
@@ -53,7 +53,7 @@ def upscaled(
     draws: int,
     generator: torch.Generator,
 ) -> dict[str, Tensor]:
-    """Low-resolution images at full resolution ``[B, *flow.shape]`` by two filters and by the flow."""
+    """Upscale images to full resolution ``[B, *flow.shape]`` by two filters and by the flow."""
     size = flow.shape[1:]
     mean = torch.stack([flow.upsample(low, generator=generator).clamp(0, 1) for _ in range(draws)]).mean(0)
     return {
@@ -71,16 +71,16 @@ def upscaling_quality(
     draws: int,
     seed: int = 0,
 ) -> dict[str, dict[str, Quality]]:
-    """How close images come that were downscaled to each resolution below the full one, by stage and method.
+    """Downscale images to each lower resolution, upscale them by each method, and compare: quality by stage and method.
 
     Args:
-        flow: in evaluation mode, of images of at least 11 x 11 pixels.
+        flow: a flow in evaluation mode, for images of at least 11 x 11 pixels.
         batches: images in [0, 1].
-        draws: how many upscalings the mean of draws is of.
-        seed: of the draws.
+        draws: the number of upscalings in the mean of draws.
+        seed: the seed of the draws.
 
     Raises:
-        RunError: images that SSIM cannot compare, or a flow of one stage.
+        RunError: the images are too small for SSIM, or the flow has only one stage.
     """
     if len(flow.stages) == 1:
         raise RunError("the flow has one stage, and no lower resolution to start from")
@@ -131,20 +131,20 @@ def quality(
     device: torch.device,
     progress: Callable[[str], Progress],
 ) -> Written:
-    """How close images come that were downscaled: ``quality.json``, ``quality.png`` and ``quality-images.png``.
+    """Measure the quality of upscaling: ``quality.json``, ``quality.png`` and ``quality-images.png``.
 
     Args:
-        run: folder of the run.
-        out: folder of what is written.
-        n: held-out images.
-        draws: upscalings of each image whose mean is taken.
-        data: another data set than the run's own.
-        seed: of the choice of images and of the draws.
-        device: where the flow runs.
-        progress: makes a progress bar of a description.
+        run: the folder of the run.
+        out: the folder for the results.
+        n: the number of held-out images.
+        draws: the number of upscalings in the mean of draws.
+        data: a data set in place of the run's own.
+        seed: the seed of the choice of images and of the draws.
+        device: the device of the flow.
+        progress: makes a progress bar with a description.
 
     Raises:
-        RunError: no such run, or images that cannot be compared.
+        RunError: the run does not exist, or the images are too small for SSIM.
     """
     targets = [out / QUALITY, out / "quality.png", out / "quality-images.png"]
     check_targets(targets)
@@ -152,7 +152,7 @@ def quality(
     images = load_images(config, "test", run=run, data=data, progress=progress)
     check_images(flow, images)
     order = torch.randperm(len(images), generator=seeded(seed))[:n]
-    # The middle of the interval that each level stands for: noise would be an error that nothing can undo.
+    # The middle of each level's interval: dequantization noise would be an error that no upscaling can undo.
     x = ((images.pixels[order].float() + 0.5) / 256).to(device)
     found = upscaling_quality(flow, progress("Upscaling")(x.split(BATCH)), draws=draws, seed=seed)
     resolutions = {name: resolution(flow, index) for index, name in enumerate(flow.stage_names)}
