@@ -1,1 +1,1 @@
-"""The paper's experiments, and ours: what ``pnf reproduce`` runs."""
+"""The experiments of ``pnf reproduce``: the paper's and ours."""

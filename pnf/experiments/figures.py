@@ -1,4 +1,4 @@
-"""The paper's Figures 2 to 4, and more, of finished runs of Table 1."""
+"""The paper's Figures 2 to 4, and more, from finished runs of Table 1."""
 
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -26,16 +26,16 @@ def draw_row(
     """Draw the pictures of a row, one after the other.
 
     Args:
-        row: which.
+        row: the row.
         source: its data.
-        folder: of the row.
+        folder: its folder.
         models: the results of its finished models, by name.
-        seed: of all that is drawn.
-        device: where the flows run.
-        progress: makes a progress bar of a description.
+        seed: the seed of everything random.
+        device: the device of the flows.
+        progress: makes a progress bar with a description.
 
     Yields:
-        The pictures that are written.
+        The pictures written.
     """
     for name in models:
         run = folder / name

@@ -1,4 +1,4 @@
-"""What a run of an experiment leaves beside its model: a result, log-likelihoods, and where they come from."""
+"""The files of an experiment's run beside its model: a result with its provenance, and log-likelihoods."""
 
 import io
 import json
@@ -27,7 +27,7 @@ def save_log_probs(log_probs: Tensor, folder: Path) -> None:
 
 
 def provenance(device: torch.device) -> dict[str, object]:
-    """What made a result: code, hardware and versions."""
+    """The provenance of a result: code, hardware and versions."""
     return {
         "commit": _commit(),
         "hardware": processor(device),
@@ -39,7 +39,7 @@ def provenance(device: torch.device) -> dict[str, object]:
 
 
 def read_result(path: Path) -> Any:
-    """What is in a JSON file of results.
+    """Read a JSON file of results.
 
     Raises:
         RunError: the file is damaged.
@@ -51,7 +51,7 @@ def read_result(path: Path) -> Any:
 
 
 def _commit() -> str | None:
-    """The commit of the sources that run here, if they are a checkout."""
+    """The commit of these sources, if they are a checkout."""
     folder = Path(__file__).parent
 
     def git(*args: str) -> str:

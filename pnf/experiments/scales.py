@@ -1,4 +1,4 @@
-"""What the scales of finished runs of Table 1 tell: anomaly detection, upscaling and projection."""
+"""Results by scale of finished runs of Table 1: anomaly detection, upscaling and projection."""
 
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -23,20 +23,20 @@ def measure_row(
     device: torch.device,
     progress: Callable[[str], Progress],
 ) -> Iterator[Path]:
-    """Anomaly detection by RealNVP and by our PNF, on up to 2,000 images of each set, and upscaling by both PNFs.
+    """Measure anomaly detection by RealNVP and our PNF, on up to 2,000 images of each set, and upscaling by both PNFs.
 
     Args:
-        row: which.
+        row: the row.
         source: its data.
-        data: the folder around the data sets, with foreign ones.
-        folder: of the row.
+        data: the folder around the data sets, including foreign ones.
+        folder: the folder of the row.
         models: the names of its finished models.
-        seed: of all that is drawn.
-        device: where the flows run.
-        progress: makes a progress bar of a description.
+        seed: the seed of everything random.
+        device: the device of the flows.
+        progress: makes a progress bar with a description.
 
     Yields:
-        The files that are written.
+        The files written.
     """
     foreign = [str(data / name) for name in row.foreign if (data / name).exists()]
     how: dict[str, Any] = {"data": str(source), "seed": seed, "device": device, "progress": progress}

@@ -1,8 +1,8 @@
-"""The models of the paper's Table 1 at equal budgets: which are trained on what, for how long, and what came of it.
+"""Training and results of the models of the paper's Table 1, at equal budgets.
 
-A folder of results holds a folder for each row of the table, and that a run of each model, which all commands take, its
-``result.json`` and ``log_probs.npy``, the log-likelihood of every test image by stage. ``plan.json`` holds what was
-decided for a row once and for all: the settings of its three runs.
+A folder of results holds a folder for each row of the table. That holds a run of each model, which all commands accept,
+with its ``result.json`` and ``log_probs.npy``, the log-likelihood of every test image by stage. ``plan.json`` holds the
+settings of the row's three runs, which are decided once.
 """
 
 import gc
@@ -43,24 +43,25 @@ def train_row(
     track: Callable[[str], Progress],
     finished: Callable[[], None],
 ) -> list[str]:
-    """Train and evaluate the models of a row that are not finished.
+    """Train and evaluate the unfinished models of a row.
 
     Args:
-        row: which.
-        data: where its data is.
-        folder: of the row.
-        budget: of each model. A row that was begun keeps the seconds that it was begun with.
-        device: where the models are trained.
-        console: where progress is shown.
-        track: makes a progress bar of that description.
+        row: the row.
+        data: the place of its data.
+        folder: its folder.
+        budget: the budget of each model. A row that has a plan keeps the time in it.
+        device: the device for the training.
+        console: the console for progress.
+        track: makes a progress bar with a description.
         finished: called after each model.
 
     Returns:
-        What went wrong with models that could not be trained, a line each.
+        The errors of models that could not be trained, a line each.
 
     Raises:
-        RunError: the row was begun as a quick trial and is no more, or the other way round, or another process has it.
-        Interrupted: SIGINT, SIGTERM or SIGHUP came; everything is saved.
+        RunError: the row's plan is for a quick trial and the budget is not, or the other way round, or another process
+            trains the row.
+        Interrupted: the process received SIGINT, SIGTERM or SIGHUP. Everything is saved.
     """
     if all((folder / name / RESULT).exists() for name in MODELS):
         return []
@@ -81,11 +82,10 @@ def train_row(
 
 
 def results(folder: Path) -> dict[str, dict[str, dict[str, Any]]]:
-    """The results in a folder, by row and model, in the order of the table; what is not finished is left out.
+    """The finished results in a folder, by row and model, in the order of the table.
 
-    A PNF beside a finished RealNVP has ``below_realnvp``, by how many bits/dim it is below it, and the standard error
-    ``below_realnvp_error``: that of the mean difference over images. Both see an image with the same noise, and much of
-    what makes an image likely or not is common to both.
+    If RealNVP is finished, a PNF also has ``below_realnvp``, the mean difference in bits/dim over images, and its
+    standard error ``below_realnvp_error``. The difference is paired: both models see each image with the same noise.
     """
     found: dict[str, dict[str, dict[str, Any]]] = {}
     for row in ROWS:

@@ -1,4 +1,4 @@
-"""What ``pnf reproduce`` writes, in Markdown."""
+"""The tables of ``pnf reproduce``, in Markdown."""
 
 import json
 from collections.abc import Iterable
@@ -17,7 +17,7 @@ from pnf.training.build import build_flow, stage_dims
 
 
 def table1(finished: dict[str, dict[str, dict[str, Any]]]) -> str:
-    """Table 1 from the results of its rows and models."""
+    """Write Table 1 from the results of its rows and models."""
     rows = [row for row in ROWS if row.name in finished]
     summary, details, made = [], [], []
     for row in rows:
@@ -68,7 +68,7 @@ def table1(finished: dict[str, dict[str, dict[str, Any]]]) -> str:
 
 
 def ablation(finished: dict[str, dict[str, dict[str, Any]]]) -> str:
-    """The variants of each row, the best first."""
+    """Write the variants of each row, the best first."""
     text = ["# Ablation", ""]
     for row in ROWS:
         if row.name not in finished:
@@ -103,7 +103,7 @@ def ablation(finished: dict[str, dict[str, dict[str, Any]]]) -> str:
 
 
 def scales(out: Path) -> str:
-    """The bits of the results in a folder by scale, and what ``pnf anomaly`` and ``pnf quality`` have left there."""
+    """Write the bits by scale of the results in a folder, and the results of ``pnf anomaly`` and ``pnf quality``."""
     stages = ["f0", "f1x", "f1y", "f2x", "f2y"]
     shares, scaled, scored, close = [], [], [], []
     for row, models in results(out).items():
@@ -120,7 +120,7 @@ def scales(out: Path) -> str:
                     for measure, values in measures.items():
                         if name == "realnvp" and measure == "stage":
                             continue
-                        # The one stage of RealNVP is the whole image, as the last scale of a PNF is.
+                        # RealNVP's only stage is the whole image, like the last scale of a PNF.
                         by_stage = values | {stages[-1]: values["f"]} if "f" in values else values
                         cells = [f"{by_stage[stage]:.3f}" if stage in by_stage else "" for stage in [*stages, ALL]]
                         scored.append([*who, other, MEASURES[measure], *cells])
@@ -159,9 +159,9 @@ def scales(out: Path) -> str:
 
 
 def _scaled(config: RunConfig, shares: list[float]) -> list[float]:
-    """Bits/dim of the image at each resolution, from the shares of the stages in those of the image."""
+    """Bits/dim of the image at each resolution, from the stages' shares at full resolution."""
     with torch.device("meta"):
-        # How the stages share the dimensions does not depend on the channels.
+        # The stages' shares of the dimensions do not depend on the number of channels.
         sums = list(accumulate(stage_dims(build_flow(config, 1))))
     return [bits * sums[-1] / dims for bits, dims in zip(accumulate(shares), sums, strict=True)]
 
