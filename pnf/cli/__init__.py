@@ -1,4 +1,4 @@
-"""The command line ``pnf``."""
+"""The command line ``pnf``: its entry point, which imports little."""
 
 import atexit
 import os
@@ -11,7 +11,7 @@ from types import FrameType
 
 
 def main() -> None:
-    """Run a command; a user's mistake ends in one line on standard error and a non-zero exit."""
+    """Run a command. A user's mistake gives one line on standard error and a non-zero exit status."""
     _fill_standard_streams()
     try:
         with stopping_at_once():
@@ -22,21 +22,21 @@ def main() -> None:
         if name == "pnf":
             raise
         sys.exit(f"pnf: the command line needs {name}; install it with: pip install 'pnf[train]'")
-    # All is done and said: Ctrl-C while Python takes itself down changes nothing, and need not be told.
+    # All work is done. Ctrl-C while Python shuts down changes nothing, so it need not print anything.
     atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)
     sys.exit(code)
 
 
 @contextmanager
 def stopping_at_once() -> Iterator[None]:
-    """Let signals end the process while modules are imported, in one line and with the exit status of a signal.
+    """Let signals end the process during imports, with one line and the exit status of a signal.
 
-    There is nothing to save, and not every import can bear the KeyboardInterrupt that Python would raise in it.
+    There is nothing to save yet, and a KeyboardInterrupt breaks some imports.
     """
     previous = {}
     if threading.current_thread() is threading.main_thread():
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            # nohup ignores SIGHUP, and so does pnf then.
+            # Under nohup SIGHUP is ignored. Keep it so.
             if signal.getsignal(number) not in (signal.SIG_IGN, None):
                 previous[number] = signal.signal(number, _stop)
     try:
@@ -53,7 +53,10 @@ def _stop(number: int, _: FrameType | None) -> None:
 
 
 def _fill_standard_streams() -> None:
-    """Open what the caller has closed (``>&-``), else a file of ours would get its number, and what is printed."""
+    """Open standard streams that the caller has closed (``>&-``).
+
+    Otherwise one of our files would get the number of a stream, and everything that is printed.
+    """
     for number in (0, 1, 2):
         try:
             os.fstat(number)

@@ -20,18 +20,18 @@ from pnf.evaluation.anomaly import MEASURES, anomaly
 
 def anomaly_command(
     run: RunArgument,
-    foreign: Annotated[list[str], typer.Argument(help="Data sets to tell from the run's own; see docs/data.md.")],
+    foreign: Annotated[list[str], typer.Argument(help="The foreign data sets; see docs/data.md.")],
     data: DataOption = None,
-    limit: Annotated[int | None, typer.Option(min=2, help="Take only the first so many images of each set.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder of what is written. Default: that of the run.")] = None,
+    limit: Annotated[int | None, typer.Option(min=2, help="Use at most this number of images of each set.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for the results. Default: the run's.")] = None,
     seed: SeedOption = 0,
     device: DeviceOption = "auto",
 ) -> None:
-    """How well a flow tells held-out images of its own data set from others, at each scale (AUROC).
+    """Measure how well a flow distinguishes held-out images of its data set from foreign ones, at each scale (AUROC).
 
-    1 is always, 0.5 is guessing. Below 0.5 foreign images are likelier than its own: the known failure of likelihoods,
-    with simple images under a flow of complex ones. Typicality, how far a likelihood is from the usual one, has no such
-    preference.
+    1 is perfect, 0.5 is guessing. Below 0.5 foreign images score higher than its own. That is the known failure of
+    likelihoods: simple images are likely under a flow of complex ones. Typicality, the distance of a likelihood from
+    the usual one, avoids it.
 
     Example: [bold]pnf anomaly runs/table1/fashion-mnist-dense/bounded data/MNIST[/bold]
     """

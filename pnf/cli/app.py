@@ -1,4 +1,4 @@
-"""The application: its commands, and how their errors reach the user."""
+"""The application: its commands, and the report of their errors to the user."""
 
 import errno
 import importlib
@@ -16,22 +16,22 @@ from pnf.files import printable
 _COMMANDS = {
     "train": ("train:train_command", "Train a flow, all stages together or some of them apart."),
     "join": ("join:join_command", "Put stages that were trained apart together into one run."),
-    "evaluate": ("evaluate:evaluate_command", "Likelihood of held-out images, in all and by stage."),
-    "sample": ("sample:sample_command", "A grid of images drawn from a trained flow."),
-    "upscale": ("upscale:upscale_command", "Low-resolution images on their way up, each stage a column."),
-    "project": ("project:project_command", "Images, their low-resolution codes, and their projections."),
-    "curves": ("curves:curves_command", "Training curves of one or more runs."),
-    "check": ("check:check_command", "Whether a trained flow is finite, invertible, normalised and a projection."),
-    "anomaly": ("anomaly:anomaly_command", "How well a flow tells its own images from others, at each scale."),
-    "quality": ("quality:quality_command", "How close held-out images come that were downscaled."),
-    "reproduce": ("reproduce:app", "The paper's results: its models at equal budgets, from data to table and figures."),
-    "doctor": ("doctor:doctor_command", "Versions, devices, and what runs here and why not something faster."),
+    "evaluate": ("evaluate:evaluate_command", "Measure the likelihood of held-out images, total and by stage."),
+    "sample": ("sample:sample_command", "Draw a grid of samples from a trained flow."),
+    "upscale": ("upscale:upscale_command", "Upscale low-resolution images, one column for each stage."),
+    "project": ("project:project_command", "Draw images, their low-resolution codes and their projections."),
+    "curves": ("curves:curves_command", "Draw the training curves of one or more runs."),
+    "check": ("check:check_command", "Check that a trained flow is finite, invertible, normalised and a projection."),
+    "anomaly": ("anomaly:anomaly_command", "Measure how well a flow distinguishes its images from foreign ones."),
+    "quality": ("quality:quality_command", "Measure the quality of upscaled images."),
+    "reproduce": ("reproduce:app", "Reproduce the paper's results: models at equal budgets, tables and figures."),
+    "doctor": ("doctor:doctor_command", "Show versions, devices, the implementation of each op, and what is missing."),
 }
-"""Where each command is, and what it is for: a list of them need not import PyTorch."""
+"""The module and the help of each command, so that their list need not import PyTorch."""
 
 
 class _Commands(TyperGroup):
-    """Commands that are imported when they are called."""
+    """Commands that are imported when the user calls them."""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
         name, command, rest = super().resolve_command(ctx, args)
@@ -79,16 +79,16 @@ def options(
 
 
 def run() -> int:
-    """Run the command in ``sys.argv``; the exit status."""
+    """Run the command in ``sys.argv`` and return the exit status."""
     with forgiving() as (out, _):
         code = _run()
         out.flush()
         if code or out.lost is None:
             return code
         if out.lost.errno == errno.EPIPE:
-            return 141  # as of what SIGPIPE ends: the reader has gone before all was said
+            return 141  # the status of SIGPIPE: the reader has gone early
         if out.lost.errno in (errno.EIO, errno.EBADF):
-            return 0  # a terminal that is gone, or a stream that was closed: nobody wanted to read it
+            return 0  # the terminal is gone or the stream was closed, so nobody is reading
         print(f"pnf: standard output: {out.lost.strerror}", file=sys.stderr)
         return 1
 
@@ -104,7 +104,7 @@ def _run() -> int:
         return 130
     except SystemExit as stop:
         if stop.code == 130:
-            # Typer makes it of Ctrl-C.
+            # Typer turns Ctrl-C into this status.
             print("pnf: stopped", file=sys.stderr)
         return stop.code if isinstance(stop.code, int) else 1
     except Exception as error:
@@ -117,25 +117,25 @@ def _run() -> int:
 
 
 def _empty_value(args: list[str]) -> str | None:
-    """The first option or argument whose value is empty, as that of a shell's variable that is not set.
+    """The first option or argument with an empty value, such as an unset shell variable.
 
-    No command takes one, and as a path it would be the folder that the user happens to be in.
+    No command accepts one. As a path it would be the working folder.
     """
     for before, arg in zip(["", *args], args, strict=False):
         option, equals, value = arg.partition("=") if arg.startswith("--") else (before, "=", arg)
-        # Which stages there are, the command knows.
+        # The command itself names the possible stages.
         if equals and not value.strip() and option != "--stages":
             return option if option.startswith("-") else "an argument"
     return None
 
 
 def _describe(error: Exception) -> tuple[str | None, int]:
-    """What to tell the user of an error, and the exit status; nothing of a mistake of ours."""
+    """The message for the user and the exit status. There is no message for a bug of ours."""
     if isinstance(error, OSError):
         return _os_error(error), 1
     if isinstance(error, ModuleNotFoundError):
         return None, 1
-    # They are there already, if it is one of them.
+    # Imported late: if the error is one of these types, they are loaded already.
     import torch
 
     from pnf.data import DataError

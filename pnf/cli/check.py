@@ -19,13 +19,13 @@ from pnf.training import Flow, RunConfig, RunError, seeded
 def check_command(
     model: Annotated[Path, typer.Argument(help="Folder of a run, or of a flow that save_pretrained wrote.")],
     data: DataOption = None,
-    n: Annotated[int, typer.Option("-n", "--number", min=1, max=1000, help="How many images.")] = 16,
+    n: Annotated[int, typer.Option("-n", "--number", min=1, max=1000, help="Number of images.")] = 16,
     seed: SeedOption = 0,
     device: DeviceOption = "auto",
 ) -> None:
-    """Whether a trained flow is finite, invertible, normalised and a projection, in numbers; exit status 1 if not.
+    """Check that a trained flow is finite, invertible, normalised and a projection. The exit status is 1 if not.
 
-    It is checked on held-out images of the run's data set, or of --data; without either on its own samples.
+    The images are held-out ones of the run's data set or of --data. Without either they are samples of the flow.
 
     Example: [bold]pnf check runs/demo/pnf[/bold]
     """

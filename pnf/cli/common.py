@@ -1,4 +1,4 @@
-"""What the commands share: consoles, options, devices and progress bars."""
+"""Consoles, options, devices and progress bars, shared by the commands."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -16,7 +16,7 @@ from pnf.data.images import Progress
 from pnf.files import printable
 from pnf.training import RunError, processes
 
-# Of several processes one talks.
+# Only the first process prints.
 console = LineConsole(quiet=processes.rank() > 0)
 notes = LineConsole(stderr=True, quiet=processes.rank() > 0)
 
@@ -26,18 +26,18 @@ RunsArgument = Annotated[list[Path], typer.Argument(help="Folders of runs, or fo
 OptionalRunArgument = Annotated[Path | None, _RUN]
 PretrainedOption = Annotated[
     str | None,
-    typer.Option(help=f"In place of a run, a model that comes with pnf: {', '.join(pretrained.names())}."),
+    typer.Option(help=f"A model that comes with pnf, in place of a run: {', '.join(pretrained.names())}."),
 ]
-DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, or auto: a GPU where there is one.")]
-DataOption = Annotated[str | None, typer.Option(help="Another data set than the run's own; see docs/data.md.")]
-SeedOption = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of all that is drawn.")]
+DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, or auto: a GPU if there is one.")]
+DataOption = Annotated[str | None, typer.Option(help="A data set in place of the run's own; see docs/data.md.")]
+SeedOption = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of everything random.")]
 
 
 def pick_device(name: str) -> torch.device:
-    """The device of that name.
+    """Return the device of a name.
 
     Raises:
-        RunError: there is none.
+        RunError: the name is unknown, or there is no such device.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -49,10 +49,10 @@ def pick_device(name: str) -> torch.device:
 
 
 def pick_run(run: Path | None, name: str | None) -> tuple[Path, Path]:
-    """The folder of a run or of a model that comes with pnf, and where its pictures go if nothing else is said.
+    """The folder of a run or of a model that comes with pnf, and the default folder for its pictures.
 
     Raises:
-        RunError: neither is given, or both, or there is no such model.
+        RunError: neither is given, or both, or the model is unknown.
     """
     if (run is None) == (name is None):
         raise RunError("give either the folder of a run or --pretrained")
@@ -66,7 +66,7 @@ def pick_run(run: Path | None, name: str | None) -> tuple[Path, Path]:
 
 
 def progress(description: str) -> Progress:
-    """Wraps an iterable into a progress bar on standard error."""
+    """Make a function that wraps an iterable into a progress bar on standard error."""
 
     def wrap(items: Iterable[Any]) -> Iterable[Any]:
         return track(items, description=escape(printable(description)), console=notes, transient=True)
@@ -75,7 +75,7 @@ def progress(description: str) -> Progress:
 
 
 def print_table(title: str, first: str, rows: dict[str, dict[str, float]], digits: str) -> None:
-    """A table of numbers; what a row lacks is left empty."""
+    """Print a table of numbers. Cells without a number stay empty."""
     columns = max((list(row) for row in rows.values()), key=len)
     table = Table(title=title)
     table.add_column(first)
@@ -87,5 +87,5 @@ def print_table(title: str, first: str, rows: dict[str, dict[str, float]], digit
 
 
 def common_folder(runs: list[Path], folders: list[Path]) -> Path:
-    """Where what belongs to all the runs is written: the one folder given, or the first run's."""
+    """The folder for results of several runs: the only folder given, or the first run's."""
     return runs[0] if len(runs) == 1 else folders[0]

@@ -14,7 +14,7 @@ def curves_command(
     runs: RunsArgument,
     out: Annotated[Path | None, typer.Option(help="Picture. Default: curves.png in the folder of the runs.")] = None,
 ) -> None:
-    """Training curves of one or more runs, in bits/dim; held-out images beside the training images.
+    """Draw the training curves of one or more runs in bits/dim, for training images and held-out ones.
 
     Example: [bold]pnf curves runs/demo[/bold]
     """

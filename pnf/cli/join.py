@@ -13,7 +13,7 @@ def join_command(
     runs: Annotated[list[Path], typer.Argument(help="Folders of runs of the same settings, with different stages.")],
     out: Annotated[Path, typer.Option(help="Folder of the joined run.")],
 ) -> None:
-    """Put stages that were trained apart, here or on other machines, together into one run.
+    """Join stages that were trained apart, here or on other machines, into one run.
 
     Example: [bold]pnf join machine1/f0 machine2/f1x machine3/f1y --out runs/joined[/bold]
     """

@@ -1,4 +1,4 @@
-"""Standard output and standard error that take everything, wherever they go, and never end the work."""
+"""Standard output and standard error that accept any text and never end a command."""
 
 import codecs
 import errno
@@ -18,13 +18,13 @@ _PLAIN = {"±": "+-", "→": "->", "←": "<-", "…": "...", "×": "x", "−": 
 
 
 class Output(io.TextIOBase):
-    """A stream that replaces what its encoding lacks, and that loses what cannot be written.
+    """A stream that replaces characters missing from its encoding, and drops text that it cannot write.
 
-    A reader that is gone, a terminal that is dead, a full disk: rich would end the process, ``print`` raise. What a
-    command works for is in files, and worth more than what it says.
+    If the reader has gone, the terminal is dead or the disk is full, rich would end the process and ``print`` would
+    raise. But the results of a command are in files, which matter more than its messages.
 
     Attributes:
-        lost: why something could not be written, if so.
+        lost: the error of the first failed write, if any.
     """
 
     def __init__(self, stream: TextIO | None) -> None:
@@ -65,10 +65,10 @@ class Output(io.TextIOBase):
         try:
             yield
         except (OSError, ValueError) as error:
-            # A stream that somebody has closed raises ValueError.
+            # A closed stream raises ValueError.
             self.lost = error if isinstance(error, OSError) else OSError(errno.EBADF, os.strerror(errno.EBADF))
             stream, self._stream = self._stream, None
-            # What the stream still holds would fail again when Python flushes it in the end.
+            # Python flushes the stream at exit, and the rest in its buffer would fail again.
             with suppress(OSError, ValueError):
                 assert stream is not None
                 null = os.open(os.devnull, os.O_WRONLY)
@@ -78,7 +78,7 @@ class Output(io.TextIOBase):
 
 @contextmanager
 def forgiving() -> Iterator[tuple[Output, Output]]:
-    """Standard output and standard error as :class:`Output`, for all that prints: pnf, rich, typer and Python."""
+    """Make standard output and standard error an :class:`Output` for pnf, rich, typer and Python."""
     before = sys.stdout, sys.stderr
     out, err = Output(sys.stdout), Output(sys.stderr)
     sys.stdout, sys.stderr = out, err
@@ -91,14 +91,14 @@ def forgiving() -> Iterator[tuple[Output, Output]]:
 
 
 def plain(text: str, encoding: str) -> str:
-    """The text with everything that the encoding lacks replaced by what it has."""
+    """Replace the characters of a text that an encoding lacks."""
     return text.encode(encoding, "pnf").decode(encoding)
 
 
 class LineConsole(Console):
-    """A console on which a text is a line: without markup or emoji, for the ``[b]`` and ``:dog:`` of a name are none.
+    """A console without markup or emoji, since names may hold ``[b]`` or ``:dog:``, and without line breaks in a text.
 
-    What the terminal lacks is replaced before tables are laid out, so that their columns stay straight.
+    Characters that the terminal lacks are replaced before the layout of tables, so that columns stay straight.
     """
 
     def __init__(self, **settings: Any) -> None:
@@ -108,7 +108,7 @@ class LineConsole(Console):
         return super().render_str(plain(printable(text), self.encoding), **settings)
 
     def say(self, *lines: object) -> None:
-        """Print lines that are not wrapped: what reads them may be a program."""
+        """Print lines without wrapping, since a program may read them."""
         for line in lines:
             self.print(str(line), soft_wrap=True)
 

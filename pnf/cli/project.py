@@ -12,13 +12,13 @@ from pnf.evaluation.pictures import projected
 def project_command(
     run: RunArgument,
     files: Annotated[list[Path] | None, typer.Argument(help="Images. Default: held-out images of the run.")] = None,
-    n: Annotated[int, typer.Option("-n", "--number", min=1, max=64, help="How many, where no files are given.")] = 8,
+    n: Annotated[int, typer.Option("-n", "--number", min=1, max=64, help="Number of images without files.")] = 8,
     data: DataOption = None,
     out: Annotated[Path | None, typer.Option(help="Picture. Default: projection.png in the run.")] = None,
     seed: SeedOption = 0,
     device: DeviceOption = "auto",
 ) -> None:
-    """Images, their low-resolution codes, and their projections onto the manifold of the decoder.
+    """Draw images, their low-resolution codes, and their projections onto the manifold of the decoder.
 
     Example: [bold]pnf project runs/demo/pnf -n 8[/bold]
     """

@@ -20,16 +20,16 @@ from pnf.evaluation.upscaling import quality
 
 def quality_command(
     run: RunArgument,
-    n: Annotated[int, typer.Option("-n", "--number", min=2, help="How many held-out images.")] = 500,
-    draws: Annotated[int, typer.Option(min=1, help="Upscalings of each image whose mean is taken.")] = 16,
+    n: Annotated[int, typer.Option("-n", "--number", min=2, help="Number of held-out images.")] = 500,
+    draws: Annotated[int, typer.Option(min=1, help="Number of upscalings in the mean of draws.")] = 16,
     data: DataOption = None,
-    out: Annotated[Path | None, typer.Option(help="Folder of what is written. Default: that of the run.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for the results. Default: the run's.")] = None,
     seed: SeedOption = 0,
     device: DeviceOption = "auto",
 ) -> None:
-    """How close held-out images come that were downscaled: PSNR and SSIM from each resolution, beside filters.
+    """Downscale held-out images, upscale them again, and compare with filters: PSNR and SSIM from each resolution.
 
-    Zero noise after downscaling is the projection, and its root mean square error that of the projection.
+    Upscaling with zero noise is the projection, so its root mean square error is the error of the projection.
 
     Example: [bold]pnf quality runs/table1/mnist-dense/bounded[/bold]
     """

@@ -18,20 +18,20 @@ from pnf.files import replace_file, replace_json
 from pnf.training import RunError
 
 app = typer.Typer(
-    help="The paper's results: its models at equal budgets, from data to table and figures.", no_args_is_help=True
+    help="Reproduce the paper's results: models at equal budgets, tables and figures.", no_args_is_help=True
 )
 
 DataRootOption = Annotated[Path, typer.Option(help="Folder around the data sets; see docs/results.md.")]
-QuickOption = Annotated[bool, typer.Option("--quick", help="A trial of a few minutes whose figures say nothing.")]
+QuickOption = Annotated[bool, typer.Option("--quick", help="A trial of a few minutes whose figures mean nothing.")]
 OutOption = Annotated[Path, typer.Option(help="Folder of the results.")]
 RowOption = Annotated[
     list[str] | None,
-    typer.Option(help=f"Only this row; repeat for several: {', '.join(row.name for row in ROWS)}."),
+    typer.Option(help=f"Only this row; repeat the option for several: {', '.join(row.name for row in ROWS)}."),
 ]
 
 
 TABLES = {"table1": (results, table1), "ablation": (ablations, ablation)}
-"""What finds the results in a folder, and what writes them as a table."""
+"""For each table, the function that finds the results in a folder and the one that writes the table."""
 
 
 @app.command("table1")
@@ -45,9 +45,9 @@ def table1_command(
     row: RowOption = None,
     device: DeviceOption = "auto",
 ) -> None:
-    """Train RealNVP, PNF as in the paper and ours in equal times, on every data set that is there (Table 1).
+    """Train RealNVP, PNF as in the paper and our PNF for equal times, on every data set found (Table 1).
 
-    Stopped or killed, the same command goes on. Several processes can share a folder, each with rows of its own.
+    If it is stopped or killed, the same command resumes it. Several processes can share a folder if their rows differ.
 
     Example: [bold]pnf reproduce table1 --data data --out runs/table1 --budget 720[/bold]
     """
@@ -67,9 +67,9 @@ def ablation_command(
     row: RowOption = None,
     device: DeviceOption = "auto",
 ) -> None:
-    """Change one choice of our PNF at a time, and train its last stage in equal times (ablation.md).
+    """Change one setting of our PNF at a time, and train its last stage for equal times (ablation.md).
 
-    Held-out training images judge it. Stopped or killed, the same command goes on.
+    Held-out training images judge it. If it is stopped or killed, the same command resumes it.
 
     Example: [bold]pnf reproduce ablation --data data --out runs/ablation --row cifar10-subset --budget 30[/bold]
     """
@@ -86,11 +86,11 @@ def figures_command(
     seed: SeedOption = 0,
     device: DeviceOption = "auto",
 ) -> None:
-    """Draw the paper's Figures 2 to 4, and more, from what pnf reproduce table1 has finished.
+    """Draw the paper's Figures 2 to 4, and more, from finished runs of pnf reproduce table1.
 
-    Into the folder of each PNF: sampled images of the base growing with zero noise (upscaled-samples.png, Figures 2 and
-    3), held-out images that go down and up again (upscaled-real.png, Figure 4), samples and projections. Into that of
-    the row: training curves, and where the bits are.
+    The folder of each PNF gets samples of the base upscaled with zero noise (upscaled-samples.png, Figures 2 and 3),
+    held-out images downscaled and upscaled again (upscaled-real.png, Figure 4), samples and projections. The folder of
+    the row gets training curves, and the bits of each stage.
 
     Example: [bold]pnf reproduce figures --data data --out runs/table1[/bold]
     """
@@ -108,10 +108,10 @@ def scales_command(
     seed: SeedOption = 0,
     device: DeviceOption = "auto",
 ) -> None:
-    """Measure what the scales tell: bits by resolution, anomaly detection, upscaling and projection (scales.md).
+    """Measure results by scale: bits by resolution, anomaly detection, upscaling and projection (scales.md).
 
-    For what pnf reproduce table1 has finished: pnf anomaly of RealNVP and of our PNF, on up to 2,000 images of each
-    set, and pnf quality of both PNFs, on 200.
+    For finished runs of pnf reproduce table1, this runs pnf anomaly of RealNVP and of our PNF, on up to 2,000 images
+    of each set, and pnf quality of both PNFs, on 200.
 
     Example: [bold]pnf reproduce scales --data data --out runs/table1[/bold]
     """
@@ -126,7 +126,7 @@ def scales_command(
 
 
 def _find(names: list[str] | None, data: Path) -> list[tuple[Row, Path]]:
-    """The chosen rows whose data is there; what is left out is told."""
+    """Find the chosen rows whose data exists, and report the others."""
     known = [row.name for row in ROWS]
     if unknown := [name for name in names or () if name not in known]:
         raise RunError(f"there is no row {', '.join(unknown)}; there are {', '.join(known)}")
@@ -145,7 +145,7 @@ def _find(names: list[str] | None, data: Path) -> list[tuple[Row, Path]]:
 
 
 def _finished(names: list[str] | None, data: Path, out: Path) -> list[tuple[Row, Path, dict[str, dict[str, Any]]]]:
-    """The chosen rows whose data is there and that have finished models, with their results."""
+    """Find the chosen rows with data and finished models, and their results."""
     models = results(out)
     found = [(row, path, models[row.name]) for row, path in _find(names, data) if row.name in models]
     if not found:
@@ -154,7 +154,7 @@ def _finished(names: list[str] | None, data: Path, out: Path) -> list[tuple[Row,
 
 
 def _budget(minutes: float | None, quick: bool, default: float, runs: int) -> Budget:
-    """What each of so many runs may take."""
+    """The budget of each of several runs."""
     if quick and minutes is not None:
         raise RunError("--quick has a budget of its own: leave out --budget")
     return QUICK if quick else Budget(60 * (default if minutes is None else minutes) / runs)
@@ -163,7 +163,7 @@ def _budget(minutes: float | None, quick: bool, default: float, runs: int) -> Bu
 def _train(
     work: Callable[..., list[str]], found: list[tuple[Row, Path]], out: Path, name: str, budget: Budget, device: str
 ) -> None:
-    """Train what a table needs, and show it."""
+    """Train the models of a table, and print it."""
     failures = []
     for row, source in found:
         failures += work(
@@ -184,7 +184,7 @@ def _train(
 
 
 def _write(out: Path, name: str) -> None:
-    """Write a table of what is finished, by whichever process."""
+    """Write a table of all finished results, also those of other processes."""
     with locked(out):
         find, write = TABLES[name]
         finished = find(out)

@@ -30,7 +30,7 @@ def sample_command(
     seed: SeedOption = 0,
     device: DeviceOption = "auto",
 ) -> None:
-    """A grid of images drawn from a trained flow.
+    """Draw a grid of samples from a trained flow.
 
     Example: [bold]pnf sample runs/demo/pnf -n 64 --temperature 0.8[/bold]
     Example: [bold]pnf sample --pretrained fashion-mnist[/bold]

@@ -24,32 +24,38 @@ def upscale_command(
     run: OptionalRunArgument = None,
     files: Annotated[
         list[Path] | None,
-        typer.Argument(help="Images: of a stage's resolution they grow from there; others go down and up again."),
+        typer.Argument(
+            help="Images. At a stage's resolution they are upscaled, others are downscaled and upscaled again."
+        ),
     ] = None,
     pretrained: PretrainedOption = None,
-    sampled: Annotated[bool, typer.Option("--sampled", help="Start from images that the base flow draws.")] = False,
-    n: Annotated[int, typer.Option("-n", "--number", min=1, max=64, help="Rows, where no files are given.")] = 6,
+    sampled: Annotated[bool, typer.Option("--sampled", help="Start from samples of the base flow.")] = False,
+    n: Annotated[int, typer.Option("-n", "--number", min=1, max=64, help="Number of rows without files.")] = 6,
     temperature: Annotated[
         list[float] | None,
-        typer.Option(min=0, max=10, help="Repeat for several. One, and no --draws: a column for each stage."),
+        typer.Option(
+            min=0,
+            max=10,
+            help="Scale of the noise; repeat for several. One shows each stage, unless --draws is more than 1.",
+        ),
     ] = None,
     draws: Annotated[int, typer.Option(min=1, max=16, help="Draws at each temperature.")] = 1,
     data: DataOption = None,
     out: Annotated[
-        Path | None, typer.Option(help="Folder of the pictures. Default: that of the run, or here with --pretrained.")
+        Path | None, typer.Option(help="Folder for the pictures. Default: the run's, or this one with --pretrained.")
     ] = None,
     seed: SeedOption = 0,
     device: DeviceOption = "auto",
 ) -> None:
-    """Low-resolution images on their way up, each stage a column (the paper's Figures 2 to 4).
+    """Upscale low-resolution images, one column for each stage (the paper's Figures 2 to 4).
 
-    Without files, held-out images of the run's data set go down and up again (Figure 4); with --sampled, images of the
-    base flow go up (Figures 2 and 3). Files are also written upscaled, one PNG for each draw.
+    Without files, held-out images of the run's data set are downscaled and upscaled again (Figure 4), or with --sampled
+    samples of the base flow are upscaled (Figures 2 and 3). Each draw from a file is also written as a PNG.
 
     Example: [bold]pnf upscale runs/demo/pnf photo.png --temperature 0.7 --draws 3[/bold]
     """
     if pretrained is not None:
-        # Then the first of the arguments is no run, but a file.
+        # Then the first argument is a file and no run.
         run, files = None, [file for file in (run, *(files or ())) if file is not None]
     if files and sampled:
         raise RunError("--sampled and files exclude each other")
