@@ -14,11 +14,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from report import models
+from pytest_benchmark.utils import get_commit_info
+from report import report
 from rich.progress import track
 from torch import Tensor
 from torch.nn.functional import conv2d
@@ -382,7 +384,14 @@ def main() -> None:
     if options.step:
         print(json.dumps(memory_of_a_step(options.step[0], int(options.step[1]))))
         return
-    results: dict[str, Any] = {"machine": machine(), "rows": [], "memory": [], "scaling": []}
+    results: dict[str, Any] = {
+        "machine": machine(),
+        "commit_info": get_commit_info(),
+        "date": datetime.now(UTC).date().isoformat(),
+        "rows": [],
+        "memory": [],
+        "scaling": [],
+    }
     makers = [training_rows(), inference_rows(), peer_rows(), *([] if options.no_compile else [compiled_rows()])]
     for maker in track(makers, "models"):
         for row in maker:
@@ -394,12 +403,13 @@ def main() -> None:
         results[name] = list(rows) if options.only in name else []
     results["first_step"] = first_step()
     options.results.write_text(json.dumps(results, indent=2) + "\n")
-    print(models(results))
+    print(report([results]))
 
 
 def machine() -> dict[str, Any]:
     return {
-        "processor": processor(torch.device(DEVICE)),
+        "processor": processor(torch.device("cpu")),
+        "cuda": torch.cuda.get_device_name() if DEVICE == "cuda" else None,
         "threads": torch.get_num_threads(),
         "pnf": pnf.__version__,
         "torch": torch.__version__,

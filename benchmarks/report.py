@@ -1,15 +1,59 @@
-"""Results as Markdown: ``python benchmarks/report.py FILE``.
+"""Results as Markdown: ``python benchmarks/report.py FILE ...``.
 
-FILE is of ``pytest benchmarks --benchmark-json FILE`` or of ``python benchmarks/models.py FILE``.
+A FILE is of ``pytest benchmarks --benchmark-json FILE`` or of ``python benchmarks/models.py FILE``. With ``--save`` the
+page goes to ``benchmarks/results/MACHINE/DATE-COMMIT.md``, where published results are kept.
 """
 
 import argparse
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+RESULTS = Path(__file__).with_name("results")
 
 COLUMNS = ["op", "passes", "arguments", "eager", "compiled", "pnf", "to eager", "to compiled", "GB/s", "of a copy"]
+
+
+class Origin(NamedTuple):
+    """Where results come from: files of one page must agree in it.
+
+    Attributes:
+        device: the GPU, or the CPU and its threads.
+        versions: of pnf, PyTorch and Python.
+        commit, date: of the sources, and of the measurement.
+    """
+
+    device: str
+    versions: str
+    commit: str
+    date: str
+
+    def lines(self) -> str:
+        return f"- {self.device}\n- {self.versions}\n- commit {self.commit}, {self.date}"
+
+    def page(self) -> Path:
+        """The file of the results, relative to the folder of all."""
+        machine = re.sub(r"[^a-z0-9]+", "-", self.device.lower()).strip("-")
+        return Path(machine, f"{self.date}-{self.commit[:7]}.md")
+
+
+def origin(results: dict[str, Any]) -> Origin:
+    """Where results of either kind come from."""
+    if "benchmarks" in results:
+        machine = results["machine_info"]
+        gpu, cpu = machine["cuda"], machine["cpu"].get("brand_raw", machine["machine"])
+        python, commit, date = machine["python_version"], results["commit_info"], results["datetime"][:10]
+    else:
+        machine, commit, date = results["machine"], results["commit_info"], results["date"]
+        gpu, cpu, python = machine["cuda"], machine["processor"], machine["python"]
+    return Origin(
+        gpu or f"{cpu}, {machine['threads']} threads",
+        f"pnf {machine['pnf']}, torch {machine['torch']}, Python {python}",
+        commit["id"] + (" with uncommitted changes" if commit["dirty"] else ""),
+        date,
+    )
 
 
 def time(seconds: float) -> str:
@@ -41,11 +85,7 @@ def table(benchmarks: Sequence[dict[str, Any]]) -> str:
 
 def models(results: dict[str, Any]) -> str:
     """The tables of ``models.py``."""
-    machine = results["machine"]
-    parts = [
-        f"- {machine['processor']}, {machine['threads']} threads\n"
-        f"- pnf {machine['pnf']}, torch {machine['torch']}, Python {machine['python']}"
-    ]
+    parts = []
     cells = []
     for row in results["rows"]:
         times: dict[str, float] = row["seconds"]
@@ -80,27 +120,46 @@ def markdown(head: Sequence[str], lines: Sequence[Sequence[str]], left: int) -> 
     return "\n".join(f"| {' | '.join(row)} |" for row in [rows[0], ruler, *rows[1:]])
 
 
-def report(results: dict[str, Any]) -> str:
-    machine, commit = results["machine_info"], results["commit_info"]
-    versions = f"pnf {machine['pnf']}, torch {machine['torch']}, Python {machine['python_version']}"
-    changed = ", with uncommitted changes" if commit["dirty"] else ""
-    return "\n".join(
-        [
-            f"- {machine['cpu'].get('brand_raw', machine['machine'])}, {machine['threads']} threads"
-            + (f"; {machine['cuda']}" if machine["cuda"] else ""),
-            f"- {versions}",
-            f"- commit {commit['id']}{changed}, {results['datetime'][:10]}",
-            "",
-            'Medians of interleaved rounds. "of a copy" is the time in which the device copies as many bytes as the op'
-            " has to read and write at least, over the time of pnf.",
-            "",
-            table(results["benchmarks"]),
-        ]
+def ops(results: dict[str, Any]) -> str:
+    """The table of a run of pytest-benchmark."""
+    explanation = (
+        'Medians of interleaved rounds. "of a copy" is the time in which the device copies as many bytes as the op has'
+        " to read and write at least, over the time of pnf."
     )
+    return f"{explanation}\n\n{table(results['benchmarks'])}"
+
+
+def report(files: Sequence[dict[str, Any]]) -> str:
+    """A page of results that were measured on one machine, at one commit and on one day.
+
+    Raises:
+        ValueError: they were not.
+    """
+    origins = {origin(results) for results in files}
+    if len(origins) != 1:
+        raise ValueError("report: results of one page must have one origin, got " + "; ".join(map(str, origins)))
+    (one,) = origins
+    parts = [f"# {one.device}, {one.date}", one.lines()]
+    for results in files:
+        parts += ["## Ops", ops(results)] if "benchmarks" in results else ["## Whole models", models(results)]
+    return "\n\n".join(parts)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("results", type=Path, nargs="+")
+    parser.add_argument("--save", action="store_true", help=f"write the page into {RESULTS.parent.name}/{RESULTS.name}")
+    options = parser.parse_args()
+    files = [json.loads(path.read_text()) for path in options.results]
+    page = report(files) + "\n"
+    if not options.save:
+        print(page, end="")
+        return
+    target = RESULTS / origin(files[0]).page()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_text(page)
+    print(target)
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("results", type=Path)
-    found = json.loads(parser.parse_args().results.read_text())
-    print(report(found) if "benchmarks" in found else models(found))
+    main()
