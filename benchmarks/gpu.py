@@ -10,6 +10,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,9 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils._pytree import tree_leaves
 
 from pnf import fast, ops, reference
+from pnf.flows.config import progressive_settings
 from pnf.training import preset_config
-from pnf.training.build import flow_settings, stage_inputs, stage_modules
+from pnf.training.build import stage_inputs, stage_modules
 from pnf.training.cuda_streams import Branches
 
 CUDA = DEVICE == "cuda"
@@ -182,11 +184,10 @@ def build(module: Any, name: str, small: bool) -> Any:
     config = preset_config(name)
     if small:
         scales = None if config.scales is None else 1
-        update = {"size": 16, "hidden": 16, "blocks": 1, "num_couplings": 1, "scales": scales}
-        config = config.model_copy(update=update)
+        config = replace(config, size=16, hidden=16, blocks=1, num_couplings=1, scales=scales)
     channels = 1 if name.startswith("mnist") else 3
     torch.manual_seed(0)
-    flow = module.ProgressiveFlow((channels, config.size, config.size), config.levels, **flow_settings(config))
+    flow = module.ProgressiveFlow((channels, config.size, config.size), config.levels, **progressive_settings(config))
     flow.to(DEVICE)
     with torch.no_grad():
         flow.log_prob(torch.rand(8, *flow.shape, device=DEVICE))  # sets what the first batch sets

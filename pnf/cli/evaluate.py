@@ -32,15 +32,15 @@ from pnf.training import RunConfig, RunError, processes
 def evaluate_command(
     runs: RunsArgument,
     data: DataOption = None,
-    limit: Annotated[int | None, typer.Option(min=2, help="Evaluate only the first so many images.")] = None,
+    limit: Annotated[int | None, typer.Option(min=2, help="Evaluate at most this number of images.")] = None,
     out: Annotated[
-        Path | None, typer.Option(help="Folder of metrics.json and bits.png. Default: that of the runs.")
+        Path | None, typer.Option(help="Folder for metrics.json and bits.png. Default: that of the runs.")
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 250,
     seed: SeedOption = 0,
     device: DeviceOption = "auto",
 ) -> None:
-    """Likelihood of held-out images, in nats and bits/dim, in all and by stage; runs side by side.
+    """Measure the likelihood of held-out images in nats and bits/dim, total and by stage, for one or more runs.
 
     The standard error is over images. Every run sees the same images with the same dequantization noise.
 
@@ -77,8 +77,7 @@ def evaluate_command(
         "threads": torch.get_num_threads(),
         "seed": seed,
         "models": {
-            name: {"settings": config.model_dump(), "result": asdict(result)}
-            for name, (config, result) in found.items()
+            name: {"settings": asdict(config), "result": asdict(result)} for name, (config, result) in found.items()
         },
     }
     figure = figures.bits_per_stage(
@@ -90,7 +89,7 @@ def evaluate_command(
         replace_json(written[0], document)
         figures.save(figure, written[1])
     finally:
-        # Where the disk is full, they are all that there is of a long evaluation.
+        # If the disk is full, these tables are all that remains of a long evaluation.
         _print_tables(found)
     console.say(f"Written: {', '.join(map(str, written))}")
 
@@ -100,7 +99,7 @@ def _print_tables(found: dict[str, tuple[RunConfig, Evaluation]]) -> None:
     table.add_column("model")
     for column in ("nats", "bits/dim", "params", "steps", "images", "img/s"):
         table.add_column(column, justify="right", no_wrap=column in ("nats", "bits/dim"))
-    # The best is the best of models of the same images.
+    # Only models of the same images can be compared.
     same = len({(config.data, config.size, result.images) for config, result in found.values()}) == 1
     best = min(result.bits_per_dim for _, result in found.values()) if same and len(found) > 1 else None
     for name, (config, result) in found.items():

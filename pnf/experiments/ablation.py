@@ -1,11 +1,12 @@
-"""What each choice of our PNF is worth: one of its settings changed at a time, at equal times.
+"""Ablation of our PNF: variants with one setting changed, trained for equal times.
 
-The last stage alone is trained, which models half of all dimensions, and held-out training images judge it: test images
-choose nothing. A folder of results holds a folder for each row of the table, and in that a run of each variant with its
-``result.json`` and ``log_probs.npy``, the log-likelihood of every held-out image.
+Only the last stage is trained, which models half of all dimensions. Held-out training images judge it, so that test
+images choose nothing. A folder of results holds a folder for each row of the table. That holds a run of each variant
+with its ``result.json`` and ``log_probs.npy``, the log-likelihood of every held-out image.
 """
 
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -56,11 +57,11 @@ VARIANTS: dict[str, tuple[dict[str, object], ...]] = {
         {"lr": 0.004},
     ),
 }
-"""What is other than in ours, for each kind of networks."""
+"""The settings in which each variant differs from ours, by the kind of networks."""
 
 
 def options(settings: dict[str, object]) -> str:
-    """The options of ``pnf train`` that make these settings."""
+    """The options of ``pnf train`` for these settings."""
     words = []
     for key, value in settings.items():
         name = key.replace("_", "-")
@@ -69,7 +70,7 @@ def options(settings: dict[str, object]) -> str:
 
 
 def variants(row: Row) -> dict[str, dict[str, object]]:
-    """The variants of a row by the names of their folders, ours first."""
+    """The settings of a row's variants by the names of their folders, ours first."""
     changed = VARIANTS[str(row.settings["coupling"])]
     return {OURS: {}} | {options(settings).replace("--", "").replace(" ", "-"): settings for settings in changed}
 
@@ -85,17 +86,17 @@ def ablate_row(
     track: Callable[[str], Progress],
     finished: Callable[[], None],
 ) -> list[str]:
-    """Train the last stage of every variant of a row that is not finished; arguments and errors as for ``train_row``.
+    """Train the last stage of every unfinished variant of a row. Arguments and errors are those of ``train_row``.
 
     Returns:
-        What went wrong with variants that could not be trained, a line each.
+        The errors of variants that could not be trained, a line each.
     """
     found = variants(row)
     if all((folder / name / RESULT).exists() for name in found):
         return []
     with in_training(folder):
         ours = row_settings(row, data, budget)["bounded"]
-        configs = {name: RunConfig.model_validate(ours.model_dump() | settings) for name, settings in found.items()}
+        configs = {name: RunConfig.from_dict(asdict(ours) | settings) for name, settings in found.items()}
         images = load(data, "train", ours.size, limit=ours.limit, progress=track(f"Reading {data}"))
         stage = stage_names(build_flow(ours, images.shape[0]))[-1]
         planned, configs = plan_runs(
@@ -126,10 +127,10 @@ def ablate_row(
 
 
 def ablations(folder: Path) -> dict[str, dict[str, dict[str, Any]]]:
-    """The results in a folder by row and variant, ours first; what is not finished is left out.
+    """The finished results in a folder by row and variant, ours first.
 
-    Each has ``nats_per_dim`` of the stage, the mean over held-out images, and beside finished ours
-    ``above_ours``, by how much it is better, and ``above_ours_error``, the standard error of that mean difference.
+    Each has ``nats_per_dim`` of the stage, the mean over held-out images. If ours is finished, the others also have
+    ``above_ours``, the mean difference to ours, and its standard error ``above_ours_error``.
     """
     found: dict[str, dict[str, dict[str, Any]]] = {}
     for row in ROWS:

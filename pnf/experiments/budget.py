@@ -1,9 +1,9 @@
-"""Runs at equal budgets: how many steps each may take, and each only once."""
+"""Runs at equal budgets: the plan of their numbers of steps, and the training of each run once."""
 
 import fcntl
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -18,20 +18,20 @@ from pnf.training.trainer import Interrupted, step_seconds
 PLAN = "plan.json"
 
 CALIBRATION = 0.02
-"""Share of a model's time in which its speed is measured."""
+"""The share of a model's time for measuring its speed."""
 
 VALIDATIONS = 20
-"""How often held-out images are looked at in a run, and checkpoints written."""
+"""The number of validations and of checkpoints in a run."""
 
 
 @dataclass(frozen=True)
 class Budget:
-    """What each model of a row may take.
+    """The budget of each model of a row.
 
     Attributes:
-        seconds: of training.
-        settings: what is other in every run than the row says.
-        test_images: how many are evaluated, all by default.
+        seconds: the time of training.
+        settings: settings that replace those of the row in every run.
+        test_images: the number of test images to evaluate, all by default.
     """
 
     seconds: float
@@ -40,11 +40,11 @@ class Budget:
 
 
 QUICK = Budget(5.0, {"limit": 2000, "validation": 100, "batch_size": 16}, test_images=500)
-"""A trial of the whole that ends in minutes; its figures say nothing."""
+"""A trial of the whole experiment in minutes. Its figures mean nothing."""
 
 
 def in_training(folder: Path) -> AbstractContextManager[None]:
-    """The context in which this process alone trains the runs in a folder; errors as for :func:`locked`."""
+    """Let only this process train the runs in a folder. Errors are those of :func:`locked`."""
     return locked(folder, f"{folder} is being trained by another process: name other rows with --row")
 
 
@@ -58,15 +58,15 @@ def finish_runs(
 
     Args:
         configs: the settings by the names of the runs.
-        folder: around the runs.
+        folder: the folder around the runs.
         work: trains a run and writes its result.
-        finished: called after each.
+        finished: called after each run.
 
     Returns:
-        What went wrong with runs that could not be trained, a line each.
+        The errors of runs that could not be trained, a line each.
 
     Raises:
-        Interrupted: SIGINT, SIGTERM or SIGHUP came; everything is saved.
+        Interrupted: the process received SIGINT, SIGTERM or SIGHUP. Everything is saved.
     """
     failures = []
     for name, config in configs.items():
@@ -84,14 +84,14 @@ def finish_runs(
 
 @contextmanager
 def locked(folder: Path, taken: str | None = None) -> Iterator[None]:
-    """Keep other processes out of a folder, which is made if it is missing.
+    """Lock a folder against other processes. A missing folder is created.
 
     Args:
-        folder: of which only one process may be in this context.
-        taken: what to tell the user if another process is; by default this one waits.
+        folder: the folder to lock.
+        taken: the error message if another process holds the lock; by default this process waits.
 
     Raises:
-        RunError: another process is in it.
+        RunError: another process holds the lock, and ``taken`` is given.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("w") as file:
@@ -113,23 +113,23 @@ def plan_runs(
     title: str,
     stages: Sequence[str] | None = None,
 ) -> tuple[Budget, dict[str, RunConfig]]:
-    """The budget and the settings of runs at equal times, as they were written down, or found out now and written down.
+    """Plan runs at equal times, or read the plan if there is one. Return the budget and the settings.
 
-    The schedule of the learning rate needs the number of steps, so a time is made one: the speeds of the models are
-    measured by turns, and never again.
+    The schedule of the learning rate needs a number of steps. So the speeds of the models are measured once, by turns,
+    and their time is converted to steps.
 
     Args:
-        configs: the settings, but for what depends on the number of steps.
-        images: the training images of all of them.
-        folder: around the runs.
-        budget: of each.
-        device: where they are trained.
-        console: where progress is shown.
-        title: what the runs are called there.
-        stages: those that are trained, all by default.
+        configs: the settings, except those that depend on the number of steps.
+        images: the training images of all runs.
+        folder: the folder around the runs.
+        budget: the budget of each run.
+        device: the device for the training.
+        console: the console for progress.
+        title: the name of the runs on the console.
+        stages: the stages to train, all by default.
 
     Raises:
-        RunError: the runs were begun as a quick trial and are no more, or the other way round.
+        RunError: the existing plan is for a quick trial and the budget is not, or the other way round.
     """
     path = folder / PLAN
     if path.exists():
@@ -139,7 +139,7 @@ def plan_runs(
             raise RunError(
                 f"{folder} was begun {'without' if budget.settings else 'with'} --quick: choose another --out"
             )
-        return planned, {name: RunConfig.model_validate(run) for name, run in plan["runs"].items()}
+        return planned, {name: RunConfig.from_dict(run) for name, run in plan["runs"].items()}
     console.print(f"{title}: measuring the speed of the models", soft_wrap=True)
     taken = step_seconds(
         list(configs.values()),
@@ -151,12 +151,12 @@ def plan_runs(
     for (name, config), seconds in zip(configs.items(), taken, strict=True):
         steps = max(1, int((1 - CALIBRATION) * budget.seconds / seconds))
         every = -(-steps // VALIDATIONS)
-        update = {"steps": steps, "warmup": min(config.warmup, steps // 10)}
-        configs[name] = config.model_copy(update=update | {"validate_every": every, "checkpoint_every": every})
+        warmup = min(config.warmup, steps // 10)
+        configs[name] = replace(config, steps=steps, warmup=warmup, validate_every=every, checkpoint_every=every)
     plan = {
         "budget": asdict(budget),
         "step_seconds": dict(zip(configs, taken, strict=True)),
-        "runs": {name: config.model_dump() for name, config in configs.items()},
+        "runs": {name: asdict(config) for name, config in configs.items()},
     }
     replace_json(path, plan)
     return budget, configs

@@ -13,12 +13,12 @@ class Row:
     """A row of the table.
 
     Attributes:
-        name: of the row, and of its folder.
-        title: data set and kind of networks.
-        sources: where the data may lie under the root.
-        settings: of the runs, the same for all three models.
-        baseline: what is other for RealNVP.
-        foreign: data sets that may lie under the root, to tell the row's own images from.
+        name: the name of the row and of its folder.
+        title: the data set and the kind of networks.
+        sources: the paths, under the root, where the data may lie.
+        settings: the settings of the runs, the same for all three models.
+        baseline: settings that differ for RealNVP.
+        foreign: data sets under the root for anomaly detection.
         paper: bits/dim of RealNVP and of PNF in the paper's Table 1, if it has the row.
     """
 
@@ -35,10 +35,10 @@ class Row:
         return next((path for source in self.sources if (path := root / source).exists()), None)
 
 
-_DENSE: dict[str, object] = {"coupling": "dense", "hidden": 256, "blocks": 2, "num_couplings": 6, "batch_size": 128}
-# As many parameters as the five networks of a ProgressiveFlow.
+_DENSE: dict[str, object] = {"coupling": "dense", "batch_size": 128}
+# Gives RealNVP as many parameters as the five stages of a ProgressiveFlow.
 _DENSE_BASELINE: dict[str, object] = {"hidden": 480}
-# A step of each of the three models takes about as long, and RealNVP has the most parameters.
+# Steps of the three models take about equally long, and RealNVP has the most parameters.
 _CONV: dict[str, object] = {
     "coupling": "conv",
     "hidden": 16,
@@ -68,22 +68,22 @@ ROWS = (
     Row("celeba64", "CelebA, conv", ("celeba",), _COLOUR_64, _PHOTOS, paper=(2.51, 2.82)),
     Row("photos64", "photos64, conv", _PHOTOS, _COLOUR_64, _SUBSET),
 )
-"""The rows of the table: all settings that are not those of every run."""
+"""The rows of the table, with the settings in which they differ from the defaults."""
 
 MODELS: dict[str, dict[str, object]] = {
     "realnvp": {"model": "realnvp"},
     "identity": {"model": "progressive", "detail": "identity", "injector": False},
     "bounded": {"model": "progressive", "detail": "bounded"},
 }
-"""RealNVP, PNF as in the paper, and PNF as it is here."""
+"""The settings of RealNVP, of PNF as in the paper, and of our PNF."""
 
 TITLES = {"realnvp": "RealNVP", "identity": "PNF, as in the paper", "bounded": "PNF, ours"}
 
 
 def row_settings(row: Row, data: Path, budget: Budget) -> dict[str, RunConfig]:
-    """The settings of a row's runs, but for what depends on the number of their steps."""
+    """The settings of a row's runs, except those that depend on the number of steps."""
     shared = {"data": locate(data), "keep": "best", **row.settings, **budget.settings}
     return {
-        name: RunConfig.model_validate(shared | (row.baseline if name == "realnvp" else {}) | model)
+        name: RunConfig.from_dict(shared | (row.baseline if name == "realnvp" else {}) | model)
         for name, model in MODELS.items()
     }

@@ -6,13 +6,22 @@ Source: "PNF: Progressive normalizing flows", sections 2 and 3.
 import math
 from abc import abstractmethod
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
-from typing import Any, ClassVar, Self, cast
+from typing import ClassVar, Self, Unpack, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
+from pnf.flows.config import (
+    FlowSettings,
+    ProgressiveConfig,
+    ProgressiveSettings,
+    flow_settings,
+    progressive_settings,
+    shows_settings,
+)
 from pnf.flows.op_table import OpTable, check_bound
 from pnf.flows.peak_memory import in_batches
 from pnf.flows.realnvp import RealNVP, num_scales, set_network_dtype
@@ -21,15 +30,11 @@ from pnf.flows.shapes import (
     as_channels,
     bits_per_dim,
     check_batch,
-    check_choice,
     check_integer,
-    check_number,
     check_shape,
     draw_noise,
     zero_log_det,
 )
-
-DETAILS = ("bounded", "identity")
 
 GAMMA_START = 0.2
 """Where gamma starts: between a log-ratio (0), which suits flat backgrounds, and the plain detail (1)."""
@@ -79,73 +84,44 @@ class ProgressiveFlow(Pretrained):
     ops: ClassVar[OpTable]
     flow_class: ClassVar[type[RealNVP]]
 
-    def __init__(
-        self,
-        shape: Sequence[int],
-        levels: int,
-        *,
-        axes: str = "xy",
-        coupling: str = "conv",
-        detail: str = "bounded",
-        hidden: int | None = None,
-        blocks: int | None = None,
-        num_couplings: int | None = None,
-        norm: str = "act",
-        injector: bool = True,
-        scales: int | None = None,
-        alpha: float | None = None,
-        memory: str = "plain",
-    ) -> None:
+    @shows_settings(ProgressiveConfig)
+    def __init__(self, shape: Sequence[int], levels: int, **settings: Unpack[ProgressiveSettings]) -> None:
         check_bound(self)
         super().__init__()
-        self.shape = check_shape("ProgressiveFlow", "shape", shape)
-        check_choice("ProgressiveFlow", "axes", axes, ("xy", "yx", "x", "y"))
-        check_choice("ProgressiveFlow", "detail", detail, DETAILS)
-        levels = check_integer("ProgressiveFlow", "levels", levels, 0)
-        if levels > 62:
+        config = ProgressiveConfig(levels=levels, **settings)  # type: ignore[arg-type]  # sizes of None become the default
+        if config.levels > 62:
             raise ValueError(f"ProgressiveFlow: levels must be at most 62, got {levels}")
-        self.levels, self.axes, self.detail = levels, axes, detail
-        self.scales = None if scales is None else check_integer("ProgressiveFlow", "scales", scales, 1)
-        default = 1e-6 if detail == "bounded" else 0.05
-        self.alpha = default if alpha is None else check_number("ProgressiveFlow", "alpha", alpha)
-        self._dims = [-1 if axis == "x" else -2 for axis in axes] if len(self.shape) == 3 else [-1]
+        if config.alpha is None:
+            config = replace(config, alpha=1e-6 if config.detail == "bounded" else 0.05)
+        self.settings, self.alpha = config, config.alpha
+        self.levels, self.axes, self.detail = config.levels, config.axes, config.detail
+        self.shape = check_shape("ProgressiveFlow", "shape", shape)
+        self._dims = [-1 if axis == "x" else -2 for axis in self.axes] if len(self.shape) == 3 else [-1]
         for dim in self._dims:
-            if self.shape[dim] % 2**levels:
+            if self.shape[dim] % 2**self.levels:
                 raise ValueError(
-                    f"ProgressiveFlow: shape must have a multiple of {2**levels} along dim {dim} for {levels} levels, "
-                    f"got {self.shape}"
+                    f"ProgressiveFlow: shape must have a multiple of {2**self.levels} along dim {dim} for "
+                    f"{self.levels} levels, got {self.shape}"
                 )
         self.stage_shapes = self._stage_shapes()
         self.stage_names = ["f0"]
-        for level in range(1, levels + 1):
+        for level in range(1, self.levels + 1):
             self.stage_names += [f"f{level}{'x' if dim == -1 else 'y'}" for dim in self._dims]
-        settings: dict[str, Any] = {
-            "coupling": coupling,
-            "hidden": hidden,
-            "blocks": blocks,
-            "num_couplings": num_couplings,
-            "norm": norm,
-            "injector": injector,
-            "memory": memory,
-        }
         stages: list[Stage] = []
         for k, shape_in in enumerate(self.stage_shapes[:1] + self.stage_shapes[:-1]):
-            own = {**settings, "scales": None if scales is None else min(scales, num_scales(shape_in))}
+            scales = None if config.scales is None else min(config.scales, num_scales(shape_in))
+            own: FlowSettings = {**flow_settings(config), "scales": scales, "alpha": self.alpha if k == 0 else None}
             if k == 0:
-                flow = self.flow_class(shape_in, alpha=self.alpha, **own)
-                stages.append(BaseStage(flow, clamp=detail == "bounded"))
+                stages.append(BaseStage(self.flow_class(shape_in, **own), clamp=self.detail == "bounded"))
             else:
                 flow = self.flow_class(shape_in, condition_shape=shape_in, **own)
-                stages.append(DetailStage(flow, self._dims[(k - 1) % len(self._dims)], detail))
+                stages.append(DetailStage(flow, self._dims[(k - 1) % len(self._dims)], self.detail))
         self.stages = nn.ModuleList(stages)
-        self.coupling, self.norm, self.injector = coupling, norm, stages[0].flow.injector
-        self.hidden, self.blocks = stages[0].flow.hidden, stages[0].flow.blocks
-        self.num_couplings = stages[0].flow.num_couplings
 
     def config(self) -> dict[str, object]:
         """The constructor's arguments, all but ``memory``."""
-        keys = ("shape", "levels", "axes", "coupling", "detail", "hidden", "blocks", "num_couplings", "norm")
-        return {key: getattr(self, key) for key in (*keys, "injector", "scales", "alpha")}
+        settings = {key: value for key, value in progressive_settings(self.settings).items() if key != "memory"}
+        return {"shape": self.shape, "levels": self.levels, **settings}
 
     @property
     def _stages(self) -> "list[Stage]":

@@ -7,12 +7,14 @@ the flows f1x, f1y, ... of "PNF: Progressive normalizing flows", section 3.
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import ClassVar, Self, TypeVar, cast
+from dataclasses import replace
+from typing import ClassVar, Self, TypeVar, Unpack, cast
 
 import torch
 from torch import Tensor, nn
 
 from pnf.flows import invertible
+from pnf.flows.config import FlowConfig, FlowSettings, flow_settings, shows_settings
 from pnf.flows.couplings import ActNorm, ConvCoupling, Coupling, DenseCoupling, Injector
 from pnf.flows.networks import ConvNetwork, DenseNetwork, ResidualNetwork
 from pnf.flows.op_table import OpTable, check_bound
@@ -22,10 +24,6 @@ from pnf.flows.shapes import (
     as_channels,
     bits_per_dim,
     check_batch,
-    check_choice,
-    check_flag,
-    check_integer,
-    check_number,
     check_shape,
     draw_noise,
     zero_log_det,
@@ -33,10 +31,6 @@ from pnf.flows.shapes import (
 from pnf.flows.transforms import transformed
 
 OptionalTensor = TypeVar("OptionalTensor", Tensor, Tensor | None)
-
-MEMORY = ("plain", "invertible")
-NORMS = ("act", "batch", "none")
-COUPLINGS = ("conv", "dense")
 
 
 class RealNVP(Pretrained):
@@ -78,74 +72,36 @@ class RealNVP(Pretrained):
     conv_network: ClassVar[type[ConvNetwork]] = ConvNetwork
     memory_format: ClassVar[torch.memory_format] = torch.preserve_format
 
+    @shows_settings(FlowConfig)
     def __init__(
         self,
         shape: Sequence[int],
         *,
         condition_shape: Sequence[int] | None = None,
-        coupling: str = "conv",
-        hidden: int | None = None,
-        blocks: int | None = None,
-        num_couplings: int | None = None,
-        scales: int | None = None,
-        norm: str = "act",
-        injector: bool = True,
-        alpha: float | None = None,
-        memory: str = "plain",
+        **settings: Unpack[FlowSettings],
     ) -> None:
         check_bound(self)
         super().__init__()
-        name = "RealNVP"
-        check_choice(name, "memory", memory, MEMORY)
-        if memory == "invertible" and coupling == "dense":
-            raise ValueError(f'{name}: memory must be "plain" with coupling="dense", got "invertible"')
-        self.shape = check_shape(name, "shape", shape)
+        config = FlowConfig(**settings)  # type: ignore[arg-type]  # sizes of None become the default
+        self.shape = check_shape("RealNVP", "shape", shape)
         self.condition_shape = (
-            None if condition_shape is None else check_shape(name, "condition_shape", condition_shape)
+            None if condition_shape is None else check_shape("RealNVP", "condition_shape", condition_shape)
         )
-        check_choice(name, "coupling", coupling, COUPLINGS)
-        check_choice(name, "norm", norm, NORMS)
-        alpha = None if alpha is None else check_number(name, "alpha", alpha)
-        if alpha is not None and not 0 <= alpha < 0.5:
-            raise ValueError(f"{name}: alpha must be in [0, 0.5) or None, got {alpha}")
         if condition_shape is not None and as_channels(self.condition_shape)[1:] != as_channels(self.shape)[1:]:
             raise ValueError(
-                f"{name}: condition_shape must have the spatial size of shape {self.shape}, got {self.condition_shape}"
+                f"RealNVP: condition_shape must have the spatial size of shape {self.shape}, got {self.condition_shape}"
             )
-        if scales is not None and coupling == "dense":
-            raise ValueError(f'{name}: scales must be None with coupling="dense", got {scales}')
-        self.coupling, self.norm, self.alpha, self.memory = coupling, norm, alpha, memory
-        self.injector = check_flag(name, "injector", injector)
-        self.hidden = hidden if hidden is not None else (32 if coupling == "conv" else 256)
-        self.blocks = blocks if blocks is not None else (4 if coupling == "conv" else 2)
-        self.num_couplings = num_couplings if num_couplings is not None else (3 if coupling == "conv" else 6)
-        for key in ("hidden", "blocks", "num_couplings"):
-            setattr(self, key, check_integer(name, key, getattr(self, key), 1))
-        channels, *size = as_channels(self.shape)
+        if config.coupling == "conv" and config.scales is None:
+            config = replace(config, scales=num_scales(self.shape))
+        self.settings, self.alpha = config, config.alpha
         condition = as_channels(self.condition_shape)[0] if self.condition_shape else 0
-        self.flow: _ConvFlow | _DenseFlow
-        if coupling == "dense":
-            self.flow = _DenseFlow(channels, size, condition, self)
-        else:
-            self.flow = _ConvFlow(channels, size, condition, scales, self)
-        self.scales = self.flow.scales
+        build = _DenseFlow if config.coupling == "dense" else _ConvFlow
+        self.flow: _ConvFlow | _DenseFlow = build(self.shape, condition, config, type(self))
 
     def config(self) -> dict[str, object]:
         """The constructor's arguments, all but ``memory``."""
-        keys = (
-            "shape",
-            "condition_shape",
-            "coupling",
-            "hidden",
-            "blocks",
-            "num_couplings",
-            "norm",
-            "injector",
-            "alpha",
-        )
-        return {key: getattr(self, key) for key in keys} | {
-            "scales": self.scales if self.coupling == "conv" else None,
-        }
+        settings = {key: value for key, value in flow_settings(self.settings).items() if key != "memory"}
+        return {"shape": self.shape, "condition_shape": self.condition_shape, **settings}
 
     @property
     def dims(self) -> int:
@@ -262,27 +218,26 @@ def set_network_dtype(module: nn.Module, dtype: torch.dtype | None) -> None:
 class _DenseFlow(nn.Module):
     """Couplings that transform the halves of a checkerboard over ``[B, C, *size]`` in turn, odd sites first."""
 
-    scales = 1
-
-    def __init__(self, channels: int, size: Sequence[int], condition: int, owner: RealNVP) -> None:
+    def __init__(self, shape: Sequence[int], condition: int, config: FlowConfig, kind: type[RealNVP]) -> None:
         super().__init__()
-        self.size, self.channels, self.ops = tuple(size), channels, owner.ops
-        sites = math.prod(size)
-        halves = (channels * ((sites + 1) // 2), channels * (sites // 2))
-        norms = nn.ModuleList(ActNorm(half, owner.ops) for half in halves if owner.norm == "act")
+        self.channels, *self.size = as_channels(shape)
+        self.ops = kind.ops
+        sites = math.prod(self.size)
+        halves = (self.channels * ((sites + 1) // 2), self.channels * (sites // 2))
+        norms = nn.ModuleList(ActNorm(half, kind.ops) for half in halves if config.norm == "act")
         self.norms = cast("Sequence[ActNorm]", norms)
         couplings = nn.ModuleList(
             DenseCoupling(
                 halves[i % 2],
                 halves[1 - i % 2],
                 condition * sites,
-                hidden=owner.hidden,
-                layers=owner.blocks,
-                norm=owner.norm,
-                ops=owner.ops,
-                network_class=owner.dense_network,
+                hidden=config.hidden,
+                layers=config.blocks,
+                norm=config.norm,
+                ops=kind.ops,
+                network_class=kind.dense_network,
             )
-            for i in range(owner.num_couplings)
+            for i in range(config.num_couplings)
         )
         self.couplings = cast("Sequence[DenseCoupling]", couplings)
 
@@ -314,30 +269,38 @@ class _Scale(nn.Module):
     """One scale of the convolutional flow: checkerboard couplings, then channel couplings but at the last."""
 
     def __init__(
-        self, channels: int, condition: int, hidden: int, kernel: tuple[int, int], last: bool, owner: RealNVP
+        self,
+        channels: int,
+        condition: int,
+        config: FlowConfig,
+        kind: type[RealNVP],
+        *,
+        hidden: int,
+        kernel: tuple[int, int],
+        last: bool,
     ) -> None:
         super().__init__()
 
-        def couplings(mask: str, count: int, factor: int, hidden: int) -> Sequence[ConvCoupling]:
+        def couplings(mask: str, count: int, factor: int) -> Sequence[ConvCoupling]:
             modules = nn.ModuleList(
                 ConvCoupling(
-                    factor * channels,
-                    factor * condition,
+                    factor**2 * channels,
+                    factor**2 * condition,
                     mask,
                     i % 2,
-                    hidden=hidden,
-                    blocks=owner.blocks,
+                    hidden=factor * hidden,
+                    blocks=config.blocks,
                     kernel=kernel,
-                    norm=owner.norm,
-                    ops=owner.ops,
-                    network_class=owner.residual_network,
+                    norm=config.norm,
+                    ops=kind.ops,
+                    network_class=kind.residual_network,
                 )
                 for i in range(count)
             )
             return cast("Sequence[ConvCoupling]", modules)
 
-        self.checkerboard = couplings("checkerboard", owner.num_couplings + last, 1, hidden)
-        self.channel = couplings("channel", 0 if last else owner.num_couplings, 4, 2 * hidden)
+        self.checkerboard = couplings("checkerboard", config.num_couplings + last, 1)
+        self.channel = couplings("channel", 0 if last else config.num_couplings, 2)
 
 
 class _ConvFlow(nn.Module):
@@ -346,29 +309,36 @@ class _ConvFlow(nn.Module):
     The condition is squeezed beside x and never factored out.
     """
 
-    def __init__(self, channels: int, size: Sequence[int], condition: int, scales: int | None, owner: RealNVP) -> None:
+    def __init__(self, shape: Sequence[int], condition: int, config: FlowConfig, kind: type[RealNVP]) -> None:
         super().__init__()
-        self.ops, self.memory, self.memory_format = owner.ops, owner.memory, owner.memory_format
-        self.size = tuple(size) if len(size) == 2 else (1, *size)
+        assert config.scales is not None
+        self.ops, self.memory, self.memory_format = kind.ops, config.memory, kind.memory_format
+        self.channels, *size = as_channels(shape)
         self.signal = len(size) == 1
-        self.scales = num_scales(self.size) if scales is None else scales
-        self.scales = check_integer("RealNVP", "scales", self.scales, 1)
+        self.size = (1, *size) if self.signal else tuple(size)
+        self.scales = config.scales
         multiple = 2 ** (self.scales - 1)
         if self.size[0] % multiple or self.size[1] % multiple:
             raise ValueError(
-                f"RealNVP: shape must have sizes that are multiples of {multiple} for {self.scales} scales, "
-                f"got {owner.shape}"
+                f"RealNVP: shape must have sizes that are multiples of {multiple} for {self.scales} scales, got {shape}"
             )
         kernel = (1 if self.size[0] == 1 else 3, 3)
         self.injector: Injector | None = None
-        if owner.injector and condition:
-            network = owner.conv_network(condition, 2 * channels, hidden=4 * owner.hidden, layers=2, kernel=kernel)
-            self.injector = Injector(channels, network, owner.ops)
-        in_front = owner.norm == "act" or (owner.norm == "batch" and self.injector is not None)
-        self.norm = ActNorm(channels, owner.ops) if in_front else None
-        self.channels = channels
+        if config.injector and condition:
+            network = kind.conv_network(condition, 2 * self.channels, hidden=4 * config.hidden, layers=2, kernel=kernel)
+            self.injector = Injector(self.channels, network, kind.ops)
+        in_front = config.norm == "act" or (config.norm == "batch" and self.injector is not None)
+        self.norm = ActNorm(self.channels, kind.ops) if in_front else None
         levels = nn.ModuleList(
-            _Scale(channels << k, condition << (2 * k), owner.hidden << k, kernel, k == self.scales - 1, owner)
+            _Scale(
+                self.channels << k,
+                condition << (2 * k),
+                config,
+                kind,
+                hidden=config.hidden << k,
+                kernel=kernel,
+                last=k == self.scales - 1,
+            )
             for k in range(self.scales)
         )
         self.levels = cast("Sequence[_Scale]", levels)

@@ -1,12 +1,14 @@
 """The flow that a run trains, from its settings, and its stages."""
 
-from typing import Any, TypeAlias
+from dataclasses import replace
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from pnf import fast
 from pnf.flows import ProgressiveFlow, RealNVP
+from pnf.flows.config import flow_settings, progressive_settings
 from pnf.training.config import RunConfig, RunError
 
 Flow: TypeAlias = ProgressiveFlow | RealNVP
@@ -18,34 +20,19 @@ BASELINE_ALPHA = 0.05
 """Of the logit in front of the RealNVP baseline, as published."""
 
 
-def flow_settings(config: RunConfig) -> dict[str, Any]:
-    """The arguments that both flows take, as the settings have them."""
-    return {
-        "coupling": config.coupling,
-        "hidden": config.hidden,
-        "blocks": config.blocks,
-        "num_couplings": config.num_couplings,
-        "norm": config.norm,
-        "injector": config.injector,
-        "scales": config.scales,
-        "memory": config.memory,
-    }
-
-
 def build_flow(config: RunConfig, channels: int) -> Flow:
     """The flow of the settings, with initial weights that belong to the seed.
 
     Raises:
         RunError: settings that no flow can have.
     """
-    shape, settings = (channels, config.size, config.size), flow_settings(config)
+    shape = (channels, config.size, config.size)
 
     def build() -> Flow:
         if config.model == "realnvp":
-            return fast.RealNVP(shape, alpha=BASELINE_ALPHA if config.alpha is None else config.alpha, **settings)
-        return fast.ProgressiveFlow(
-            shape, config.levels, axes=config.axes, detail=config.detail, alpha=config.alpha, **settings
-        )
+            alpha = BASELINE_ALPHA if config.alpha is None else config.alpha
+            return fast.RealNVP(shape, **flow_settings(replace(config, alpha=alpha)))
+        return fast.ProgressiveFlow(shape, config.levels, **progressive_settings(config))
 
     try:
         # Settings can be a stranger's: nothing is allocated before the sizes are known.

@@ -1,12 +1,15 @@
 """What a training run is made of: its settings, checked field by field, and the presets."""
 
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, PlainValidator, ValidationError, model_validator
+from pydantic import ConfigDict, PlainSerializer, PlainValidator, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
 
 from pnf.data import BUNDLED, bundled, locate
 from pnf.files import printable, read_json, replace_json
+from pnf.flows.config import ProgressiveConfig, setting
 
 CONFIG_NAME = "run.json"
 
@@ -32,50 +35,57 @@ _Source = Annotated[
 ]
 
 
-class RunConfig(BaseModel):
-    """The settings of one training run; docs/training.md says where each preset comes from."""
+@dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))
+class RunConfig(ProgressiveConfig):
+    """The settings of one training run; docs/training.md says where each preset comes from.
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    Raises:
+        pydantic.ValidationError: a setting that no run can have.
+    """
 
-    model: Literal["progressive", "realnvp"] = "progressive"
-    detail: Literal["bounded", "identity"] = "bounded"
-    data: _Source = BUNDLED
-    size: int = Field(32, ge=1, le=4096)
-    limit: int | None = Field(None, ge=1)
-    flip: bool = False
-    levels: int = Field(2, ge=0, le=12)
-    axes: Literal["xy", "yx", "x", "y"] = "xy"
-    coupling: Literal["conv", "dense"] = "conv"
-    hidden: int = Field(32, ge=1, le=16384)
-    blocks: int = Field(4, ge=1, le=256)
-    num_couplings: int = Field(3, ge=1, le=256)
-    norm: Literal["act", "batch", "none"] = "act"
-    injector: bool = True
-    scales: int | None = Field(None, ge=1, le=12)
-    alpha: float | None = Field(None, ge=0, lt=0.5)
-    memory: Literal["plain", "invertible"] = "plain"
-    steps: int = Field(10000, ge=1, le=10**9)
-    batch_size: int = Field(64, ge=1, le=2**20)
-    accumulate: int = Field(1, ge=1, le=2**16)
-    lr: float = Field(1e-3, gt=0, le=1)
-    warmup: int = Field(100, ge=0)
-    schedule: Literal["cosine", "constant"] = "cosine"
-    clip: float = Field(100.0, gt=0)
-    scale_l2: float = Field(5e-5, ge=0)
-    ema: float = Field(0.999, ge=0, lt=1)
-    precision: Literal["32", "bf16"] = "32"
-    validation: int = Field(1000, ge=0)
-    keep: Literal["last", "best"] = "last"
-    validate_every: int = Field(500, ge=1)
-    checkpoint_every: int = Field(500, ge=1)
-    log_every: int = Field(20, ge=1)
-    seed: int = Field(0, ge=0, lt=2**32)
+    model: Literal["progressive", "realnvp"] = setting("progressive", "progressive, or the realnvp baseline.")
+    data: _Source = setting(BUNDLED, "Data set; see docs/data.md.", group="Data")
+    size: int = setting(32, "Height and width, in pixels.", group="Data", ge=1, le=4096)
+    limit: int | None = setting(None, "Use the first so many images.", group="Data", ge=1)
+    flip: bool = setting(False, "Mirror images at random.", group="Data")
+    validation: int = setting(1000, "Training images held out for the curves.", group="Data", ge=0)
+    steps: int = setting(10000, "Steps of the optimiser.", group="Training", ge=1, le=10**9)
+    batch_size: int = setting(64, "Images in a batch.", group="Training", ge=1, le=2**20)
+    accumulate: int = setting(1, "Batches whose gradients make one step.", group="Training", ge=1, le=2**16)
+    lr: float = setting(1e-3, "Learning rate of Adam.", group="Training", gt=0, le=1)
+    warmup: int = setting(100, "Steps of linear warm-up.", group="Training", ge=0)
+    schedule: Literal["cosine", "constant"] = setting("cosine", "Schedule of the learning rate.", group="Training")
+    clip: float = setting(100.0, "Bound of each stage's gradient norm.", group="Training", gt=0)
+    scale_l2: float = setting(5e-5, "Penalty on the squared scale parameters.", group="Training", ge=0)
+    ema: float = setting(0.999, "Decay of the averaged weights.", group="Training", ge=0, lt=1)
+    precision: Literal["32", "bf16"] = setting("32", "Precision inside the networks.", group="Training")
+    keep: Literal["last", "best"] = setting(
+        "last",
+        "The averaged weights of the last step, or those with the best likelihood of held-out images.",
+        group="Training",
+    )
+    validate_every: int = setting(500, "Steps between validations.", group="Training", ge=1)
+    checkpoint_every: int = setting(500, "Steps between checkpoints.", group="Training", ge=1)
+    log_every: int = setting(20, "Steps between rows of the logs.", group="Training", ge=1)
+    seed: int = setting(0, "Seed of weights, order and noise.", group="Training", ge=0, lt=2**32)
 
-    @model_validator(mode="after")
-    def _bounded(self) -> Self:
+    def __post_init__(self) -> None:
+        super().__post_init__()
         if self.blocks * self.num_couplings > 4096:
             raise ValueError(f"blocks times num_couplings must be at most 4096, got {self.blocks * self.num_couplings}")
-        return self
+
+    @classmethod
+    def from_dict(cls, settings: object) -> Self:
+        """The settings in a dictionary.
+
+        Raises:
+            pydantic.ValidationError: one of them is unknown or out of range.
+        """
+        return TypeAdapter(cls).validate_python(settings)
+
+    def to_json(self) -> str:
+        """The settings as JSON; bytes of a path that are no UTF-8 are escaped."""
+        return TypeAdapter(type(self)).dump_json(self).decode()
 
     @property
     def source(self) -> str | Path:
@@ -88,14 +98,14 @@ class RunConfig(BaseModel):
         Stages can be trained on several machines; that their images are the same is checked by themselves.
         """
         try:
-            other = settings if isinstance(settings, RunConfig) else RunConfig.model_validate_json(str(settings))
+            other = settings if isinstance(settings, RunConfig) else TypeAdapter(RunConfig).validate_json(str(settings))
         except ValidationError:
             return False
-        return other.model_copy(update={"data": self.data}) == self
+        return replace(other, data=self.data) == self
 
     def save(self, folder: Path) -> None:
         """Write the settings into a run's folder."""
-        replace_json(folder / CONFIG_NAME, self.model_dump())
+        replace_json(folder / CONFIG_NAME, asdict(self))
 
     @classmethod
     def load(cls, folder: Path) -> Self:
@@ -106,7 +116,7 @@ class RunConfig(BaseModel):
         """
         path = folder / CONFIG_NAME
         try:
-            return cls.model_validate(read_json(path))
+            return cls.from_dict(read_json(path))
         except FileNotFoundError:
             raise RunError(f"{folder} holds no run: there is no {CONFIG_NAME} in it") from None
         except ValidationError as error:
@@ -130,8 +140,6 @@ PRESETS: dict[str, dict[str, object]] = {
         "data": "fashion-mini",
         "coupling": "dense",
         "hidden": 128,
-        "blocks": 2,
-        "num_couplings": 6,
         "batch_size": 128,
         "steps": 300,
         "validation": 100,
@@ -143,23 +151,16 @@ PRESETS: dict[str, dict[str, object]] = {
     "mnist-dense": {
         "data": "MNIST",
         "coupling": "dense",
-        "hidden": 256,
-        "blocks": 2,
-        "num_couplings": 6,
         "batch_size": 128,
         "steps": 8000,
     },
     "mnist-conv": {
         "data": "MNIST",
-        "coupling": "conv",
-        "hidden": 32,
-        "blocks": 4,
         "norm": "batch",
         "steps": 20000,
     },
     "cifar10": {
         "data": "cifar-10-batches-py",
-        "coupling": "conv",
         "hidden": 64,
         "blocks": 8,
         "scales": 2,
@@ -170,8 +171,6 @@ PRESETS: dict[str, dict[str, object]] = {
     "celeba64": {
         "data": "celeba",
         "size": 64,
-        "coupling": "conv",
-        "hidden": 32,
         "blocks": 2,
         "norm": "batch",
         "flip": True,
@@ -200,6 +199,6 @@ def preset_config(name: str, **overrides: object) -> RunConfig:
     if isinstance(data := settings["data"], str):
         settings["data"] = locate(data)
     try:
-        return RunConfig.model_validate(settings)
+        return RunConfig.from_dict(settings)
     except ValidationError as error:
         raise RunError(f"wrong settings: {describe(error)}") from None

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 
 from pnf.files import replace_file
@@ -31,7 +32,7 @@ def join(runs: Sequence[Path], folder: Path) -> list[str]:
     for run in runs:
         other = RunConfig.load(run)
         if not config.same_model(other):
-            names = [n for n in RunConfig.model_fields if n != "data" and getattr(other, n) != getattr(config, n)]
+            names = [n for n, value in asdict(config).items() if n != "data" and getattr(other, n) != value]
             raise RunError(
                 f"{run} has another {', '.join(names)} than {runs[0]}: only stages of one flow can be joined"
             )

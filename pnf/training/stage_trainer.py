@@ -104,7 +104,7 @@ class StageTrainer:
         """Write the checkpoint, as a whole."""
         checkpoint = {
             "name": self.name,
-            "settings": self.config.model_dump_json(),
+            "settings": self.config.to_json(),
             "step": self.step,
             "objective": self.objective.state_dict(),
             "optimizer": self.optimizer.state_dict(),

@@ -6,6 +6,7 @@ import json
 import shutil
 import signal
 from collections.abc import Callable
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from pnf.cli.app import _COMMANDS, _load
 from pnf.data import load
 from pnf.evaluation import evaluate, load_run
 from pnf.training.batches import Batches
+from pnf.training.config import RunConfig
 
 Pnf = Callable[..., Any]
 Tiny = Callable[..., list[str]]
@@ -112,7 +114,7 @@ def test_evaluate_prints_and_writes_the_figures(pnf: Pnf, demo: Path, tmp_path: 
     for name, model in document["models"].items():
         config, flow = load_run(demo / name)
         expected = evaluate(flow, images)
-        assert model["settings"] == config.model_dump()
+        assert model["settings"] == asdict(config)
         assert model["result"]["nats"] == expected.nats
         assert model["result"]["stage_bits_per_dim"] == expected.stage_bits_per_dim
         row = next(line for line in result.out.splitlines() if name in line)
@@ -305,3 +307,10 @@ def test_upscale_takes_long_names(pnf: Pnf, demo: Path, picture: Picture, tmp_pa
 def test_the_list_of_commands_is_that_of_the_commands() -> None:
     for name in _COMMANDS:
         assert _load(name).help
+
+
+def test_every_setting_of_a_run_is_an_option(pnf: Pnf) -> None:
+    shown = " ".join(pnf("train", "--help").out.split())
+    for setting in fields(RunConfig):
+        assert f"--{setting.name.replace('_', '-')} " in shown, setting.name
+        assert setting.metadata["description"] in shown, setting.name

@@ -87,7 +87,7 @@ def test_every_model_of_a_row_gets_the_same_time(done: Path) -> None:
         assert plan["budget"] == {"seconds": pytest.approx(0.2), "settings": {}, "test_images": None}
         for name, run in plan["runs"].items():
             config = RunConfig.load(done / row / name)
-            assert config == RunConfig.model_validate(run)
+            assert config == RunConfig.from_dict(run)
             assert config.steps == max(1, int(0.98 * plan["budget"]["seconds"] / plan["step_seconds"][name]))
             assert config.warmup == min(100, config.steps // 10)
             assert config.validate_every == config.checkpoint_every == -(-config.steps // 20)
@@ -250,7 +250,7 @@ def test_ablation(pnf: Pnf, root: Path, tmp_path: Path) -> None:
 def test_the_variants_are_settings() -> None:
     for row in rows.ROWS:
         for settings in ablation.variants(row).values():
-            RunConfig.model_validate(row.settings | settings)
+            RunConfig.from_dict(row.settings | settings)
     assert ablation.options({"injector": False, "num_couplings": 3}) == "--no-injector --num-couplings 3"
 
 

@@ -124,7 +124,7 @@ def test_saves_the_ends_only() -> None:
 def test_is_no_part_of_the_configuration_and_wants_convolutions() -> None:
     flow = fast.RealNVP((4, 8, 8), memory="invertible")
     assert "memory" not in flow.config()
-    assert copy.deepcopy(flow).memory == "invertible"
+    assert copy.deepcopy(flow).settings.memory == "invertible"
     with pytest.raises(ValueError, match='memory must be "plain"'):
         fast.RealNVP((4, 8, 8), coupling="dense", memory="invertible")
     with pytest.raises(ValueError, match="memory must be"):

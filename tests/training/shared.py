@@ -15,11 +15,21 @@ torch.set_num_threads(1)
 folder = Path(sys.argv[1])
 images = load("fashion-mini", "train", 8, limit=200)
 for path in sorted(folder.glob("*/run.json")):
-    config = RunConfig.model_validate_json(path.read_text())
+    config = RunConfig.load(path.parent)
     train(config, images, path.parent / "shared", accelerator="cpu")
     _, flow = load_run(path.parent / "shared")
     result = evaluate(flow, load("fashion-mini", "test", 8, limit=101), batch_size=10)
     if processes.rank() == 0:
         path.with_name("result.json").write_text(json.dumps([result.nats, result.stage_nats]))
-sys.argv = ["pnf", "sample", str(folder / "dense/shared"), "-n", "600", "--out", str(folder / "dense/samples.png")]
+sys.argv = [
+    "pnf",
+    "sample",
+    str(folder / "dense/shared"),
+    "-n",
+    "600",
+    "--out",
+    str(folder / "dense/samples.png"),
+    "--device",
+    "cpu",
+]
 main()

@@ -60,7 +60,7 @@ def test_stages_of_machines_with_the_data_in_other_places(
 
 @pytest.mark.parametrize(
     ("settings", "message"),
-    [({"lr": 0.5}, "has another lr than"), ({"limit": 100, "hidden": 9}, "has another limit, hidden than")],
+    [({"lr": 0.5}, "has another lr than"), ({"limit": 100, "hidden": 9}, "has another hidden, limit than")],
 )
 def test_other_settings(
     tmp_path: Path, apart: dict[str, Path], tiny: Make, settings: dict[str, Any], message: str
