@@ -125,7 +125,7 @@ READERS = {
     "image": Reader([_picture(kind) for kind in ("PNG", "JPEG", "BMP", "TIFF", "PPM")], "a.png", load),
     "config": Reader([_CONFIG], CONFIG_NAME, _with(WEIGHTS_NAME, _WEIGHTS), (ValueError,)),
     "safetensors": Reader([_WEIGHTS], WEIGHTS_NAME, _with(CONFIG_NAME, _CONFIG), (ValueError,)),
-    "settings": Reader([preset_config("demo").model_dump_json().encode()], "run.json", RunConfig.load, (RunError,)),
+    "settings": Reader([preset_config("demo").to_json().encode()], "run.json", RunConfig.load, (RunError,)),
     "checkpoint": Reader(
         [_checkpoint()],
         "f0.ckpt",
