@@ -34,8 +34,6 @@ def mask_pack(
     mask: str,
     parity: int,
 ) -> tuple[Tensor, Tensor]:
-    if mask == "channel" and _torch_is_faster(x, x):
-        return reference.mask_pack(x, mask, parity)
     reference.check_mask("mask_pack", x, mask, parity)
     kept, rest = _pack(x, mask, parity)
     return kept, rest
@@ -49,8 +47,6 @@ def mask_unpack(
     parity: int,
     size: Sequence[int],
 ) -> Tensor:
-    if mask == "channel" and _torch_is_faster(kept, rest):
-        return reference.mask_unpack(kept, rest, mask, parity, size)
     reference.check_halves("mask_unpack", kept, rest, mask, parity, size)
     # torch.jit.trace shows sizes as tensors, which no list of integers takes.
     return _unpack(kept, rest, mask, parity, [int(n) for n in size] if torch.jit.is_tracing() else size)  # type: ignore[attr-defined]
@@ -63,32 +59,9 @@ def mask_input(
     mask: str,
     parity: int,
 ) -> Tensor:
-    if mask == "channel" and _torch_is_faster(x, condition):
-        return reference.mask_input(x, condition, mask, parity)
     reference.check_mask("mask_input", x, mask, parity)
     reference.check_condition("mask_input", x, condition)
     return _input(x, condition, mask, parity)
-
-
-# Entries. Above, a kernel gains more than an op written in Python costs.
-_SMALL = 1 << 15
-
-
-def _torch_is_faster(x: Tensor, other: Tensor) -> bool:
-    """Whether to leave the halves of channels on a CPU to the reference, a PyTorch call or two.
-
-    These are contiguous tensors, whose halves lie in one piece, and small ones with the channels last. An op written in
-    Python takes twice as long there: 5 more microseconds forward, 25 with its backward.
-    """
-    try:
-        if not x.is_cpu:
-            return False
-        if x.is_contiguous() and other.is_contiguous():
-            return True
-        small = x.numel() <= _SMALL and x.is_contiguous(memory_format=torch.channels_last)
-        return small and other.is_contiguous(memory_format=torch.channels_last)
-    except AttributeError:
-        return False  # no tensors, as the checks will say
 
 
 def _packed_shapes(x: Tensor, mask: str, parity: int) -> tuple[list[int], list[int]]:
