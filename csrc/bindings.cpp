@@ -3,6 +3,9 @@
 #include "bindings.h"
 
 #include "cpu/isa.h"
+#ifdef PNF_WITH_CUDA
+#include "cuda/device.h"
+#endif
 
 namespace py = pybind11;
 
@@ -35,6 +38,7 @@ PYBIND11_MODULE(_C, m) {
   build["version"] = PNF_VERSION;
   build["compiler"] = PNF_COMPILER;
 #ifdef PNF_WITH_CUDA
+  cuda.def("why_not", pnf::cuda::why_not);
   build["cuda"] = true;
   build["nvcc"] = PNF_NVCC;
   build["architectures"] = PNF_CUDA_ARCHITECTURES;

@@ -95,7 +95,7 @@ def test_a_family_has_one_stem_everywhere(family: str) -> None:
 @pytest.mark.parametrize("folder", ["csrc/cpu", "csrc/cuda", "csrc/bindings", "kernels"])
 def test_every_kernel_belongs_to_a_family(folder: str) -> None:
     sources = (path for path in (ROOT / folder).glob("[!_]*") if path.suffix in {".cpp", ".cu", ".py"})
-    assert {path.stem for path in sources} <= {*families(), "isa", "parallel"}
+    assert {path.stem for path in sources} <= {*families(), "device", "isa", "parallel"}
 
 
 BELOW = {

@@ -1,8 +1,9 @@
 """Registration of ops with PyTorch, the same for every family.
 
-The dispatcher is the whole choice of an implementation: the reference is registered for every device, and a compiled
-kernel for a device replaces it there. So an op works without its kernels, and none asks which device a tensor is on.
-Convolutions and halves of channels are the exception: what PyTorch does faster on a CPU is left to it.
+The dispatcher chooses the implementation: the reference is registered for every device, and a compiled kernel for a
+device replaces it there. So an op works without its kernels, and no op asks for the device of a tensor.
+A GPU that cannot run a kernel, which is found out at its first launch, takes the reference, too.
+Convolutions are the exception: those that PyTorch does faster on a CPU are left to it.
 """
 
 import functools
@@ -17,10 +18,11 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from pnf.ops._autograd import Derivative, register_derivative
+from pnf.ops._devices import check_runs, common_device, current_stream, or_reference
 
 LIBRARY = torch.library.Library("pnf", "DEF")
 
-# family -> device -> the kind of kernel that was written for it, and whether it can run
+# family -> device -> the kind of its kernel, and whether it can run
 IMPLEMENTATIONS: dict[str, dict[str, tuple[str, bool]]] = {}
 
 # op -> kind of implementation -> a function of the op's arguments
@@ -47,7 +49,7 @@ class Kernel(NamedTuple):
 
 @functools.cache
 def extension() -> ModuleType | ImportError:
-    """The compiled module ``pnf._C``, or why it cannot be loaded."""
+    """The compiled module ``pnf._C``, or the error of its import."""
     try:
         return importlib.import_module("pnf._C")
     except ImportError as error:
@@ -55,7 +57,7 @@ def extension() -> ModuleType | ImportError:
 
 
 def cpp(name: str) -> Launch | None:
-    """The C++ kernel of that name, on as many threads as the caller lets PyTorch use; if it can be loaded."""
+    """The C++ kernel of a name, if the extension is there. It runs on PyTorch's threads."""
     module = extension()
     if isinstance(module, ImportError):
         return None
@@ -68,30 +70,32 @@ def cpp(name: str) -> Launch | None:
 
 
 def cuda(name: str) -> Launch | None:
-    """The CUDA C++ kernel of that name, on the device of its tensors and the caller's stream; if it was built."""
+    """The CUDA C++ kernel of a name, if it was built. It runs on the device of its tensors and the caller's stream."""
     module = extension()
     if isinstance(module, ImportError) or not module.build["cuda"]:
         return None
     kernel = getattr(module.cuda, name)
 
     def launch(tensors: Sequence[Tensor], *others: Any) -> None:
-        with torch.cuda.device_of(tensors[0]):
-            kernel(*[x.data_ptr() for x in tensors], *others, torch.cuda.current_stream().cuda_stream)
+        index = common_device(name, tensors)
+        check_runs("cuda", index)
+        with torch.cuda.device(index):
+            kernel(*[x.data_ptr() for x in tensors], *others, current_stream(index))
 
     return launch
 
 
 @functools.cache
 def has_triton() -> bool:
-    """Whether Triton is installed; it is not imported for the answer."""
+    """Whether Triton is installed, without an import of it."""
     return importlib.util.find_spec("triton") is not None
 
 
 def triton(family: str, name: str, **constants: Any) -> Launch | None:
-    """The Triton launcher of that name, imported at its first call; if Triton is installed.
+    """The Triton launcher of a name, if Triton is installed. It is imported at its first call.
 
-    It takes the tensors one by one, then the others without their last, the dtype, and the constants by keyword:
-    ``inverse=True`` for a launcher of both directions.
+    It takes the tensors one by one, then the others except the last, which is the dtype, and the constants by keyword,
+    such as ``inverse=True`` for a launcher of both directions.
     """
     if not has_triton():
         return None
@@ -102,7 +106,9 @@ def triton(family: str, name: str, **constants: Any) -> Launch | None:
         return functools.partial(function, **constants)
 
     def launch(tensors: Sequence[Tensor], *others: Any) -> None:
-        with torch.cuda.device_of(tensors[0]):
+        index = common_device(name, tensors)
+        check_runs("triton", index)
+        with torch.cuda.device(index):
             launcher()(*tensors, *others[:-1])
 
     return launch
@@ -121,9 +127,9 @@ class Backward(NamedTuple):
 
     Attributes:
         schema: ``"(Tensor grad, Tensor x, ...) -> Tensor"``, the op's arguments and results.
-        call: ``call(backward, ctx, *grads)``, a gradient or None for each argument of the forward; it calls the op
-            ``backward`` with what the forward saved.
-        reference: as for :func:`register`, and so are the others.
+        call: ``call(backward, ctx, *grads)`` returns a gradient or None for each argument of the forward. It calls the
+            op ``backward`` with the saved tensors.
+        reference: as for :func:`register`, like the other attributes.
     """
 
     schema: str
@@ -145,22 +151,22 @@ def register(
     backward: Callable[..., Any] | Backward | None = None,
     fallback: Callable[..., Any] | None = None,
 ) -> Callable[..., Any]:
-    """Define an op and everything PyTorch needs to run, differentiate, trace and compile it.
+    """Define an op, and everything that PyTorch needs to run, differentiate, trace and compile it.
 
     Args:
         family: the stem of the op's files.
         schema: ``"name(Tensor x, ...) -> Tensor"``, without default values.
-        reference: the op in plain PyTorch, in any layout and differentiable to any order. It stands for the op under
-            the transforms of ``torch.func`` and in forward mode.
-        fake: the result's shapes, strides and dtypes, without its values.
+        reference: the op in plain PyTorch, in any layout and differentiable to any order. It replaces the op under the
+            transforms of ``torch.func`` and in forward mode.
+        fake: makes results of the right shapes, strides and dtypes, without values.
         kernels: the compiled implementations.
-        setup_context: ``setup_context(ctx, inputs, output)``, saves what the backward needs.
-        backward: an op of its own; or ``backward(ctx, *grads)``, a gradient or None for each argument, made of other
+        setup_context: ``setup_context(ctx, inputs, output)`` saves what the backward needs.
+        backward: another op; or ``backward(ctx, *grads)``, which returns a gradient or None for each argument by
             differentiable ops. By default the reference is differentiated.
-        fallback: runs on every device that has no kernel; by default the reference.
+        fallback: runs on devices without a kernel; by default the reference.
 
     Returns:
-        The op, to be called with positional arguments.
+        The op, which takes positional arguments.
     """
     name = schema.partition("(")[0]
     if isinstance(backward, Backward):
@@ -175,7 +181,7 @@ def register(
         backward = functools.partial(backward.call, run)
     if backward is None or setup_context is None:
         backward, setup_context = _differentiated(reference)
-    # The strides of a result follow those of the arguments, so that a compiler must not change the latter.
+    # The strides of a result depend on those of the arguments, so a compiler must not change the latter.
     LIBRARY.define(schema, tags=(torch.Tag.needs_exact_strides, torch.Tag.pt2_compliant_tag))
     KERNELS[name] = {"reference": _laid_out(reference if fallback is None else fallback, fake)}
     LIBRARY.impl(name, KERNELS[name]["reference"], "CompositeExplicitAutograd")
@@ -184,15 +190,16 @@ def register(
         device = DEVICES[kernel.kind]
         IMPLEMENTATIONS.setdefault(family, {})[device] = kernel.kind, kernel.run is not None
         if kernel.run is not None:
-            KERNELS[name][kernel.kind] = runs[device.upper()] = kernel.run
-            LIBRARY.impl(name, kernel.run, device.upper())
+            run = kernel.run if device == "cpu" else or_reference(kernel.run, KERNELS[name]["reference"])
+            KERNELS[name][kernel.kind] = runs[device.upper()] = run
+            LIBRARY.impl(name, run, device.upper())
     torch.library.register_fake(f"pnf::{name}", fake, lib=LIBRARY)
     op = getattr(torch.ops.pnf, name).default
     return register_derivative(LIBRARY, op, runs, Derivative(reference, backward, setup_context))
 
 
 def _laid_out(function: Callable[..., Any], fake: Callable[..., Any]) -> Callable[..., Any]:
-    """The function with results in memory of their own, with the very strides that ``fake`` gives."""
+    """Wrap a function so that its results are in new memory, with the strides of ``fake``."""
 
     def run(*args: Any) -> Any:
         found, wanted = function(*args), fake(*args)
@@ -214,7 +221,7 @@ def documented_by(reference: Callable[..., Any]) -> Callable[[Function], Functio
 
 
 def _differentiated(reference: Callable[..., Any]) -> tuple[Callable[..., Any], Callable[..., None]]:
-    """``backward, setup_context`` of an op by differentiating its reference: second derivatives need no kernel."""
+    """The ``backward`` and the ``setup_context`` of an op, which differentiate its reference."""
 
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         flat, ctx.tree = tree_flatten(inputs, is_leaf=_is_constant_list)
@@ -239,5 +246,5 @@ def _differentiated(reference: Callable[..., Any]) -> tuple[Callable[..., Any], 
 
 
 def _is_constant_list(argument: Any) -> bool:
-    """Whether it is a list of numbers, which has no gradients."""
+    """Whether an argument is a list of numbers, which has no gradients."""
     return isinstance(argument, list) and not all(isinstance(x, Tensor) for x in argument)
