@@ -3,6 +3,7 @@
 import math
 import platform
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from racing import race as run_race
 from torch import Tensor
 
 import pnf
+from pnf.training import exact_arithmetic
 
 RACES = pytest.StashKey[dict[tuple[str, ...], Race]]()
 REPORTED = pytest.StashKey[list[dict[str, Any]]]()
@@ -25,15 +27,17 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Without ``--every-case``: forward and backward in float32, of the largest tensors, along the last axis.
 
-    Where nothing is timed, every case is checked.
+    Where nothing is timed, the smallest tensors are enough.
     """
-    if config.getoption("every_case") or config.getoption("benchmark_disable"):
+    if config.getoption("every_case"):
         return
-    functions = [item for item in items if isinstance(item, pytest.Function)]
-    largest: dict[str, int] = {}
+    here = Path(__file__).parent
+    functions = [item for item in items if isinstance(item, pytest.Function) and item.path.is_relative_to(here)]
+    sizes: dict[str, list[int]] = {}
     for item in functions:
-        largest[item.originalname] = max(largest.get(item.originalname, 0), _entries(item.callspec.params))
-    left_out = [item for item in functions if not _is_first(item.callspec.params, largest[item.originalname])]
+        sizes.setdefault(item.originalname, []).append(_entries(item.callspec.params))
+    chosen = min if config.getoption("benchmark_disable") else max
+    left_out = [item for item in functions if not _is_first(item.callspec.params, chosen(sizes[item.originalname]))]
     config.hook.pytest_deselected(items=left_out)
     items[:] = [item for item in items if item not in left_out]
 
@@ -49,8 +53,8 @@ FIRST: dict[str, tuple[Any, ...]] = {
 """The values of parameters in the cases that are timed by default."""
 
 
-def _is_first(params: dict[str, Any], largest: int) -> bool:
-    return _entries(params) == largest and all(
+def _is_first(params: dict[str, Any], entries: int) -> bool:
+    return _entries(params) == entries and all(
         params[name] in values for name, values in FIRST.items() if name in params
     )
 
@@ -61,6 +65,7 @@ def _entries(params: dict[str, Any]) -> int:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    exact_arithmetic()
     config.stash[RACES] = {}
     config.stash[REPORTED] = []
 

@@ -7,12 +7,13 @@ In float64 both sides err, and what the reference errs by is told by what it doe
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, ClassVar, NamedTuple
 
 import numpy
 import pytest
 import torch
+from interpreting import interpreting
 from torch import Tensor
 
 import pnf.ops  # noqa: F401 - registers every family
@@ -78,8 +79,9 @@ class Implementation(NamedTuple):
 
     def run(self, op: str, args: Sequence[Any]) -> list[Tensor]:
         function = getattr(torch.ops.pnf, op).default if self.kind == "op" else KERNELS[op][self.kind]
+        interpreted = interpreting() if self.kind == "triton" and self.device == "cpu" else nullcontext()
         # The interpreter's NumPy warns of what is NaN by definition.
-        with use_level(self.level), torch.no_grad(), numpy.errstate(all="ignore"):
+        with use_level(self.level), interpreted, torch.no_grad(), numpy.errstate(all="ignore"):
             return as_list(function(*args))
 
 
@@ -107,9 +109,11 @@ def use_threads(count: int) -> Iterator[None]:
 
 
 def implementations(op: str) -> list[Implementation]:
-    """Those of an op that run here; without a GPU, Triton's are interpreted."""
-    found = [Implementation("op", device) for device in DEVICES]
-    found.append(Implementation("reference", "cpu"))
+    """Those of an op that run here, but the dispatcher's choice on a CPU, which ``test_repeats_bit_for_bit`` compares.
+
+    Without a GPU, Triton's are interpreted.
+    """
+    found = [Implementation("reference", "cpu"), *(Implementation("op", device) for device in DEVICES[1:])]
     if "cpp" in KERNELS[op]:
         found += [Implementation("cpp", "cpu", level) for level in range(len(extension().cpu.levels()))]
     if "triton" in KERNELS[op]:
@@ -127,7 +131,8 @@ def convert(args: Sequence[Any], function: Callable[[Tensor], Tensor]) -> list[A
 
 
 def largest_errors(low: Sequence[Tensor], exact: Sequence[Tensor]) -> list[float]:
-    return [float((b.double() - c).abs().max()) if c.numel() else 0.0 for b, c in zip(low, exact, strict=True)]
+    pairs = zip(low, exact, strict=True)
+    return [float((b.cpu().double() - c.cpu()).abs().max()) if c.numel() else 0.0 for b, c in pairs]
 
 
 class Drawn(NamedTuple):
@@ -195,14 +200,20 @@ class OpTests:
     def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
         names = [name for name in ("case", "implementation", "dtype") if name in metafunc.fixturenames]
         rows, ids = [], []
+        compiled: set[str] = set()
         for case_name, case in type(self).cases.items() if "case" in names else ():
             values: dict[str, list[Any]] = {
                 "case": [case],
-                "implementation": implementations(case.op),
+                # The reference is compared with itself by no test that takes a dtype.
+                "implementation": [
+                    i for i in implementations(case.op) if "dtype" not in names or i.kind != "reference"
+                ],
                 "dtype": DTYPES,
             }
+            again = metafunc.function.__name__ == "test_compiles_to_one_graph" and case.op in compiled
+            compiled.add(case.op)
             for row in itertools.product(*(values[name] for name in names)):
-                rows.append(row)
+                rows.append(pytest.param(*row, marks=[pytest.mark.slow] if again else []))
                 ids.append("-".join([case_name, *(str(value).removeprefix("torch.") for value in row[1:])]))
         if rows:
             metafunc.parametrize(names, rows, ids=ids)
@@ -222,7 +233,8 @@ class OpTests:
         # Values that float32 has too, so that in float64 its error is one of arithmetic alone.
         source, low, exact, errors = draw(case.op, lambda: convert(case.arguments(), lambda x: x.float().to(dtype)))
         for name, layout in LAYOUTS.items():
-            args = convert(source, lambda x, layout=layout: layout(x).to(implementation.device))
+            # Laid out on the device: a copy to it has neither gaps nor a crooked address.
+            args = convert(source, lambda x, layout=layout: layout(x.to(implementation.device)))
             got, want = implementation.run(case.op, args), as_list(fallback(*args))
             # In another layout the reference adds in another order.
             own = errors if dtype is torch.float64 else map(max, errors, largest_errors(want, exact))
@@ -230,8 +242,10 @@ class OpTests:
             assert [a.stride() for a in got] == [a.stride() for a in want], name
 
     def test_repeats_bit_for_bit(self, case: Case) -> None:
+        """On any number of threads; what the dispatcher takes is the kernel for the newest instructions there are."""
         args = convert(case.arguments(), torch.Tensor.float)
-        results = []
+        newest = Implementation("cpp", "cpu", len(extension().cpu.levels()) - 1)
+        results = [newest.run(case.op, args)]
         for threads in (1, 2, 5, 2):
             with use_threads(threads):
                 results.append(Implementation("op", "cpu").run(case.op, args))
@@ -249,7 +263,7 @@ class OpTests:
     @pytest.mark.parametrize("memory", ["contiguous", "channels_last", "strided"])
     @pytest.mark.parametrize("device", DEVICES)
     def test_opcheck(self, case: Case, memory: str, device: str) -> None:
-        args = convert(case.arguments(), lambda x: LAYOUTS[memory](x.float()).to(device).detach().requires_grad_())
+        args = convert(case.arguments(), lambda x: LAYOUTS[memory](x.float().to(device)).detach().requires_grad_())
         # Not test_aot_dispatch_dynamic, which is slow: test_compiles_to_one_graph traces the same.
         checks = ["test_schema", "test_autograd_registration", "test_faketensor"]
         torch.library.opcheck(getattr(torch.ops.pnf, case.op).default, args, test_utils=checks)
@@ -259,7 +273,7 @@ class OpTests:
     def test_first_and_second_derivatives(self, case: Case, memory: str, device: str) -> None:
         if not case.differentiable:
             return
-        args = convert(case.arguments(), lambda x: LAYOUTS[memory](x).to(device).detach().requires_grad_())
+        args = convert(case.arguments(), lambda x: LAYOUTS[memory](x.to(device)).detach().requires_grad_())
         op = getattr(torch.ops.pnf, case.op).default
 
         def function(*tensors: Tensor) -> tuple[Tensor, ...]:
@@ -293,7 +307,7 @@ class OpTests:
 
         # Sizes are symbols and channels come last; tests/flows compiles for fixed sizes and contiguous tensors, too.
         compiled = torch.compile(loss, fullgraph=True, dynamic=True, backend="aot_eager")
-        args = convert(case.arguments(), lambda x: channels_last(x.float()).to(device).detach().requires_grad_())
+        args = convert(case.arguments(), lambda x: channels_last(x.float().to(device)).detach().requires_grad_())
         want, got = loss(*args), compiled(*args)
         torch.testing.assert_close(got, want)
         for a, b in zip(gradients(got, flatten(args)), gradients(want, flatten(args)), strict=True):

@@ -21,15 +21,6 @@ for path in sorted(folder.glob("*/run.json")):
     result = evaluate(flow, load("fashion-mini", "test", 8, limit=101), batch_size=10)
     if processes.rank() == 0:
         path.with_name("result.json").write_text(json.dumps([result.nats, result.stage_nats]))
-sys.argv = [
-    "pnf",
-    "sample",
-    str(folder / "dense/shared"),
-    "-n",
-    "600",
-    "--out",
-    str(folder / "dense/samples.png"),
-    "--device",
-    "cpu",
-]
+out = str(folder / "dense/samples.png")
+sys.argv = ["pnf", "sample", str(folder / "dense/shared"), "-n", "600", "--device", "cpu", "--out", out]
 main()
