@@ -16,19 +16,31 @@ else
 CXX_FLAGS += -DPNF_ISA=generic
 endif
 
-.PHONY: test lint demo benchmark sanitize clean
-
 # Processes of one thread, as many as cores within reason. What the tests of a file share is made once.
-test: export OMP_NUM_THREADS := 1
-test: PYTEST = $(BIN)/pytest -n logical --maxprocesses 4 --dist loadfile --benchmark-disable
-test: lint
-	$(PYTEST)
-	$(PYTEST) benchmarks
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/pytest -n logical --maxprocesses 4 --dist loadfile --benchmark-disable
 
-lint: $(STAMP)
+# Of every family what tells most: the mathematics, the ops and flows on it, readers, a run, and the commands.
+QUICK := tests/reference tests/ops tests/flows tests/data tests/test_files.py tests/test_layout.py \
+	tests/training/test_train.py tests/training/test_resume.py tests/evaluation tests/cli/test_commands.py
+
+.PHONY: test test-all quick lint lint-python demo benchmark sanitize clean
+
+test: lint
+	$(PYTEST) tests benchmarks
+
+# With the tests that are marked slow, and every case of the benchmarks.
+test-all: lint
+	$(PYTEST) tests benchmarks --every-case -m ""
+
+quick: lint-python
+	$(PYTEST) $(QUICK) -k "not compile and not graph and not transforms"
+
+lint-python: $(STAMP)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+
+lint: lint-python
 	$(BIN)/clang-format --dry-run -Werror $(CXX_SOURCES)
 	@mkdir -p build/lint && printf '#include "%s"\n' $(abspath $(wildcard csrc/*.cpp csrc/bindings/*.cpp)) >build/lint/bindings.cpp
 	printf '%s\n' $(CXX_LINTED) | xargs -P "$$(nproc)" -I{} $(BIN)/clang-tidy --quiet {} -- $(CXX_FLAGS)

@@ -395,7 +395,9 @@ def test_save_keeps_the_old_file_when_writing_fails(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == [path]
 
 
-@pytest.mark.parametrize("name", ["a$^$", "$x$", "a$b", "caf\udce9", "a\nb"])
+@pytest.mark.parametrize(
+    "name", ["a$^$", *(pytest.param(name, marks=pytest.mark.slow) for name in ("$x$", "a$b", "caf\udce9", "a\nb"))]
+)
 def test_any_name_can_be_drawn(name, tmp_path):
     curve = [(1, 3.0), (2, 2.0)]
     for figure in (

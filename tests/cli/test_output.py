@@ -264,7 +264,7 @@ def test_what_needs_no_torch_does_not_import_it(args: list[str]) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-@pytest.mark.parametrize("wait", [0.2, 0.6, 1.2])
+@pytest.mark.parametrize("wait", [0.2, pytest.param(0.6, marks=pytest.mark.slow), 1.2])
 def test_a_signal_during_the_imports(number: int, wait: float) -> None:
     code = "print(flush=True); from pnf.cli import main; main()"
     process = subprocess.Popen(

@@ -4,8 +4,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 
+
+@pytest.mark.slow
 def test_no_fault_loses_anything() -> None:
-    command = [sys.executable, Path(__file__).with_name("run.py"), "--kills", "2", "--trials", "1"]
+    command = [sys.executable, Path(__file__).with_name("run.py"), "--kills", "5", "--trials", "1"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

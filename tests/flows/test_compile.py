@@ -11,9 +11,9 @@ from pnf.reference import ProgressiveFlow
     ("coupling", "detail", "norm"),
     [
         ("dense", "bounded", "act"),
-        ("dense", "identity", "batch"),
-        ("conv", "bounded", "batch"),
-        ("conv", "bounded", "act"),
+        pytest.param("dense", "identity", "batch", marks=pytest.mark.slow),
+        pytest.param("conv", "bounded", "batch", marks=pytest.mark.slow),
+        pytest.param("conv", "bounded", "act", marks=pytest.mark.slow),
     ],
 )
 def test_fullgraph(coupling: str, detail: str, norm: str) -> None:

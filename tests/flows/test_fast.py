@@ -123,7 +123,7 @@ def test_is_one_graph(randomise: Callable[..., nn.Module]) -> None:
     assert all(p.grad is not None for p in flow.stages[1].parameters())
 
 
-@pytest.mark.parametrize("coupling", ["dense", "conv"])
+@pytest.mark.parametrize("coupling", ["dense", pytest.param("conv", marks=pytest.mark.slow)])
 def test_one_compiled_loss_takes_any_batch_and_stage(randomise: Callable[..., nn.Module], coupling: str) -> None:
     torch._dynamo.reset()
     _, flow = pair(randomise, (1, 4, 4), coupling, "bounded", "act")

@@ -1,4 +1,6 @@
-"""Compile every Triton kernel for GPUs that need not be there, and print as JSON what came out.
+"""Compile Triton kernels for GPUs that need not be there, and print as JSON what came out: ``compiling.py first|rest``.
+
+The first part is every kernel in bfloat16 for one GPU; the rest are the other GPUs, float32 and huge tensors.
 
 The launchers themselves are called, with tensors that have no memory: the driver is a fake one, and a launch stops when
 the kernel is compiled. ``TRITON_INTERPRET`` must not be set.
@@ -9,15 +11,16 @@ import json
 import os
 import re
 import subprocess
+import sys
 import tempfile
 from collections import defaultdict
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
-from cases import CASES, HUGE, ORDINARY, Case, Meta
+from cases import CASES, HUGE, ORDINARY, Case, Meta, Shape
 from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
@@ -33,6 +36,7 @@ TARGETS = [
     GPUTarget("hip", "gfx942", 64),
 ]
 DTYPES = [torch.float32, torch.bfloat16]
+FIRST = 90
 
 # Of the largest tensor; below are log-determinants, parameters and partial sums.
 MAIN = 1 / 64
@@ -54,6 +58,9 @@ class FakeDriver:
 
     def get_current_stream(self, device: int) -> int:  # noqa: ARG002
         return 0
+
+
+fake = FakeDriver()
 
 
 def resources(cubin: bytes) -> dict[str, int]:
@@ -156,25 +163,43 @@ def compile_case(case: Case, meta: Meta, shape: tuple[int, ...], target: GPUTarg
     return [common | kernel for kernel in found]
 
 
-def compile_all(device: int) -> list[dict[str, Any]]:
-    """All cases for one target; that of one huge example for one GPU only, for its indices are the same on all.
+class Call(NamedTuple):
+    """A call for which the kernels of a case are compiled."""
+
+    case: Case
+    meta: Meta
+    shape: Shape
+    target: GPUTarget
+
+    def part(self) -> str:
+        first = self.meta.dtype is torch.bfloat16 and self.shape == ORDINARY and self.target.arch == FIRST
+        return "first" if first else "rest"
+
+    def compile(self) -> list[dict[str, Any]]:
+        driver.set_active(fake)
+        fake.device = TARGETS.index(self.target)
+        return compile_case(*self)
+
+
+def calls() -> list[Call]:
+    """All there are; that of one huge example for one GPU only, for its indices are the same on all.
 
     With many examples the arguments have as many bits as for ordinary tensors.
     """
-    target = TARGETS[device]
-    fake = FakeDriver()
-    fake.device = device
-    driver.set_active(fake)
     found = []
     for case in CASES:
         for channels_last in (False, True) if case.channels_last else (False,):
-            for dtype in DTYPES:
-                found += compile_case(case, Meta(dtype, channels_last), ORDINARY, target)
-            if target.arch == 90:
-                found += compile_case(case, Meta(torch.bfloat16, channels_last), HUGE[-1], target)
+            metas = [Meta(dtype, channels_last) for dtype in DTYPES]
+            found += [Call(case, meta, ORDINARY, target) for meta in metas for target in TARGETS]
+            found.append(Call(case, Meta(torch.bfloat16, channels_last), HUGE[-1], TARGETS[1]))
     return found
 
 
+def compile_call(index: int) -> list[dict[str, Any]]:
+    return calls()[index].compile()
+
+
 if __name__ == "__main__":
-    with ProcessPoolExecutor(min(len(TARGETS), os.cpu_count() or 1)) as pool:
-        print(json.dumps([*itertools.chain(*pool.map(compile_all, range(len(TARGETS))))]))
+    indices = [index for index, call in enumerate(calls()) if call.part() == sys.argv[1]]
+    with ProcessPoolExecutor(os.cpu_count()) as pool:
+        print(json.dumps([*itertools.chain(*pool.map(compile_call, indices))]))

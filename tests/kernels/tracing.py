@@ -1,4 +1,4 @@
-"""Interpret Triton kernels without memory, note which addresses they access, and print as JSON what was found.
+"""Interpret Triton kernels without memory, and print as JSON which addresses they access: ``tracing.py first|rest``.
 
 Every load gives zeros and no store is made, so that tensors of any size can be had. It tells
 
@@ -15,15 +15,17 @@ import itertools
 import json
 import math
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import triton.language as tl
-from cases import CASES, HUGE, ORDINARY, Case, Meta
+from cases import CASES, HUGE, ORDINARY, Case, Meta, Shape
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from triton.runtime import interpreter
@@ -31,6 +33,9 @@ from triton.runtime.jit import mangle_type
 
 import pnf.ops  # noqa: F401 - registers every family
 from pnf.ops._library import KERNELS
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
+from interpreting import interpreting
 
 builder = interpreter.interpreter_builder
 
@@ -121,14 +126,6 @@ def tracing(trace: Trace) -> Iterator[None]:
         kind = tl.str_to_ty(mangle_type(value), None)
         return tl.tensor(interpreter.TensorHandle(data, kind), kind)
 
-    scopes: dict[int, Any] = {}
-
-    def patch(function: Any) -> Any:
-        """Once for each module: at every call of a function it would wrap once more what is wrapped already."""
-        if id(function.__globals__) not in scopes:
-            scopes[id(function.__globals__)] = patch_lang(function)
-        return interpreter._LangPatchScope()
-
     def turns(*bounds: Any) -> Sequence[int]:
         values = range(*map(int, bounds))
         return values if trace.whole else [values[turn] for turn in few(len(values))]
@@ -141,7 +138,7 @@ def tracing(trace: Trace) -> Iterator[None]:
         if grid[0] >= 2**31 or max(grid[1:]) >= 2**16:
             trace.errors.add(f"no GPU takes a grid of {grid}")
         builder.set_grid_dim(*grid)
-        patch(self.fn)
+        interpreter._patch_lang(self.fn)
         self.fn.__globals__["range"] = turns
         try:
             count = math.prod(grid)
@@ -152,17 +149,14 @@ def tracing(trace: Trace) -> Iterator[None]:
         finally:
             del self.fn.__globals__["range"]
 
-    patch_lang, interpreter._patch_lang = interpreter._patch_lang, patch
     before = interpreter.GridExecutor.__call__, builder.create_masked_load, builder.create_masked_store
     interpreter.GridExecutor.__call__, builder.create_masked_load, builder.create_masked_store = launch, load, store
     try:
-        with np.errstate(all="ignore"), Torch(trace):
+        # What overflows for small tensors does so for huge ones.
+        with interpreting(check_overflows=not trace.whole), np.errstate(all="ignore"), Torch(trace):
             yield
     finally:
         interpreter.GridExecutor.__call__, builder.create_masked_load, builder.create_masked_store = before
-        interpreter._patch_lang = patch_lang
-        for scope in reversed(scopes.values()):
-            scope.restore()
 
 
 def some(count: int, parts: int) -> list[int]:
@@ -182,8 +176,6 @@ def few(count: int) -> list[int]:
 def trace_case(case: Case, meta: Meta, shape: tuple[int, ...]) -> dict[str, Any]:
     huge = shape != ORDINARY
     trace = Trace(whole=not huge)
-    # What overflows for small tensors does so for huge ones.
-    builder.options = interpreter.InterpreterOptions(debug=huge)
     arguments = case.arguments(meta, shape)
     try:
         with tracing(trace):
@@ -214,15 +206,22 @@ def tensors(arguments: Sequence[Any]) -> list[Tensor]:
     return found
 
 
-def trace_op(index: int) -> list[dict[str, Any]]:
+def part(channels_last: bool, shape: Shape) -> str:
+    """Contiguous tensors, and one huge example; the rest are other tensors of ordinary size, and many examples."""
+    return "first" if shape == HUGE[-1] or (shape == ORDINARY and not channels_last) else "rest"
+
+
+def trace_op(case_and_part: tuple[int, str]) -> list[dict[str, Any]]:
+    index, wanted = case_and_part
     case = CASES[index]
     return [
         trace_case(case, Meta(torch.bfloat16, channels_last), shape)
         for channels_last in ((False, True) if case.channels_last else (False,))
         for shape in (ORDINARY, *HUGE)
+        if part(channels_last, shape) == wanted
     ]
 
 
 if __name__ == "__main__":
     with ProcessPoolExecutor(os.cpu_count()) as pool:
-        print(json.dumps([*itertools.chain(*pool.map(trace_op, range(len(CASES))))]))
+        print(json.dumps([*itertools.chain(*pool.map(trace_op, ((i, sys.argv[1]) for i in range(len(CASES)))))]))

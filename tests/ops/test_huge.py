@@ -21,7 +21,10 @@ AVAILABLE = (
     else 0.0
 )
 
-pytestmark = pytest.mark.skipif(AVAILABLE < 18, reason=f"needs 18 GiB of free memory, and there are {AVAILABLE:.0f}")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(AVAILABLE < 18, reason=f"needs 18 GiB of free memory, and there are {AVAILABLE:.0f}"),
+]
 
 
 @pytest.fixture(scope="module")

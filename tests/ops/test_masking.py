@@ -5,20 +5,19 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
-from torch import Tensor
-
-from pnf import ops
-from pnf.reference import masking as reference
-from tests.support.op_tests import (
+from op_tests import (
     DEVICES,
     LAYOUTS,
     Case,
     Implementation,
     OpTests,
-    as_list,
     implementations,
     use_threads,
 )
+from torch import Tensor
+
+from pnf import ops
+from pnf.reference import masking as reference
 
 CASES = [(mask, parity) for mask in reference.MASKS for parity in (0, 1)]
 SHAPES = {
@@ -102,28 +101,6 @@ def test_input_equals_the_reference_bit_for_bit(
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("shape", [(2, 4, 6, 5), (2, 6, 9), (64, 12, 16, 17)], ids=str)
-@pytest.mark.parametrize("parity", [0, 1])
-def test_public_functions_are_the_ops_at_any_size(
-    parity: int, shape: tuple[int, ...], layout: str, device: str
-) -> None:
-    source = LAYOUTS[layout](make(shape, device=device))
-    halves = torch.ops.pnf.mask_pack(source, "channel", parity)
-    calls = {
-        "mask_apply": (source, "channel", parity),
-        "mask_pack": (source, "channel", parity),
-        "mask_unpack": (*(LAYOUTS[layout](half) for half in halves), "channel", parity, shape[2:]),
-        "mask_input": (source, source, "channel", parity),
-    }
-    for name, args in calls.items():
-        got, want = getattr(ops, name)(*args), getattr(torch.ops.pnf, name)(*args)
-        for a, b in zip(as_list(got), as_list(want), strict=True):
-            assert_same_bits(a, b)
-            assert a.stride() == b.stride()
-
-
-@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize("dtype", [
     torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.complex128, torch.complex64, torch.bool,
@@ -198,6 +175,7 @@ def test_threads_change_nothing(mask: str, parity: int, layout: str) -> None:
             assert_same_bits(got, want)
 
 
+@pytest.mark.slow
 def test_counts_past_two_to_the_31() -> None:
     n = 2**31 + 6
     x = torch.zeros(1, 1, n, dtype=torch.int8)

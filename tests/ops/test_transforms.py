@@ -95,7 +95,7 @@ sys.exit(pytest.main(["-q", "-p", "no:cacheprovider", file, "-k", chosen]))
 """
 
 
-@pytest.mark.parametrize("name", PRIVATE)
+@pytest.mark.parametrize("name", [PRIVATE[0], *(pytest.param(name, marks=pytest.mark.slow) for name in PRIVATE[1:])])
 def test_without_a_private_name_of_torch(name: str) -> None:
     """Where PyTorch lacks what the fast registration needs, the public one gives the same results."""
     done = subprocess.run([sys.executable, "-c", WITHOUT, name, __file__], capture_output=True, text=True, check=False)

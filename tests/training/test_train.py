@@ -302,7 +302,10 @@ def _rows(folder: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-@pytest.mark.parametrize("settings", [{"coupling": "dense"}, {"coupling": "conv", "norm": "act", "steps": 6}])
+@pytest.mark.parametrize(
+    "settings",
+    [{"coupling": "dense"}, pytest.param({"coupling": "conv", "norm": "act", "steps": 6}, marks=pytest.mark.slow)],
+)
 def test_another_number_of_threads_changes_rounding_only(
     finished: Finished, tmp_path: Path, tiny: Make, images: Images, settings: dict[str, object]
 ) -> None:
