@@ -1,4 +1,4 @@
-"""Differentiable ops with compiled kernels, for people who build flows; same signatures as in pnf.reference."""
+"""Differentiable ops with compiled kernels, for other flows too. Signatures are those of ``pnf.reference``."""
 
 from pnf.ops.act_norm import act_norm, act_norm_inverse
 from pnf.ops.affine_coupling import affine_coupling, affine_coupling_inverse

@@ -1,17 +1,17 @@
 """Automatic differentiation of the ops, in every mode that PyTorch has.
 
-A compiled kernel reads memory, so it can take part in plain backpropagation only: :class:`torch.autograd.Function` with
-a backward of its own, which is differentiable in turn. Under any other transform the op is its reference, plain PyTorch
-that can be transformed in any mixture and to any depth:
+A compiled kernel reads memory, so it supports plain backpropagation only: a :class:`torch.autograd.Function` with its
+own backward, which is differentiable in turn. Under any other transform the op is its reference, plain PyTorch that
+supports every mixture and depth of transforms:
 
-- ``torch.func`` (``grad``, ``vmap``, ``jvp``, ``jacfwd``, ``functionalize``, ...) meets the reference at the dispatcher
-  key that comes before all others while a transform is active, so that plain calls pay nothing for it;
-- forward-mode differentiation (``torch.autograd.forward_ad``) meets it at the autograd key, where a dual level is open.
+- ``torch.func`` (``grad``, ``vmap``, ``jvp``, ``jacfwd``, ``functionalize``, ...) finds the reference at the dispatcher
+  key that comes before all others while a transform is active. Plain calls pay nothing for it.
+- Forward-mode differentiation (``torch.autograd.forward_ad``) finds it at the autograd key, if a dual level is open.
 
-Plain backpropagation is registered at the autograd key of each device, with a function that calls that device's kernel
-itself. ``torch.library.register_autograd`` would ask the dispatcher once more, which takes 8 of 33 microseconds of a
-small op, forward and backward. That needs names which PyTorch does not promise to keep; where one of them is missing,
-``register_autograd`` it is. They are the names in :func:`_lean`, and were there from torch 2.11 to 2.14.
+Plain backpropagation is registered at the autograd key of each device, with a function that calls the device's kernel
+directly. ``torch.library.register_autograd`` would go through the dispatcher again, which takes 8 of 33 microseconds of
+a small op, forward and backward. The direct way needs private names of PyTorch, those in :func:`_lean`, which existed
+from torch 2.11 to 2.14. If one is missing, ``register_autograd`` is used.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -22,26 +22,26 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 TRANSFORMED = "FuncTorchDynamicLayerFrontMode"
-"""The dispatcher's key of an active ``torch.func`` transform; the first of all but those of tracing from Python."""
+"""The dispatcher's key of an active ``torch.func`` transform. Only the keys of tracing from Python come before it."""
 
 BATCHED = "Batched"
-"""The key of batched gradients (``is_grads_batched=True``), a ``vmap`` of its own. PyTorch runs other ops once for each
-gradient there, but not those on lists; their references have no views for which it has no rule (``flatten``)."""
+"""The key of batched gradients (``is_grads_batched=True``), a separate kind of ``vmap``. PyTorch calls most ops once
+for each gradient there, but not ops on lists. Their references avoid views without a batching rule (``flatten``)."""
 
 DEFERRED = ("Python", "Functionalize", "Negative", "Conjugate", "ZeroTensor")
-"""Keys behind the autograd keys that have to act before a kernel may read memory: tracing, functionalisation, and
-tensors whose sign, conjugate or zeros are a note beside their memory."""
+"""Keys after the autograd keys that must act before a kernel reads memory: tracing, functionalisation, and tensors with
+a lazy sign, conjugate or zeros."""
 
 Run = Callable[..., Any]
 
 
 class Derivative(NamedTuple):
-    """How an op is differentiated.
+    """The derivative of an op.
 
     Attributes:
         reference: the op in plain PyTorch, differentiable to any order.
-        backward: ``backward(ctx, *grads)`` returns a gradient or None for each argument, and is made of differentiable
-            ops. A list of tensors in the schema is one argument, or one gradient, that is a list.
+        backward: ``backward(ctx, *grads)`` returns a gradient or None for each argument, by differentiable ops. A list
+            of tensors in the schema is one argument, with a list as its gradient.
         setup_context: ``setup_context(ctx, inputs, output)`` saves what the backward needs.
     """
 
@@ -58,11 +58,11 @@ def register_derivative(
     Args:
         library: the op's library.
         op: the op.
-        kernels: for dispatcher keys of devices, such as "CPU", the functions that run there.
-        derivative: how the op is differentiated.
+        kernels: for dispatcher keys of devices, such as ``"CPU"``, the functions that run there.
+        derivative: the op's derivative.
 
     Returns:
-        The op, to be called with positional arguments.
+        The op, which takes positional arguments.
     """
     name = op._schema.name
     library.impl(name, derivative.reference, TRANSFORMED)
@@ -77,7 +77,7 @@ def register_derivative(
         return run_op
     torch.library.register_autograd(name, derivative.backward, setup_context=derivative.setup_context, lib=library)
 
-    # register_autograd knows no forward mode: it would drop the tangents without a word.
+    # register_autograd has no forward mode: it would silently drop the tangents.
     def run_op_or_reference(*args: Any) -> Any:
         return (derivative.reference if forward_ad._current_level >= 0 else op)(*args)
 
@@ -85,9 +85,9 @@ def register_derivative(
 
 
 def _lean(library: torch.library.Library) -> Callable[[Any, Run | None, str, Derivative], None] | None:
-    """``register(op, run, key, derivative)``: the fast registration, if PyTorch has the names that it needs.
+    """The fast registration, ``register(op, run, key, derivative)``, if PyTorch has the private names that it needs.
 
-    It registers ``run``, or what the dispatcher finds if that is None, at an autograd key.
+    It registers ``run`` at an autograd key, or the dispatcher's next function if ``run`` is None.
     """
     try:
         after, below_autograd = torch._C._after_autograd_keyset, torch._C._AutoDispatchBelowAutograd
@@ -138,11 +138,11 @@ def _lean(library: torch.library.Library) -> Callable[[Any, Run | None, str, Der
     return register
 
 
-# An autograd.Function takes and gives tensors one by one.
+# An autograd.Function takes and returns tensors one by one, not in lists.
 
 
 def _spread(args: Sequence[Any], lists: Sequence[int]) -> list[Any]:
-    """The arguments, with the entries of each list in its place."""
+    """Replace each list among the arguments by its entries."""
     flat: list[Any] = []
     for i, arg in enumerate(args):
         flat += arg if i in lists else [arg]
@@ -150,7 +150,7 @@ def _spread(args: Sequence[Any], lists: Sequence[int]) -> list[Any]:
 
 
 def _gathered(flat: Sequence[Any], lists: Sequence[int], lengths: Sequence[int]) -> tuple[Any, ...]:
-    """The arguments that :func:`_spread` made ``flat`` of."""
+    """Invert :func:`_spread`."""
     args = list(flat)
     for i, length in zip(lists, lengths, strict=True):
         args[i : i + length] = [args[i : i + length]]

@@ -1,4 +1,4 @@
-"""Memory layouts: the kernels see tensors that are contiguous, or have their channels last."""
+"""Memory layouts: kernels take tensors that are contiguous or have their channels last."""
 
 import math
 from collections.abc import Sequence
@@ -6,12 +6,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-# The memory formats that PyTorch checks in one call; it has none for other numbers of dims.
+# The memory formats that PyTorch checks in one call, by the number of dims.
 CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
 def has_channels_last(x: Tensor) -> bool:
-    """Whether x has no gaps in its memory, and its channels come last there."""
+    """Whether the memory of x has no gaps and the channels come last in it."""
     memory_format = CHANNELS_LAST.get(x.dim())
     if memory_format is not None:
         return x.is_contiguous(memory_format=memory_format)
@@ -19,7 +19,7 @@ def has_channels_last(x: Tensor) -> bool:
 
 
 def dense(x: Tensor) -> tuple[Tensor, bool]:
-    """X without gaps in its memory, and whether its channels come last there."""
+    """Return x, copied if its memory has gaps, and whether its channels come last in memory."""
     if x.is_contiguous():
         return x, False
     if has_channels_last(x):
@@ -28,14 +28,14 @@ def dense(x: Tensor) -> tuple[Tensor, bool]:
 
 
 def dense_as(x: Tensor, last: bool) -> Tensor:
-    """X without gaps in its memory, with its channels last there or not."""
+    """Return x, copied unless its memory has no gaps and the wanted layout."""
     if not last:
         return x.contiguous()
     return x if has_channels_last(x) else x.movedim(1, -1).contiguous().movedim(-1, 1)
 
 
 def empty(x: Tensor, shape: Sequence[int], last: bool = False) -> Tensor:
-    """A tensor like x, of that shape and layout."""
+    """An empty tensor like x, of another shape and layout."""
     if not last:
         return x.new_empty(shape)
     if len(shape) == 4:
@@ -49,16 +49,16 @@ def empty(x: Tensor, shape: Sequence[int], last: bool = False) -> Tensor:
 
 
 def empty_like(x: Tensor, last: bool = False) -> Tensor:
-    """A tensor like x, of its shape and that layout: faster than :func:`empty`."""
+    """An empty tensor of the shape of x and a layout, faster than :func:`empty`."""
     memory_format = CHANNELS_LAST.get(x.dim()) if last else torch.contiguous_format
     return empty(x, x.shape, last) if memory_format is None else torch.empty_like(x, memory_format=memory_format)
 
 
 def cast(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """``x.to(dtype)``, which takes a microsecond even where nothing is to be done."""
+    """Return ``x.to(dtype)``, without the microsecond that this takes even for an equal dtype."""
     return x if x.dtype is dtype else x.to(dtype)
 
 
 def rows(x: Tensor) -> tuple[int, int]:
-    """Examples, and entries of one."""
+    """(batch size, entries of an example)."""
     return x.shape[0], math.prod(x.shape[1:])

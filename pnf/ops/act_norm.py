@@ -1,6 +1,6 @@
 """ActNorm in one pass over memory; the compiled twin of :mod:`pnf.reference.act_norm`.
 
-The backward keeps the arguments only and computes exp again, of as many entries as there are channels.
+The backward saves only the arguments and computes exp again, once for each channel.
 """
 
 import math
@@ -44,7 +44,7 @@ def act_norm_inverse(
 
 
 def _sizes(x: Tensor) -> tuple[int, int, int]:
-    """Examples, channels and sites."""
+    """(batch size, channels, sites)."""
     batch, channels, *size = x.shape
     return batch, channels, math.prod(size)
 

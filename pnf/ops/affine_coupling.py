@@ -1,6 +1,6 @@
 """Affine coupling in one pass over memory; the compiled twin of :mod:`pnf.reference.affine_coupling`.
 
-The backward keeps the arguments only and computes tanh and exp again, which is cheaper than to read them.
+The backward saves only the arguments. To compute tanh and exp again is cheaper than to read them.
 """
 
 import math
@@ -24,7 +24,7 @@ MASKS = {None: 0, "checkerboard": 1, "channel": 2}
 """Numbers of the masks in csrc/cpu/affine_coupling.h."""
 
 NATIVE = {(dtype, dtype) for dtype in DTYPES} | {(torch.float32, torch.bfloat16), (torch.float32, torch.float16)}
-"""Dtypes of x and raw that the kernels know; any others are converted to the dtype of arithmetic."""
+"""The dtypes of x and raw that kernels take. Any others are converted to the dtype of arithmetic."""
 
 
 @documented_by(reference)
@@ -54,7 +54,7 @@ def affine_coupling_inverse(
 
 
 def _geometry(x: Tensor, mask: str | None, parity: int, last: bool) -> tuple[int, int, int, int, int, int, bool]:
-    """Batch, channels, height, width, mask, parity, and whether the channels come last, for every kernel."""
+    """(batch, channels, height, width, mask, parity, whether the channels come last), the sizes for every kernel."""
     batch, channels, *size = x.shape
     height, width = size if len(size) == 2 else (1, math.prod(size))
     return batch, channels, height, width, MASKS[mask], parity, last
@@ -111,7 +111,7 @@ def _compiled_backward(launch: Launch) -> Callable[..., tuple[Tensor, Tensor, Te
 
 
 def _halves(x: Tensor, mask: str | None, parity: int) -> tuple[Tensor, Tensor]:
-    """The channels that are transformed, and those that are not or that a checkerboard shares."""
+    """The transformed channels, and the kept ones. Under a checkerboard both are all channels."""
     if mask != "channel":
         return x, x
     halves = x.chunk(2, 1)

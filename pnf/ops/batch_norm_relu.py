@@ -32,7 +32,7 @@ def batch_norm_relu(
 
 
 def _sizes(x: Tensor) -> tuple[int, int, int]:
-    """Examples, channels and sites."""
+    """(batch size, channels, sites)."""
     return x.shape[0], x.shape[1], math.prod(x.shape[2:])
 
 
@@ -85,7 +85,7 @@ def _fallback_backward(
 def _reference_backward(
     grad_y: Tensor, x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, var: Tensor, eps: float, batch: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The backward as it depends on x, through the statistics of a batch too, which come without a graph."""
+    """The backward with its dependence on x through the batch's statistics, which are saved without a graph."""
     if batch:
         mean, var = statistics(x.to(wide(x.dtype)), None, None)
     return _fallback_backward(grad_y, x, weight, bias, mean, var, eps, batch)

@@ -17,7 +17,7 @@ from pnf.reference.masking import mask_apply
 
 __all__ = ["conditioner_input"]
 
-# How v is normalised, as csrc/cpu/conditioner_input.h and the Triton kernels number it.
+# The kinds of normalisation, numbered as in csrc/cpu/conditioner_input.h and the Triton kernels.
 NONE, GIVEN, BATCH = range(3)
 
 
@@ -40,7 +40,7 @@ def conditioner_input(
 
 
 def _sizes(x: Tensor, condition: int, mask: str, parity: int) -> tuple[int, ...]:
-    """Examples, channels, the first that is kept and how many, those of the condition, height, width, board, parity."""
+    """(batch, channels, first kept one, number of kept ones, condition's channels, height, width, board, parity)."""
     batch, channels, *size = x.shape
     if mask == "channel":
         return batch, channels, parity * (channels // 2), channels // 2, condition, 1, math.prod(size), False, parity
@@ -181,7 +181,7 @@ def _reference_backward(
     eps: float,
     batch: bool,
 ) -> tuple[Tensor, Tensor]:
-    """The backward as it depends on x, through the statistics of a batch too, which come without a graph."""
+    """The backward with its dependence on x through the batch's statistics, which are saved without a graph."""
     if batch:
         mean, var = statistics(_kept(x.to(wide(x.dtype)), mask, parity), None, None)
     return _fallback_backward(grad_h, x, offset, mean, var, mask, parity, gain, eps, batch)
@@ -235,7 +235,7 @@ def _differentiate(
         return (None,) * 9
     x, offset, mean, var = ctx.saved_tensors
     grad_x, grad_offset = backward(grad_h, x, offset, mean, var, *ctx.others, ctx.batch)
-    # As that of torch.cat, this gradient is a view.
+    # This gradient is a view, like that of torch.cat.
     columns = ctx.condition
     condition = None if columns is None else grad_h.narrow(1, grad_h.shape[1] - columns, columns)
     return grad_x, condition, None if offset is None else grad_offset, *[None] * 6

@@ -1,8 +1,8 @@
 """Convolutions; the compiled twin of :mod:`pnf.reference.convolution`.
 
-On a CPU, in float32, 1x1 convolutions are products of matrices, and 3x3 ones take Winograd's form, with 16
-multiplications for what takes 36: its rounding errors are a little larger, and a NaN or an infinity spreads over a tile
-of 2x2 pixels. All others are PyTorch's.
+On a CPU in float32, 1x1 convolutions are matrix products, and 3x3 ones use Winograd's form, which needs 16
+multiplications instead of 36. Its rounding errors are a little larger, and a NaN or an infinity spreads over a tile of
+2x2 pixels. PyTorch computes all other convolutions.
 """
 
 from collections.abc import Callable
@@ -20,7 +20,7 @@ from pnf.reference.convolution import convolution as reference
 __all__ = ["convolution"]
 
 MULTIPLE = 16
-"""Of which both numbers of channels of a 3x3 convolution must be multiples: the longest vector of float32."""
+"""The longest vector of float32. The channels in and out of a 3x3 convolution must be multiples of it."""
 
 
 @documented_by(reference)
@@ -44,7 +44,7 @@ def _has_kernel(x: Tensor, weight: Tensor) -> bool:
 
 
 def filter_has_kernel(weight: Tensor) -> bool:
-    """Whether the compiled convolution takes a weight of that shape."""
+    """Whether the compiled convolution takes a weight of this shape."""
     outputs, inputs, *size = weight.shape if weight.dim() == 4 else (0, 0)
     if not outputs or not inputs:
         return False
@@ -52,14 +52,14 @@ def filter_has_kernel(weight: Tensor) -> bool:
 
 
 def filter_sizes(weight: Tensor, last: bool) -> tuple[int, ...]:
-    """Inputs, outputs and size, and the strides of output, input and tap."""
+    """(inputs, outputs, size, stride of an output, of an input, of a tap)."""
     outputs, inputs, size, _ = weight.shape
     taps = size * size
     return (inputs, outputs, size, taps * inputs, *((1, inputs) if last else (taps, 1)))
 
 
 def _sizes(x: Tensor, weight: Tensor, last: bool) -> tuple[int, ...]:
-    """Batch, height and width, and those of the weight."""
+    """(batch, height, width), and :func:`filter_sizes` of the weight."""
     batch, _, height, width = x.shape
     return batch, height, width, *filter_sizes(weight, last)
 
@@ -102,7 +102,7 @@ def _fallback_backward(grad_y: Tensor, x: Tensor, weight: Tensor, of_input: bool
 
 
 def _reference_backward(grad_y: Tensor, x: Tensor, weight: Tensor, of_input: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """As products: the derivatives of PyTorch's own backward do not take symbolic sizes."""
+    """The backward as products, since derivatives of PyTorch's own backward do not take symbolic sizes."""
     padding = [size // 2 for size in weight.shape[2:]]
     grad_x = conv2d(grad_y, weight.transpose(0, 1).flip(2, 3), padding=padding) if of_input else x.new_empty(0)
     seen = unfold(x, weight.shape[2:], padding=tuple(padding))

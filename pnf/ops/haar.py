@@ -1,7 +1,7 @@
 """The S / Δ / ⊕ wavelet transforms; the compiled twin of :mod:`pnf.reference.haar`.
 
-The ops take a factor, 1/2 for the analysis and 1 for the synthesis. With it each is linear with the other as its
-transpose, so that they differentiate one another to any order.
+The registered ops take a factor, 1/2 for the analysis and 1 for the synthesis. So each is linear and has the other as
+its transpose, and they are each other's derivatives to any order.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,7 +17,7 @@ from pnf.reference._precision import widen
 __all__ = ["haar_merge", "haar_pyramid", "haar_pyramid_inverse", "haar_split"]
 
 LEVELS = 3
-"""Levels of a pyramid that one pass over the memory takes."""
+"""The number of levels of a pyramid in one pass over memory."""
 
 
 @documented_by(reference.haar_split)
@@ -64,7 +64,7 @@ def haar_pyramid_inverse(
     details = list(details)
     levels = len(details) // len(axes)
     while levels:
-        # The finest levels, which are the largest, share a pass.
+        # The finest levels are the largest, so they share a pass.
         now = (levels - 1) % LEVELS + 1
         base = _pyramid_inverse([base, *details[: now * len(axes)]], axes, 1.0)
         details = details[now * len(axes) :]
@@ -121,7 +121,7 @@ def _resized(x: Tensor, dim: int, times: int, over: int) -> list[int]:
 
 
 def _runs(x: Tensor, dim: int) -> tuple[int, int]:
-    """Pairs, and entries of a run: x is [pairs, 2, run] in memory."""
+    """(pairs, run), where x is [pairs, 2, run] in memory."""
     entries, run = x.numel(), x.stride(dim)
     return entries // (2 * run) if entries else 0, run
 
@@ -131,7 +131,7 @@ def _dim(axis: str) -> int:
 
 
 def _shapes(x: Tensor, levels: int, axes: str) -> list[list[int]]:
-    """Those of the base and of the details of a pyramid, coarse first."""
+    """The shapes of a pyramid's base and details, coarse first."""
     shape, details = list(x.shape), []
     for axis in axes[::-1] * levels:
         shape[_dim(axis)] //= 2
@@ -140,21 +140,21 @@ def _shapes(x: Tensor, levels: int, axes: str) -> list[list[int]]:
 
 
 def _shape(parts: Sequence[Tensor], axes: str) -> list[int]:
-    """That of the image which a pyramid's parts give."""
+    """The shape of the image of a pyramid's parts."""
     return _resized(parts[-1], _dim(axes[-1]), 2, 1)
 
 
 def _padded(parts: Sequence[Tensor]) -> list[Tensor]:
-    """The base, and the finest detail first, as many as kernels take; what there is no detail for they do not touch."""
+    """The base, then the details, finest first, padded for the kernels, which ignore the padding."""
     base, *details = parts
     return [base, *details[::-1], *[base] * (2 * LEVELS - len(details))]
 
 
 def _image(x: Tensor, last: bool, axes: str, levels: int) -> tuple[int, int, int, int, int]:
-    """``rows, width, inner, levels, order``: x is [rows, width, inner] in memory; the order is csrc/cpu/haar.h's."""
+    """(rows, width, inner, levels, order), where x is [rows, width, inner] in memory, for csrc/cpu/haar.h."""
     width, inner = x.shape[-1], 1
     if last and x.dim() == 3:
-        # The height is the channels, which are the width of the memory.
+        # The height is the dim of the channels, which are the width in memory.
         width, axes = x.shape[1], axes.translate({ord("x"): "y", ord("y"): "x"})
     elif last:
         inner = x.shape[1]

@@ -43,14 +43,14 @@ def haar_bounded_merge(
 
 
 def _scaled(shape: Sequence[int], dim: int, numerator: int, denominator: int = 1) -> list[int]:
-    """The shape with its size along dim multiplied."""
+    """The shape with its size along dim scaled."""
     sizes = list(shape)
     sizes[dim] = sizes[dim] * numerator // denominator
     return sizes
 
 
 def _sizes(shape: Sequence[int], dim: int, last: bool) -> tuple[int, int, int, int, bool]:
-    """Of means of that shape: examples, channels, pairs of an example, and how far apart the two of a pair lie."""
+    """(batch, channels, pairs of an example, distance within a pair, whether channels are last) of means."""
     stride = math.prod(shape[dim % len(shape) + 1 :]) * (shape[1] if last else 1)
     return shape[0], shape[1], math.prod(shape[1:]), stride, last
 

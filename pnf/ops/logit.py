@@ -57,7 +57,7 @@ def _compiled_backward(launch: Launch) -> Callable[..., Tensor]:
 
 
 def _reference_backward(grad_y: Tensor, grad_log_det: Tensor, x: Tensor, alpha: float) -> Tensor:
-    """``(grad_y + grad_log_det tanh(y / 2)) (1 - 2 alpha) (1 / p + 1 / q)``, where what is clamped adds 0."""
+    """Return ``(grad_y + grad_log_det tanh(y / 2)) (1 - 2 alpha) (1 / p + 1 / q)``, without clamped terms."""
     slope, each = 1 - 2 * alpha, x.to(wide(x.dtype))
     free_p, free_q = alpha + slope * each, alpha + slope * (1 - each)
     p, q = free_p.clamp(min=BOUNDARY), free_q.clamp(min=BOUNDARY)
@@ -67,7 +67,7 @@ def _reference_backward(grad_y: Tensor, grad_log_det: Tensor, x: Tensor, alpha: 
 
 
 def _reference_inverse_backward(grad_x: Tensor, grad_log_det: Tensor, y: Tensor, alpha: float) -> Tensor:
-    """``grad_x sigmoid(y) sigmoid(-y) / (1 - 2 alpha) - grad_log_det tanh(y / 2)``."""
+    """Return ``grad_x sigmoid(y) sigmoid(-y) / (1 - 2 alpha) - grad_log_det tanh(y / 2)``."""
     each = y.to(wide(y.dtype))
     slope = each.sigmoid() * (-each).sigmoid() / (1 - 2 * alpha)
     return (grad_x * slope - _beside(grad_log_det, y) * (each / 2).tanh()).to(y.dtype)

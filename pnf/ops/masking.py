@@ -1,7 +1,7 @@
 """Checkerboard and channel masks without a mask tensor; the compiled twin of :mod:`pnf.reference.masking`.
 
-Every op moves bits, so that any dtype works and NaN payloads and signed zeros survive. A tensor whose memory has the
-channels last keeps them there; a tensor that is neither that nor contiguous is made contiguous first.
+Every op moves bits, so any dtype works, and NaN payloads and signed zeros survive. The layout with channels last is
+kept. Any other tensor is made contiguous first.
 """
 
 import math
@@ -48,7 +48,7 @@ def mask_unpack(
     size: Sequence[int],
 ) -> Tensor:
     reference.check_halves("mask_unpack", kept, rest, mask, parity, size)
-    # torch.jit.trace shows sizes as tensors, which no list of integers takes.
+    # torch.jit.trace represents sizes as tensors, which a list of integers does not accept.
     return _unpack(kept, rest, mask, parity, [int(n) for n in size] if torch.jit.is_tracing() else size)  # type: ignore[attr-defined]
 
 
@@ -81,7 +81,7 @@ def _kept_channels(channels: int, mask: str) -> int:
 
 
 def _board(shape: Sequence[int], mask: str, last: bool) -> tuple[int, int, int, int]:
-    """The view [outer, height, width, inner] of a tensor's memory that csrc/masking.h speaks of."""
+    """The sizes [outer, height, width, inner] of a tensor's memory, as in csrc/masking.h."""
     batch, channels, *size = shape
     if mask == "channel":
         sites = math.prod(size)
@@ -91,7 +91,7 @@ def _board(shape: Sequence[int], mask: str, last: bool) -> tuple[int, int, int, 
 
 
 def _beside(shape: Sequence[int], condition: int, mask: str, last: bool) -> tuple[int, int, int, int]:
-    """Rows, and the lengths in a row of x, of its kept entries and of the condition."""
+    """(rows, entries of x in a row, kept ones, entries of the condition)."""
     batch, channels, *size = shape
     sites = math.prod(size)
     rows, length = (batch * sites, 1) if last else (batch, sites)

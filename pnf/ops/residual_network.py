@@ -1,7 +1,7 @@
 """The residual network of a convolutional coupling in evaluation; the compiled twin of its reference.
 
-Networks are small where images are, and there most of the time would pass between ops. So on a CPU all of it is one op,
-with weight normalisation folded into the convolutions, and every batch normalisation that follows a convolution, too.
+Where images are small, networks are small, and most of the time would pass between ops. So on a CPU the whole network
+is one op, which folds weight normalisation, and batch normalisation after a convolution, into the convolutions.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,7 +22,7 @@ __all__ = ["residual_network"]
 Tensors = Sequence[Tensor]
 
 LINE = 16
-"""Of which the sizes of what lies in the scratch memory are multiples: a cache line of float32."""
+"""Floats of a cache line. Buffers in the scratch memory are padded to a multiple of it."""
 
 
 @documented_by(reference)

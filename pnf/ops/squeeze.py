@@ -1,7 +1,7 @@
 """Space-to-depth in the two orders of Real NVP; the compiled twin of :mod:`pnf.reference.squeeze`.
 
-Both ops move bits, so that any dtype works and NaN payloads survive. A tensor whose memory has the channels last keeps
-them there; a tensor that is neither that nor contiguous is made contiguous first.
+Both ops move bits, so any dtype works and NaN payloads survive. The layout with channels last is kept. Any other tensor
+is made contiguous first.
 """
 
 from collections.abc import Callable

@@ -1,6 +1,6 @@
 """Weight normalisation of a whole network in one call; the compiled twin of :mod:`pnf.reference.weight_norm`.
 
-On a GPU it is CUDA C++, and not Triton, because a kernel can be handed a table of pointers by value there.
+On a GPU it is CUDA C++ and not Triton, because a CUDA kernel can take a table of pointers by value.
 """
 
 from collections.abc import Callable, Sequence
@@ -28,18 +28,18 @@ def weight_norm(
 
 
 def given(magnitudes: Sequence[Tensor | None]) -> tuple[list[Tensor], list[int]]:
-    """The magnitudes that there are, and 1 or 0 for each layer: ``torch.jit.trace`` takes no list with gaps."""
+    """The magnitudes without gaps, and 1 or 0 for each layer, since ``torch.jit.trace`` takes no None in a list."""
     return [m for m in magnitudes if m is not None], [int(m is not None) for m in magnitudes]
 
 
 def placed(magnitudes: Sequence[Tensor], scaled: Sequence[int]) -> list[Tensor | None]:
-    """The magnitude of each layer, of what :func:`given` returned."""
+    """Invert :func:`given`: the magnitude of each layer, or None."""
     left = iter(magnitudes)
     return [next(left) if has_one else None for has_one in scaled]
 
 
 def filled(magnitudes: Sequence[Tensor], scaled: Sequence[int], others: Sequence[Tensor]) -> list[Tensor]:
-    """The magnitude of each layer, and where there is none a tensor that the kernels do not touch."""
+    """The magnitude of each layer, or a tensor that the kernels ignore."""
     found = placed(magnitudes, scaled)
     return [other if m is None else m.contiguous() for m, other in zip(found, others, strict=True)]
 
@@ -76,7 +76,7 @@ def _compiled_backward(launch: Launch) -> Callable[..., list[Tensor]]:
 
 
 def _sizes(directions: Sequence[Tensor], scaled: Sequence[int]) -> list[int]:
-    """Rows, length of a row, and whether there is a magnitude, of every layer."""
+    """(rows, length of a row, whether there is a magnitude) for every layer, in one list."""
     sizes: list[int] = []
     for x, has_one in zip(directions, scaled, strict=True):
         rows = x.shape[0]
@@ -100,7 +100,7 @@ def _reference_backward(
         along = (g * x).sum(dims, keepdim=True) if dims else g * x
         inverse = square.clamp(min=LEAST_SQUARE).rsqrt()
         scale = inverse if magnitude is None else magnitude.to(dtype) * inverse
-        # Below the least norm, the norm is a constant.
+        # Below its least value, the norm is a constant.
         through = torch.where(square >= LEAST_SQUARE, along * inverse * inverse, 0)
         found.append((scale * (g - through * x)).to(direction.dtype))
         if magnitude is not None:

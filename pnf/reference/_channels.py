@@ -7,7 +7,7 @@ from pnf.reference._checks import check_floating
 
 
 def check_statistics(op: str, x: Tensor, channels: int, mean: Tensor | None, var: Tensor | None) -> None:
-    """Raise unless the statistics of so many channels are given, or x has some."""
+    """Raise unless mean and var are given for each channel, or x has entries to compute them from."""
     if mean is None and var is None:
         if channels and x.numel() == 0:
             raise ValueError(
@@ -24,7 +24,7 @@ def check_statistics(op: str, x: Tensor, channels: int, mean: Tensor | None, var
 
 
 def statistics(x: Tensor, mean: Tensor | None, var: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Mean and biased variance of each channel, or the given ones as constants in the dtype of x."""
+    """Mean and biased variance of each channel; or the given ones, as constants in the dtype of x."""
     if mean is None or var is None:
         mean = x.mean(other_dims(x))
         return mean, (x - per_channel(mean, x)).square().mean(other_dims(x))
@@ -32,15 +32,15 @@ def statistics(x: Tensor, mean: Tensor | None, var: Tensor | None) -> tuple[Tens
 
 
 def own(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """A contiguous copy of that dtype."""
+    """A contiguous copy of x in another dtype."""
     return x.to(dtype).clone(memory_format=torch.contiguous_format)
 
 
 def other_dims(x: Tensor) -> list[int]:
-    """All dims but that of the channels."""
+    """All dims except the channels."""
     return [0, *range(2, x.dim())]
 
 
 def per_channel(parameter: Tensor, x: Tensor) -> Tensor:
-    """A parameter ``[C]`` that broadcasts against x."""
+    """The view of a parameter ``[C]`` that broadcasts against x."""
     return parameter.view(-1, *(1,) * (x.dim() - 2))

@@ -1,4 +1,4 @@
-"""The check of arguments that the reference ops share."""
+"""Checks of arguments, shared by the reference ops."""
 
 from torch import Tensor
 

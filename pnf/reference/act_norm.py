@@ -18,21 +18,29 @@ def act_norm(
     log_scale: Tensor,  # [C]
     log_det: Tensor,  # [B]
 ) -> tuple[Tensor, Tensor]:
-    """``y = (x + shift) * exp(log_scale)`` for each channel, ``log_det + sites * sum(log_scale)``.
+    """Normalise each channel: ``y = (x + shift) * exp(log_scale)``, ``log_det + sites * sum(log_scale)``.
 
-    ``sites`` is the number of entries of a channel in one example: the product of the spatial sizes, 1 without any.
+    ``sites`` is the number of entries of a channel in one example: the product of the spatial sizes, or 1 without any.
 
     Args:
         x: ``[B, C, *spatial]``, floating.
         shift, log_scale: ``[C]``, floating.
-        log_det: ``[B]``, in nats, to which the log-determinant is added.
+        log_det: ``[B]`` in nats. The log-determinant is added to it.
 
     Returns:
-        ``y, log_det``: of the shape and dtype of x; ``[B]`` in float32 or wider.
+        ``y`` of the shape and dtype of x, and ``log_det`` ``[B]`` in float32 or wider.
 
     Raises:
         TypeError: an argument is no floating tensor.
-        ValueError: shapes that do not belong together.
+        ValueError: the shapes do not fit together.
+
+    Example:
+        >>> import torch
+        >>> from pnf import ops
+        >>> x, shift, log_scale = torch.ones(1, 2, 3), torch.tensor([-1.0, 1.0]), torch.tensor([0.0, 0.5])
+        >>> y, log_det = ops.act_norm(x, shift, log_scale, torch.zeros(1))
+        >>> log_det  # 3 sites * (0 + 0.5)
+        tensor([1.5000])
     """
     check_act_norm("act_norm", x, shift, log_scale, log_det)
     each, shift, log_scale = _widened(x, shift, log_scale)
@@ -46,18 +54,26 @@ def act_norm_inverse(
     log_scale: Tensor,  # [C]
     log_det: Tensor,  # [B]
 ) -> tuple[Tensor, Tensor]:
-    """The inverse of :func:`act_norm`: ``x = y * exp(-log_scale) - shift``, ``log_det - sites * sum(log_scale)``.
+    """Invert :func:`act_norm`: ``x = y * exp(-log_scale) - shift``, ``log_det - sites * sum(log_scale)``.
 
     Args:
         y: ``[B, C, *spatial]``, floating.
         shift, log_scale, log_det: as for :func:`act_norm`.
 
     Returns:
-        ``x, log_det``: of the shape and dtype of y; ``[B]`` in float32 or wider.
+        ``x`` of the shape and dtype of y, and ``log_det`` ``[B]`` in float32 or wider.
 
     Raises:
         TypeError: an argument is no floating tensor.
-        ValueError: shapes that do not belong together.
+        ValueError: the shapes do not fit together.
+
+    Example:
+        >>> import torch
+        >>> from pnf import ops
+        >>> y, shift, log_scale = torch.zeros(1, 2, 3), torch.tensor([-1.0, 1.0]), torch.tensor([0.0, 0.5])
+        >>> x, log_det = ops.act_norm_inverse(y, shift, log_scale, torch.zeros(1))
+        >>> x[0, :, 0], log_det
+        (tensor([ 1., -1.]), tensor([-1.5000]))
     """
     check_act_norm("act_norm_inverse", y, shift, log_scale, log_det)
     each, shift, log_scale = _widened(y, shift, log_scale)
@@ -80,10 +96,10 @@ def check_act_norm(op: str, x: Tensor, shift: Tensor, log_scale: Tensor, log_det
 
 
 def _widened(*tensors: Tensor) -> list[Tensor]:
-    """All of them in the dtype of arithmetic of the first."""
+    """Convert all tensors to the dtype of arithmetic of the first."""
     return [tensor.to(wide(tensors[0].dtype)) for tensor in tensors]
 
 
 def _gain(x: Tensor, log_scale: Tensor) -> Tensor:
-    """The log-determinant of each example."""
+    """The log-determinant of :func:`act_norm`, ``[B]``."""
     return (math.prod(x.shape[2:]) * log_scale.sum()).expand(x.shape[0])

@@ -22,25 +22,33 @@ def affine_coupling(
     mask: str | None = None,
     parity: int = 0,
 ) -> tuple[Tensor, Tensor]:
-    """``y = x exp(s) + shift`` on the transformed entries, ``s = scale * tanh(u)``, ``log_det + sum(s)``.
+    """Transform the entries outside a mask: ``y = x exp(s) + shift``, ``s = scale * tanh(u)``, ``log_det + sum(s)``.
 
     ``K`` is the number of transformed channels: ``C`` without a mask and under a checkerboard, ``C / 2`` under a
     channel mask. ``raw`` holds the shift in its first K channels and u in the others.
 
     Args:
         x: ``[B, C, *spatial]``, floating.
-        raw: ``[B, 2 K, *spatial]``, floating; under a checkerboard its entries at kept sites have no effect.
-        scale: ``[K]``, the bound of the log-scale of each transformed channel.
-        log_det: ``[B]``, in nats, to which the log-determinant is added.
+        raw: ``[B, 2 K, *spatial]``, floating. Under a checkerboard its entries at kept sites have no effect.
+        scale: ``[K]``, floating, the bound of the log-scale of each transformed channel.
+        log_det: ``[B]`` in nats. The log-determinant is added to it.
         mask: ``None`` (all entries are transformed), ``"checkerboard"`` or ``"channel"``.
-        parity: 0 or 1, the half of the mask that is kept.
+        parity: 0 or 1, the half of the mask to keep.
 
     Returns:
-        ``y, log_det``: of the shape and dtype of x; ``[B]`` in float32 or wider.
+        ``y`` of the shape and dtype of x, and ``log_det`` ``[B]`` in float32 or wider.
 
     Raises:
         TypeError: an argument is no floating tensor.
-        ValueError: an unknown mask or parity, or shapes that do not belong together.
+        ValueError: the mask or the parity is unknown, or the shapes do not fit together.
+
+    Example:
+        >>> import torch
+        >>> from pnf import ops
+        >>> x, raw, scale = torch.randn(2, 4, 8, 8), torch.randn(2, 8, 8, 8), torch.ones(4)
+        >>> y, log_det = ops.affine_coupling(x, raw, scale, torch.zeros(2), "checkerboard")
+        >>> torch.equal(y[:, :, ::2, ::2], x[:, :, ::2, ::2])  # kept
+        True
     """
     check_affine_coupling("affine_coupling", x, raw, scale, log_det, mask, parity)
     moved, shift, s = _transformed(x, raw, scale, mask, parity)
@@ -56,18 +64,27 @@ def affine_coupling_inverse(
     mask: str | None = None,
     parity: int = 0,
 ) -> tuple[Tensor, Tensor]:
-    """The inverse of :func:`affine_coupling`: ``x = (y - shift) exp(-s)``, ``log_det - sum(s)``.
+    """Invert :func:`affine_coupling`: ``x = (y - shift) exp(-s)``, ``log_det - sum(s)``.
 
     Args:
         y: ``[B, C, *spatial]``, floating.
         raw, scale, log_det, mask, parity: as for :func:`affine_coupling`.
 
     Returns:
-        ``x, log_det``: of the shape and dtype of y; ``[B]`` in float32 or wider.
+        ``x`` of the shape and dtype of y, and ``log_det`` ``[B]`` in float32 or wider.
 
     Raises:
         TypeError: an argument is no floating tensor.
-        ValueError: an unknown mask or parity, or shapes that do not belong together.
+        ValueError: the mask or the parity is unknown, or the shapes do not fit together.
+
+    Example:
+        >>> import torch
+        >>> from pnf import ops
+        >>> x, raw, scale = torch.randn(2, 4, 8, 8), torch.randn(2, 4, 8, 8), torch.ones(2)
+        >>> y, log_det = ops.affine_coupling(x, raw, scale, torch.zeros(2), "channel")
+        >>> back, log_det = ops.affine_coupling_inverse(y, raw, scale, log_det, "channel")
+        >>> torch.allclose(back, x, atol=1e-4), torch.allclose(log_det, torch.zeros(2), atol=1e-3)
+        (True, True)
     """
     check_affine_coupling("affine_coupling_inverse", y, raw, scale, log_det, mask, parity)
     moved, shift, s = _transformed(y, raw, scale, mask, parity)

@@ -15,10 +15,10 @@ def batch_norm_relu(
     var: Tensor | None = None,  # [C]
     eps: float = 1e-4,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """``y = relu((x - mean) / sqrt(var + eps) * weight + bias)`` for each channel.
+    """Normalise each channel and apply ReLU: ``y = relu((x - mean) / sqrt(var + eps) * weight + bias)``.
 
-    Without ``mean`` and ``var`` they are those of the batch, over all dims but the channels, and gradients flow through
-    them; the variance is biased, divided by the number n of entries. With them they are constants.
+    By default ``mean`` and ``var`` are those of the batch, over all dims except the channels, and gradients flow
+    through them. This variance is biased: its divisor is the number n of entries. Given ones are constants.
 
     Args:
         x: ``[B, C, *spatial]``, floating.
@@ -27,15 +27,22 @@ def batch_norm_relu(
         eps: added to the variance.
 
     Returns:
-        ``y, mean, var``: y of the shape and dtype of x; the statistics that were used, ``[C]`` in float32 or wider, in
-        new memory and without a gradient. (PyTorch's layers keep ``var * n / (n - 1)`` as their running variance.)
+        ``y`` of the shape and dtype of x, and the ``mean`` and ``var`` used, ``[C]`` in float32 or wider, in new memory
+        and without a gradient. (PyTorch's layers keep ``var * n / (n - 1)`` as their running variance.)
 
     Raises:
         TypeError: an argument is no floating tensor.
-        ValueError: shapes that do not belong together, one of ``mean`` and ``var`` without the other, or no entries to
-            take statistics of.
+        ValueError: the shapes do not fit together, only one of ``mean`` and ``var`` is given, or x has no entries and
+            neither is given.
 
     Source: Ioffe and Szegedy, "Batch Normalization" (2015), algorithm 1.
+
+    Example:
+        >>> import torch
+        >>> from pnf import ops
+        >>> y, mean, var = ops.batch_norm_relu(torch.tensor([[[1.0, 3.0]]]), torch.ones(1), torch.zeros(1), eps=0.0)
+        >>> y, mean, var
+        (tensor([[[0., 1.]]]), tensor([2.]), tensor([1.]))
     """
     check_batch_norm_relu(x, weight, bias, mean, var)
     each = widen(x)

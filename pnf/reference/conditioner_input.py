@@ -1,4 +1,4 @@
-"""The first stage of a convolutional conditioner network, from a whole x and the mask of its coupling."""
+"""The first stage of a convolutional conditioner network, from x and the mask of its coupling."""
 
 import torch
 from torch import Tensor
@@ -21,14 +21,15 @@ def conditioner_input(
     gain: float = 1.0,
     eps: float = 1e-4,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """``h = [relu(v), relu(-v), board, condition]`` with ``v = gain * ((kept - mean) / sqrt(var + eps) + offset)``.
+    """Make the input of a conditioner network, ``h = [relu(v), relu(-v), board, condition]``.
 
-    ``kept`` is what the mask keeps of x: under a checkerboard all ``K = C`` channels with zeros at the other sites,
-    which take part in the statistics; under a channel mask its ``K = C / 2`` channels. ``board`` is one channel, 1 at
-    kept sites and 0 elsewhere, under a checkerboard only. Without an offset nothing is normalised: ``v = gain * kept``.
+    ``v = gain * ((kept - mean) / sqrt(var + eps) + offset)``. Without an offset nothing is normalised:
+    ``v = gain * kept``. Under a checkerboard, ``kept`` has all ``K = C`` channels, with zeros at the other sites, which
+    take part in the statistics, and ``board`` is one channel, 1 at kept sites and 0 elsewhere. Under a channel mask,
+    ``kept`` has the ``K = C / 2`` channels that the mask keeps, and there is no ``board``.
 
-    Without ``mean`` and ``var`` they are those of the batch, as in :func:`pnf.reference.batch_norm_relu`; with them
-    they are constants.
+    By default ``mean`` and ``var`` are those of the batch, as in :func:`pnf.reference.batch_norm_relu`. Given ones are
+    constants.
 
     Args:
         x: ``[B, C, *spatial]``, floating.
@@ -36,21 +37,29 @@ def conditioner_input(
         offset: ``[K]``, floating, or None.
         mean, var: ``[K]``, floating, both or neither.
         mask: ``"checkerboard"`` or ``"channel"``, see :mod:`pnf.reference.masking`.
-        parity: 0 or 1, the half that is kept.
-        gain: a factor; Real NVP doubles what comes from under a checkerboard, half of which is zero.
+        parity: 0 or 1, the half to keep.
+        gain: a factor. Real NVP doubles the input under a checkerboard, since half of it is zero.
         eps: added to the variance.
 
     Returns:
-        ``h, mean, var``: h ``[B, 2 K + 1 + N, *spatial]`` under a checkerboard, ``[B, 2 K + N, *spatial]`` under a
-        channel mask, in the dtype of x; the statistics that were used, ``[K]`` in float32 or wider, in new memory and
-        without a gradient, or None and None without an offset.
+        ``h`` in the dtype of x, ``[B, 2 K + 1 + N, *spatial]`` under a checkerboard and ``[B, 2 K + N, *spatial]``
+        under a channel mask; and the ``mean`` and ``var`` used, ``[K]`` in float32 or wider, in new memory and without
+        a gradient, or None and None without an offset.
 
     Raises:
-        TypeError: an argument is no floating tensor, or the condition has not the dtype of x.
-        ValueError: an unknown mask or parity, shapes that do not belong together, one of ``mean`` and ``var`` without
-            the other or without an offset, or no entries to take statistics of.
+        TypeError: an argument is no floating tensor, or the condition has another dtype than x.
+        ValueError: the mask or the parity is unknown, the shapes do not fit together, only one of ``mean`` and ``var``
+            is given, they are given without an offset, or x has no entries and they are not given.
 
     Source: the code that Dinh, Sohl-Dickstein and Bengio published with "Density estimation using Real NVP" (2016).
+
+    Example:
+        >>> import torch
+        >>> from pnf import ops
+        >>> x, condition = torch.randn(2, 4, 8, 8), torch.randn(2, 3, 8, 8)
+        >>> h, mean, var = ops.conditioner_input(x, condition, torch.zeros(4), mask="checkerboard", parity=0)
+        >>> h.shape  # 2 * 4 + 1 + 3 channels
+        torch.Size([2, 12, 8, 8])
     """
     check_conditioner_input(x, condition, offset, mean, var, mask, parity)
     each = widen(x)

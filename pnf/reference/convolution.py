@@ -1,4 +1,4 @@
-"""Convolutions of the conditioner networks."""
+"""Convolution of the conditioner networks."""
 
 import torch
 from torch import Tensor
@@ -14,10 +14,10 @@ def convolution(
     add: Tensor | None = None,  # [B, O, H, W]
     relu: bool = False,
 ) -> Tensor:
-    """A convolution (as in all of deep learning, a cross-correlation) with zeros around x that keep its size.
+    """Convolve x (in truth a cross-correlation, as in all of deep learning), with zeros around it that keep its size.
 
-    ``y[b, o, i, j] = add[b, o, i, j] + bias[o] + sum weight[o, c, k, l] x[b, c, i + k - h // 2, j + l - w // 2]``, the
-    sum over c, k and l, and with ``relu`` the larger one of that and 0.
+    ``y[b, o, i, j] = add[b, o, i, j] + bias[o] + sum weight[o, c, k, l] x[b, c, i + k - h // 2, j + l - w // 2]``, with
+    the sum over c, k and l. With ``relu``, negative results become 0.
 
     Args:
         x: ``[B, I, H, W]``, floating.
@@ -31,13 +31,21 @@ def convolution(
 
     Raises:
         TypeError: an argument is no floating tensor, or their dtypes differ.
-        ValueError: shapes that do not belong together, or an even h or w.
+        ValueError: the shapes do not fit together, or h or w is even.
+
+    Example:
+        >>> import torch
+        >>> from pnf import ops
+        >>> ops.convolution(torch.ones(1, 1, 3, 3), torch.ones(1, 1, 3, 3), torch.zeros(1))
+        tensor([[[[4., 6., 4.],
+                  [6., 9., 6.],
+                  [4., 6., 4.]]]])
     """
     check_convolution(x, weight, bias, add)
     if weight.numel():
         y = conv2d(x, weight, bias, padding=(weight.shape[2] // 2, weight.shape[3] // 2))
     else:
-        # PyTorch refuses sums of nothing, and sums for nothing.
+        # PyTorch refuses convolutions without inputs or outputs.
         y = bias.view(-1, 1, 1).expand(x.shape[0], -1, *x.shape[2:]).contiguous()
     y = y if add is None else add + y
     return y.relu() if relu else y

@@ -22,11 +22,11 @@ def haar_split(
     x: Tensor,  # [..., 2n, ...]
     dim: int,
 ) -> tuple[Tensor, Tensor]:
-    """Mean and half difference of neighbouring entries: ``s = (x0 + x1) / 2``, ``d = (x0 - x1) / 2``.
+    """Split neighbours into mean and half difference: ``s = (x0 + x1) / 2``, ``d = (x0 - x1) / 2``.
 
     Args:
         x: a floating tensor with an even size along ``dim``.
-        dim: the axis whose neighbours are paired.
+        dim: the axis along which the pairs lie.
 
     Returns:
         ``s, d``: each of the shape of x with half the size along ``dim``. The log-determinant of ``x -> (s, d)`` is
@@ -34,7 +34,13 @@ def haar_split(
 
     Raises:
         TypeError: x is no floating tensor.
-        ValueError: an odd size along ``dim``.
+        ValueError: the size along ``dim`` is odd.
+
+    Example:
+        >>> import torch
+        >>> from pnf import ops
+        >>> ops.haar_split(torch.tensor([5.0, 3.0, 1.0, 1.0]), dim=-1)
+        (tensor([4., 1.]), tensor([1., 0.]))
     """
     check_split("haar_split", x, dim)
     x0, x1 = pairs(x, dim)
@@ -46,7 +52,7 @@ def haar_merge(
     d: Tensor,  # [..., n, ...]
     dim: int,
 ) -> Tensor:
-    """``s ⊕ d``, the inverse of :func:`haar_split`: ``s + d`` and ``s - d``, interleaved along ``dim``.
+    """Invert :func:`haar_split`: ``s ⊕ d``, which is ``s + d`` and ``s - d`` interleaved along ``dim``.
 
     Args:
         s, d: floating tensors of one shape and dtype.
@@ -58,6 +64,12 @@ def haar_merge(
     Raises:
         TypeError: s or d is no floating tensor, or the dtypes differ.
         ValueError: the shapes differ, or have no such dim.
+
+    Example:
+        >>> import torch
+        >>> from pnf import ops
+        >>> ops.haar_merge(torch.tensor([4.0, 1.0]), torch.tensor([1.0, 0.0]), dim=-1)
+        tensor([5., 3., 1., 1.])
     """
     check_merge("haar_merge", s, d, "d", dim)
     wide_s, wide_d = widen(s), widen(d)
@@ -69,14 +81,14 @@ def haar_pyramid(
     levels: int,
     axes: str = "xy",
 ) -> tuple[Tensor, list[Tensor]]:
-    """Split ``levels`` times along every axis.
+    """Split x ``levels`` times along every axis by :func:`haar_split`.
 
-    ``axes`` is the order in which upsampling adds resolution, coarse to fine, at each level: ``"xy"`` adds the width
-    (the last axis), then the height, so analysis takes the height first.
+    ``axes`` is the order in which upsampling adds resolution at each level: ``"xy"`` adds the width (the last axis),
+    then the height. So the analysis halves the height first.
 
     Args:
         x: a floating tensor whose sizes along the axes are multiples of ``2**levels``.
-        levels: how often each axis is halved; 0 gives ``(x, [])``.
+        levels: the number of times that each axis is halved; 0 gives ``(x, [])``.
         axes: ``"x"``, ``"y"``, ``"xy"`` or ``"yx"``.
 
     Returns:
@@ -85,7 +97,14 @@ def haar_pyramid(
 
     Raises:
         TypeError: x is no floating tensor.
-        ValueError: unknown axes, negative levels, or a size that is no multiple of ``2**levels``.
+        ValueError: the axes are unknown, levels is negative, or a size is no multiple of ``2**levels``.
+
+    Example:
+        >>> import torch
+        >>> from pnf import ops
+        >>> base, details = ops.haar_pyramid(torch.rand(1, 3, 8, 8), levels=1)
+        >>> base.shape, [tuple(d.shape) for d in details]
+        (torch.Size([1, 3, 4, 4]), [(1, 3, 4, 4), (1, 3, 4, 8)])
     """
     check_pyramid("haar_pyramid", x, levels, axes)
     details = []
@@ -100,11 +119,11 @@ def haar_pyramid_inverse(
     details: Sequence[Tensor],
     axes: str = "xy",
 ) -> Tensor:
-    """The inverse of :func:`haar_pyramid`: ``((base ⊕ details[0]) ⊕ details[1]) ...``, along the axes in turn.
+    """Invert :func:`haar_pyramid`: ``((base ⊕ details[0]) ⊕ details[1]) ...``, along the axes in turn.
 
     Args:
         base: the coarsest mean.
-        details: what :func:`haar_pyramid` returned, or as many of its first entries as wanted.
+        details: the details from :func:`haar_pyramid`, or the first few of them for an intermediate resolution.
         axes: ``"x"``, ``"y"``, ``"xy"`` or ``"yx"``.
 
     Returns:
@@ -112,7 +131,14 @@ def haar_pyramid_inverse(
 
     Raises:
         TypeError: an argument is no floating tensor, or the dtypes differ.
-        ValueError: unknown axes, or a detail whose shape is not that of the image it is added to.
+        ValueError: the axes are unknown, or a detail has another shape than its mean.
+
+    Example:
+        >>> import torch
+        >>> from pnf import ops
+        >>> x = torch.rand(1, 3, 8, 8)
+        >>> torch.allclose(ops.haar_pyramid_inverse(*ops.haar_pyramid(x, levels=2)), x, atol=1e-6)
+        True
     """
     check_pyramid_inverse("haar_pyramid_inverse", base, details, axes)
     dims = _dims(axes)
@@ -129,13 +155,13 @@ def check_split(op: str, x: Tensor, dim: int) -> None:
 
 
 def check_merge(op: str, s: Tensor, d: Tensor, name: str, dim: int) -> None:
-    """Raise unless s and its detail are floating and alike, and have that dim."""
+    """Raise unless s and its detail are floating, equal in shape and dtype, and have the dim."""
     check_floating(op, "s", s)
     _check_detail(op, s.dtype, s.shape, d, name, dim)
 
 
 def check_axes(op: str, axes: str) -> None:
-    """Raise unless axes name each of x and y at most once."""
+    """Raise unless the axes are x, y or both in either order."""
     if axes not in ("x", "y", "xy", "yx"):
         raise ValueError(f'{op}: axes must be "x", "y", "xy" or "yx", got {axes!r}')
 
@@ -152,7 +178,7 @@ def check_pyramid(op: str, x: Tensor, levels: int, axes: str) -> None:
 
 
 def check_pyramid_inverse(op: str, base: Tensor, details: Sequence[Tensor], axes: str) -> None:
-    """Raise unless every detail is like the image that it is added to."""
+    """Raise unless every detail has the shape and dtype of its mean."""
     check_axes(op, axes)
     check_floating(op, "base", base)
     dims, shape = _dims(axes), list(base.shape)
@@ -172,18 +198,18 @@ def _check_detail(op: str, dtype: torch.dtype, shape: tuple[int, ...], d: Tensor
         raise ValueError(f"{op}: s must have a dim {dim}, got {list(shape)}")
 
 
-# Not by flatten and unflatten, for which PyTorch cannot batch gradients.
+# Without flatten and unflatten: PyTorch cannot batch their gradients.
 
 
 def pairs(x: Tensor, dim: int) -> tuple[Tensor, Tensor]:
-    """The first and the second entries of the pairs along dim, at least in float32."""
+    """The first and the second entries of the pairs along dim, in float32 or wider."""
     dim %= x.dim()
     x0, x1 = widen(x).reshape(*x.shape[:dim], x.shape[dim] // 2, 2, *x.shape[dim + 1 :]).unbind(dim + 1)
     return x0, x1
 
 
 def interleave(x0: Tensor, x1: Tensor, dim: int) -> Tensor:
-    """A tensor of such pairs."""
+    """Join pairs along dim, the inverse of :func:`pairs`."""
     dim %= x0.dim()
     return torch.stack((x0, x1), dim + 1).reshape(*x0.shape[:dim], 2 * x0.shape[dim], *x0.shape[dim + 1 :])
 

@@ -1,6 +1,6 @@
 """The bounded-detail map: the detail of two pixels in [0, 1], stretched over all real numbers.
 
-It takes the place of Δ in :mod:`pnf.reference.haar` where a flow models images, so that every sample is a valid one.
+It replaces Δ of :mod:`pnf.reference.haar` in flows of images, so that every sample is a valid image.
 """
 
 import math
@@ -15,10 +15,10 @@ from pnf.reference._precision import widen
 from pnf.reference.haar import check_merge, check_split, interleave, pairs
 
 BOUNDARY = 2.0**-24
-"""Distance from 0 and 1 below which the bounded-detail map takes a pixel to be this far inside."""
+"""The least distance of a pixel from 0 and 1. Pixels that are closer count as this far inside."""
 
 LARGEST_EXPONENT = 64.0
-"""Bound of ``|gamma| log(1 / m)`` where it makes a detail larger, so that float32 holds the results and gradients."""
+"""The bound of ``|gamma| log(1 / m)`` where it enlarges a detail. It keeps results and gradients finite in float32."""
 
 
 def haar_bounded_split(
@@ -26,32 +26,41 @@ def haar_bounded_split(
     gamma: Tensor,  # [C]
     dim: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean and bounded detail of neighbouring pixels in [0, 1], with the log-determinant.
+    """Split neighbouring pixels in [0, 1] into mean and bounded detail, with the log-determinant.
 
-    With ``s = (x0 + x1) / 2`` two pixels in [0, 1] can only differ by ``|d| <= m = min(s, 1 - s)``; the detail
+    The half difference d of two pixels in [0, 1] with mean ``s = (x0 + x1) / 2`` satisfies
+    ``|d| <= m = min(s, 1 - s)``. So the detail
 
         u = m**gamma * atanh(d / m)
 
-    is any real number. ``gamma = 0`` takes the whole scale out (u is a log-ratio), ``gamma = 1`` leaves small details
-    as they are. With ``a, b = x0, x1`` where ``s <= 1/2`` and ``1 - x1, 1 - x0`` elsewhere, ``m = (a + b) / 2`` and
-    nothing cancels:
+    can be any real number. ``gamma = 0`` removes the whole scale (u is a log-ratio), ``gamma = 1`` leaves small details
+    as they are. Without cancellation, with ``a, b = x0, x1`` where ``s <= 1/2`` and ``1 - x1, 1 - x0`` elsewhere, and
+    ``m = (a + b) / 2``:
 
         u = m**gamma * (log a - log b) / 2
         log |d(s, u) / dx| = (1 + gamma) log m - log a - log b - log 2        for each pair
 
-    a, b and m are taken to be at least ``2**-24``, so black and white pixels have finite values.
+    a, b and m are clamped to at least ``2**-24``, so black and white pixels have finite values.
 
     Args:
         x: ``[B, C, ...]``, a floating tensor with an even size along ``dim`` and values in [0, 1].
         gamma: ``[C]``, the exponent of each channel.
-        dim: the axis whose neighbours are paired, not the batch or the channels.
+        dim: the spatial axis along which the pairs lie.
 
     Returns:
-        ``s, u, log_det``: ``[B, C, ..., n, ...]`` twice, and ``[B]`` in nats, in float32 or wider.
+        ``s, u`` ``[B, C, ..., n, ...]``, and ``log_det`` ``[B]`` in nats, in float32 or wider.
 
     Raises:
         TypeError: x or gamma is no floating tensor.
-        ValueError: an odd size along ``dim``, ``dim`` is no spatial axis, or gamma is not ``[C]``.
+        ValueError: the size along ``dim`` is odd, ``dim`` is no spatial axis, or gamma is not ``[C]``.
+
+    Example:
+        >>> import torch
+        >>> from pnf import ops
+        >>> x, gamma = torch.rand(2, 3, 8, 8), torch.zeros(3)
+        >>> s, u, log_det = ops.haar_bounded_split(x, gamma, dim=-1)
+        >>> s.shape, log_det.shape
+        (torch.Size([2, 3, 8, 4]), torch.Size([2]))
     """
     check_split("haar_bounded_split", x, dim)
     check_gamma("haar_bounded_split", x, gamma, dim)
@@ -74,23 +83,31 @@ def haar_bounded_merge(
     gamma: Tensor,  # [C]
     dim: int,
 ) -> tuple[Tensor, Tensor]:
-    """The inverse of :func:`haar_bounded_split`: two pixels in [0, 1] with mean s and bounded detail u.
+    """Invert :func:`haar_bounded_split`: two pixels in [0, 1] with mean s and bounded detail u.
 
         d = m tanh(v)        v = u / m**gamma        m = min(s, 1 - s)
         log |dx / d(s, u)| = (1 - gamma) log m + 3 log 2 - softplus(2 v) - softplus(-2 v)        for each pair
 
     Args:
         s: ``[B, C, ...]``, a floating tensor with values in [0, 1].
-        u: of the shape and dtype of s, any real numbers.
+        u: any real numbers, of the shape and dtype of s.
         gamma: ``[C]``, the exponent of each channel.
-        dim: the axis along which the pairs lie, not the batch or the channels.
+        dim: the spatial axis along which the pairs lie.
 
     Returns:
-        ``x, log_det``: ``[B, C, ..., 2n, ...]`` with values in [0, 1], and ``[B]`` in nats, in float32 or wider.
+        ``x`` ``[B, C, ..., 2n, ...]`` with values in [0, 1], and ``log_det`` ``[B]`` in nats, in float32 or wider.
 
     Raises:
         TypeError: an argument is no floating tensor, or the dtypes of s and u differ.
         ValueError: the shapes differ, ``dim`` is no spatial axis, or gamma is not ``[C]``.
+
+    Example:
+        >>> import torch
+        >>> from pnf import ops
+        >>> s, u, gamma = torch.rand(2, 3, 8, 4), 3 * torch.randn(2, 3, 8, 4), torch.zeros(3)
+        >>> x, log_det = ops.haar_bounded_merge(s, u, gamma, dim=-1)
+        >>> x.shape, bool(((x >= 0) & (x <= 1)).all())
+        (torch.Size([2, 3, 8, 8]), True)
     """
     check_merge("haar_bounded_merge", s, u, "u", dim)
     check_gamma("haar_bounded_merge", s, gamma, dim)

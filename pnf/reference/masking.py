@@ -25,19 +25,27 @@ def mask_apply(
     mask: str,
     parity: int,
 ) -> Tensor:
-    """Keep the entries of one half and set the others to zero: ``where(kept, x, 0)``.
+    """Keep one half of the entries and set the others to zero: ``where(kept, x, 0)``.
 
     Args:
         x: ``[B, C, *spatial]``, any dtype.
         mask: ``"checkerboard"`` or ``"channel"``.
-        parity: 0 or 1, the half that is kept.
+        parity: 0 or 1, the half to keep.
 
     Returns:
-        A tensor of the shape of ``x``. Entries that are not kept are 0, even where ``x`` is NaN.
+        A tensor of the shape of ``x``. The other entries are 0, even where ``x`` is NaN.
 
     Raises:
         TypeError: ``x`` is no tensor.
-        ValueError: an unknown mask or parity, too few dims, or an odd number of channels under a channel mask.
+        ValueError: the mask or the parity is unknown, there are too few dims, or a channel mask meets an odd number of
+            channels.
+
+    Example:
+        >>> import torch
+        >>> from pnf import ops
+        >>> ops.mask_apply(torch.ones(1, 1, 2, 3), "checkerboard", 0)
+        tensor([[[[1., 0., 1.],
+                  [0., 1., 0.]]]])
     """
     check_mask("mask_apply", x, mask, parity)
     return torch.where(kept_entries(x, mask, parity), x, torch.zeros((), dtype=x.dtype, device=x.device))
@@ -48,12 +56,12 @@ def mask_pack(
     mask: str,
     parity: int,
 ) -> tuple[Tensor, Tensor]:
-    """Split x into the half that is kept and the rest, each without gaps.
+    """Split x into the kept half and the rest, each packed without gaps.
 
     Args:
         x: ``[B, C, *spatial]``, any dtype.
         mask: ``"checkerboard"`` or ``"channel"``.
-        parity: 0 or 1, the half that is kept.
+        parity: 0 or 1, the half to keep.
 
     Returns:
         ``kept, rest``: ``[B, C, n]`` and ``[B, C, N - n]`` under a checkerboard over ``N`` sites,
@@ -61,7 +69,15 @@ def mask_pack(
 
     Raises:
         TypeError: ``x`` is no tensor.
-        ValueError: an unknown mask or parity, too few dims, or an odd number of channels under a channel mask.
+        ValueError: the mask or the parity is unknown, there are too few dims, or a channel mask meets an odd number of
+            channels.
+
+    Example:
+        >>> import torch
+        >>> from pnf import ops
+        >>> kept, rest = ops.mask_pack(torch.arange(6).view(1, 1, 2, 3), "checkerboard", 0)
+        >>> kept, rest
+        (tensor([[[0, 2, 4]]]), tensor([[[1, 3, 5]]]))
     """
     check_mask("mask_pack", x, mask, parity)
     if mask == "channel":
@@ -83,12 +99,12 @@ def mask_unpack(
     parity: int,
     size: Sequence[int],
 ) -> Tensor:
-    """Put two packed halves back in place: ``mask_unpack(*mask_pack(x, mask, parity), mask, parity, size) == x``.
+    """Invert :func:`mask_pack`: put the two halves back in place.
 
     Args:
-        kept, rest: what :func:`mask_pack` returned.
+        kept, rest: the packed halves.
         mask: ``"checkerboard"`` or ``"channel"``.
-        parity: 0 or 1, the half that ``kept`` is.
+        parity: 0 or 1, the half of ``kept``.
         size: the spatial size of x, ``x.shape[2:]``.
 
     Returns:
@@ -96,7 +112,15 @@ def mask_unpack(
 
     Raises:
         TypeError: ``kept`` or ``rest`` is no tensor, or their dtypes differ.
-        ValueError: an unknown mask or parity, or shapes that do not belong together.
+        ValueError: the mask or the parity is unknown, or the shapes do not fit together.
+
+    Example:
+        >>> import torch
+        >>> from pnf import ops
+        >>> x = torch.rand(2, 4, 6, 6)
+        >>> kept, rest = ops.mask_pack(x, "channel", 1)
+        >>> torch.equal(ops.mask_unpack(kept, rest, "channel", 1, size=(6, 6)), x)
+        True
     """
     check_halves("mask_unpack", kept, rest, mask, parity, size)
     if mask == "channel":
@@ -117,16 +141,16 @@ def mask_input(
     mask: str,
     parity: int,
 ) -> Tensor:
-    """The input of a conditioner network: what is kept of x beside a condition.
+    """Make the input of a conditioner network: the kept half of x, then a condition.
 
-    For flows with networks of their own. Those of this package take :func:`pnf.reference.conditioner_input`, which
-    normalises and applies ReLU in the same pass.
+    This op is for flows with their own networks. The networks of this package use
+    :func:`pnf.reference.conditioner_input`, which also normalises and applies ReLU in the same pass.
 
     Args:
         x: ``[B, C, *spatial]``.
         condition: ``[B, K, *spatial]``, of the same dtype; K may be 0.
         mask: ``"checkerboard"`` or ``"channel"``.
-        parity: 0 or 1, the half that is kept.
+        parity: 0 or 1, the half to keep.
 
     Returns:
         ``[B, C + K, *spatial]`` under a checkerboard (masked x, then the condition), ``[B, C / 2 + K, *spatial]``
@@ -134,7 +158,14 @@ def mask_input(
 
     Raises:
         TypeError: an argument is no tensor, or the dtypes differ.
-        ValueError: an unknown mask or parity, too few dims, or sizes of x and the condition that differ.
+        ValueError: the mask or the parity is unknown, there are too few dims, or the sizes of x and the condition
+            differ.
+
+    Example:
+        >>> import torch
+        >>> from pnf import ops
+        >>> ops.mask_input(torch.rand(2, 4, 6, 6), torch.rand(2, 3, 6, 6), "channel", 0).shape
+        torch.Size([2, 5, 6, 6])
     """
     check_mask("mask_input", x, mask, parity)
     check_condition("mask_input", x, condition)
@@ -156,7 +187,7 @@ def check_mask(op: str, x: Tensor, mask: str, parity: int) -> None:
 
 
 def check_condition(op: str, x: Tensor, condition: Tensor) -> None:
-    """Raise unless the condition lies beside x: the same batch, spatial size and dtype."""
+    """Raise unless the condition has the batch size, the spatial size and the dtype of x."""
     if not isinstance(condition, Tensor):
         raise TypeError(f"{op}: condition must be a Tensor, got {type(condition).__name__}")
     if condition.dtype != x.dtype:
@@ -167,7 +198,7 @@ def check_condition(op: str, x: Tensor, condition: Tensor) -> None:
 
 
 def check_halves(op: str, kept: Tensor, rest: Tensor, mask: str, parity: int, size: Sequence[int]) -> None:
-    """Raise unless two halves and a spatial size belong together."""
+    """Raise unless two halves and a spatial size fit together."""
     for name, half in (("kept", kept), ("rest", rest)):
         if not isinstance(half, Tensor):
             raise TypeError(f"{op}: {name} must be a Tensor, got {type(half).__name__}")
@@ -204,7 +235,7 @@ def _check_kind(op: str, mask: str, parity: int) -> None:
 
 
 def kept_entries(x: Tensor, mask: str, parity: int) -> Tensor:
-    """The mask as a bool tensor that broadcasts against x, true where it keeps."""
+    """The mask as a bool tensor that broadcasts against x, true at kept entries."""
     if mask == "channel":
         first = torch.arange(x.shape[1], device=x.device) < x.shape[1] // 2
         return (first ^ bool(parity)).view(-1, *(1,) * (x.dim() - 2))
@@ -212,7 +243,7 @@ def kept_entries(x: Tensor, mask: str, parity: int) -> Tensor:
 
 
 def _board(size: Sequence[int], device: torch.device) -> Tensor:
-    """Sum of the spatial indices modulo 2, of shape ``size``."""
+    """The sum of the spatial indices modulo 2, of shape ``size``."""
     board = torch.zeros((), dtype=torch.long, device=device)
     for n in size:
         board = board.unsqueeze(-1) + torch.arange(n, device=device)
@@ -220,10 +251,10 @@ def _board(size: Sequence[int], device: torch.device) -> Tensor:
 
 
 def _rows_alternate(size: Sequence[int]) -> bool:
-    """Whether rows begin with the two parities in turn; otherwise the parities alternate all along the sites."""
+    """Whether successive rows begin with different parities. Otherwise parities alternate along all sites in order."""
     return len(size) == 2 and size[1] % 2 == 0
 
 
 def _odd_rows(height: int, parity: int, device: torch.device) -> Tensor:
-    """Which rows begin with a site that is not kept: bool ``[H, 1]``."""
+    """Whether each row begins with a site outside the kept half: bool ``[H, 1]``."""
     return (torch.arange(height, device=device) % 2 != parity).unsqueeze(1)

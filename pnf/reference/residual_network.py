@@ -19,20 +19,21 @@ def residual_network(
     norms: Sequence[Tensor],  # [hidden] each
     eps: float = 1e-4,
 ) -> Tensor:
-    """Pre-activation residual blocks with skip connections into one output, which a last convolution turns into y.
+    """Apply pre-activation residual blocks, whose skip connections add up to the input of a last convolution.
 
-    ``out = skip_0(h)``; for every block ``h = h + b(relu(norm(a(relu(norm(h))))))`` and ``out = out + skip(h)``; then
-    ``y = last(relu(norm(out)))``. The convolutions keep the size of the image, and their weights are
-    ``magnitude * direction / ||direction||``.
+    First ``out = skip_0(h)``; then for every block ``h = h + b(relu(norm(a(relu(norm(h))))))`` and
+    ``out = out + skip(h)``; at last ``y = last(relu(norm(out)))``. The convolutions keep the size of the image. Their
+    weights are ``magnitude * direction / ||direction||``.
 
     Args:
         h: ``[B, hidden, H, W]``, floating.
-        directions: of ``skip_0``, of ``a``, ``b`` and ``skip`` of each block, and of the last convolution, of the dtype
-            of h; all but the last have ``hidden`` outputs, all have ``hidden`` inputs, and their sizes are odd.
-        magnitudes: as many, ``[O, 1, 1, 1]`` of that dtype; ``None`` is 1.
-        biases: as many, ``[O]`` of that dtype.
-        norms: of the two normalisations of each block and the last one, each ``weight, bias, mean, var``, ``[hidden]``
-            of that dtype; empty for none at all.
+        directions: the directions of ``skip_0``, of ``a``, ``b`` and ``skip`` of each block, and of the last
+            convolution, in the dtype of h. All have ``hidden`` inputs and odd sizes. All but the last have ``hidden``
+            outputs.
+        magnitudes: a magnitude ``[O, 1, 1, 1]`` for each direction, in the same dtype; ``None`` is 1.
+        biases: a bias ``[O]`` for each direction, in the same dtype.
+        norms: ``weight, bias, mean, var``, each ``[hidden]`` in the same dtype, for the two normalisations of each
+            block and the last one; empty for no normalisation.
         eps: added to every ``var``.
 
     Returns:
@@ -40,9 +41,17 @@ def residual_network(
 
     Raises:
         TypeError: an argument is no floating tensor, or their dtypes differ.
-        ValueError: lists or shapes that do not belong together, or an even size.
+        ValueError: the lists or shapes do not fit together, or a size is even.
 
     Source: Dinh, Sohl-Dickstein and Bengio, "Density estimation using Real NVP" (2016), section 3.6 and their code.
+
+    Example:
+        >>> import torch
+        >>> from pnf import ops
+        >>> shapes = [(4, 4, 1, 1), (4, 4, 3, 3), (4, 4, 3, 3), (4, 4, 1, 1), (6, 4, 1, 1)]  # one block
+        >>> directions, biases = [torch.randn(shape) for shape in shapes], [torch.zeros(shape[0]) for shape in shapes]
+        >>> ops.residual_network(torch.randn(2, 4, 8, 8), directions, [None] * 5, biases, norms=[]).shape
+        torch.Size([2, 6, 8, 8])
     """
     check_residual_network(h, directions, magnitudes, biases, norms)
 
@@ -61,9 +70,9 @@ def run_blocks(
     norm_relu: Callable[[int, Tensor], Tensor],
     convolution: Callable[..., Tensor],
 ) -> Tensor:
-    """The network with its weights and biases, where ``norm_relu(i, x)`` is normalisation ``i`` and its ReLU.
+    """Run the network with given weights and biases.
 
-    ``convolution(x, weight, bias, add)`` is that of the ops.
+    ``norm_relu(i, x)`` is the normalisation ``i`` with its ReLU. ``convolution(x, weight, bias, add)`` is the op.
     """
     left = list(filters)[::-1]
 

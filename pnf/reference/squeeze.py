@@ -13,9 +13,7 @@ def squeeze(
     x: Tensor,  # [B, C, 2h, 2w]
     order: str = "plain",
 ) -> Tensor:
-    """Move each 2x2 block of pixels into channels.
-
-    ``y[b, k(c, i, j), h, w] = x[b, c, 2 h + i, 2 w + j]``, where
+    """Move each 2x2 block of pixels into channels: ``y[b, k(c, i, j), h, w] = x[b, c, 2 h + i, 2 w + j]``.
 
     - ``"plain"``: ``k = 4 c + 2 i + j``;
     - ``"factor"``: ``k = C r(i, j) + c`` with the sub-pixels (0,0), (1,1), (0,1), (1,0) ranked 0 to 3, so that the
@@ -30,7 +28,14 @@ def squeeze(
 
     Raises:
         TypeError: x is no tensor.
-        ValueError: an unknown order, not four dims, or an odd height or width.
+        ValueError: the order is unknown, x has not four dims, or its height or width is odd.
+
+    Example:
+        >>> import torch
+        >>> from pnf import ops
+        >>> x = torch.arange(4).view(1, 1, 2, 2)
+        >>> ops.squeeze(x).flatten(), ops.squeeze(x, "factor").flatten()
+        (tensor([0, 1, 2, 3]), tensor([0, 3, 1, 2]))
     """
     check_squeeze(x, order)
     b, c, h, w = x.shape
@@ -46,7 +51,7 @@ def squeeze_inverse(
     y: Tensor,  # [B, 4C, h, w]
     order: str = "plain",
 ) -> Tensor:
-    """The inverse of :func:`squeeze`.
+    """Invert :func:`squeeze`: move channels back into 2x2 blocks of pixels.
 
     Args:
         y: ``[B, 4 C, h, w]``, any dtype.
@@ -57,7 +62,14 @@ def squeeze_inverse(
 
     Raises:
         TypeError: y is no tensor.
-        ValueError: an unknown order, not four dims, or channels that are no multiple of 4.
+        ValueError: the order is unknown, y has not four dims, or the number of channels is no multiple of 4.
+
+    Example:
+        >>> import torch
+        >>> from pnf import ops
+        >>> ops.squeeze_inverse(torch.arange(4).view(1, 4, 1, 1))
+        tensor([[[[0, 1],
+                  [2, 3]]]])
     """
     check_squeeze_inverse(y, order)
     b, k, h, w = y.shape

@@ -11,7 +11,7 @@ from pnf.reference._precision import widen
 def standard_normal(
     z: Tensor,  # [B, ...]
 ) -> Tensor:
-    """``log N(z; 0, I) = sum(-z**2 / 2 - log(2 pi) / 2)`` over all but the first dim.
+    """Sum the log-density over all but the first dim: ``log N(z; 0, I) = sum(-z**2 / 2 - log(2 pi) / 2)``.
 
     Args:
         z: ``[B, ...]``, floating.
@@ -22,6 +22,12 @@ def standard_normal(
     Raises:
         TypeError: z is no floating tensor.
         ValueError: z has no dims.
+
+    Example:
+        >>> import torch
+        >>> from pnf import ops
+        >>> ops.standard_normal(torch.zeros(2, 3))  # -3 log(2 pi) / 2
+        tensor([-2.7568, -2.7568])
     """
     check_standard_normal(z)
     rows = widen(z).reshape(z.shape[0], math.prod(z.shape[1:]))

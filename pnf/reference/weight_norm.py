@@ -1,7 +1,7 @@
 """Weight normalisation of all convolutions of a network at once.
 
-Source: Salimans and Kingma, "Weight normalization" (2016), equation 2; without a learnable magnitude where Dinh,
-Sohl-Dickstein and Bengio, "Density estimation using Real NVP" (2016) have none.
+Source: Salimans and Kingma, "Weight normalization" (2016), equation 2. The magnitude is optional, since some layers of
+Dinh, Sohl-Dickstein and Bengio, "Density estimation using Real NVP" (2016) have none.
 """
 
 import math
@@ -13,20 +13,21 @@ from pnf.reference._checks import check_floating
 from pnf.reference._precision import widen
 
 LEAST_SQUARE = 1e-12
-"""The least squared norm that a direction is taken to have."""
+"""The least squared norm of a direction. Smaller ones are replaced by it."""
 
 
 def weight_norm(
     directions: Sequence[Tensor],  # [O, ...] each
     magnitudes: Sequence[Tensor | None],  # [O, 1, ...] each
 ) -> list[Tensor]:
-    """``weight = magnitude * direction / ||direction||`` for each output channel of every layer.
+    """Normalise the weights of every layer: ``weight = magnitude * direction / ||direction||``.
 
-    The norm is over all but dim 0, and its square at least ``1e-12``, so that a direction of zeros gives zeros.
+    The norm is over all but dim 0. Its square is at least ``1e-12``, so that a direction of zeros gives zeros.
 
     Args:
-        directions: of every layer, ``[O, ...]``, floating, all of one dtype.
-        magnitudes: of every layer, ``[O, 1, ...]`` with as many dims as the direction and of its dtype; ``None`` is 1.
+        directions: the direction of each layer, ``[O, ...]``, floating, all of one dtype.
+        magnitudes: the magnitude of each layer, ``[O, 1, ...]`` with the dims and the dtype of the direction; ``None``
+            is 1.
 
     Returns:
         The weights, of the shapes and the dtype of the directions.
@@ -34,6 +35,12 @@ def weight_norm(
     Raises:
         TypeError: an argument is no list of floating tensors, or their dtypes differ.
         ValueError: the lists differ in length, or a magnitude has not one entry for each output channel.
+
+    Example:
+        >>> import torch
+        >>> from pnf import ops
+        >>> ops.weight_norm([torch.tensor([[3.0, 4.0]])], [torch.tensor([[10.0]])])
+        [tensor([[6., 8.]])]
     """
     check_weight_norm(directions, magnitudes)
     return [_weight(direction, magnitude) for direction, magnitude in zip(directions, magnitudes, strict=True)]
