@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from tensors import normal
 from torch import Tensor, nn
 from torch.func import functional_call, grad, stack_module_state, vmap
 
@@ -17,10 +18,6 @@ from pnf.reference import OPS
 NORMS = ("act", "batch", "none")
 Randomise = Callable[..., nn.Module]
 LogAbsDet = Callable[..., Tensor]
-
-
-def normal(*shape: int) -> Tensor:
-    return torch.randn(*shape, dtype=torch.float64)
 
 
 def close(a: Tensor, b: Tensor) -> None:

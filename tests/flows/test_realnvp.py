@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tensors import normal
 from torch import Tensor, nn
 
 from pnf.reference import RealNVP
@@ -41,10 +42,6 @@ LogAbsDet = Callable[..., Tensor]
 @pytest.fixture
 def make(randomise: Randomise) -> Callable[..., RealNVP]:
     return lambda shape, **settings: randomise(RealNVP(shape, **SMALL | settings).double()).eval()
-
-
-def normal(*shape: int) -> Tensor:
-    return torch.randn(*shape, dtype=torch.float64)
 
 
 def unit(*shape: int) -> Tensor:

@@ -18,6 +18,7 @@ from op_tests import (
     implementations,
     use_threads,
 )
+from tensors import normal
 from torch import Tensor
 
 from pnf import ops, reference
@@ -28,10 +29,6 @@ OPS = ["act_norm", "act_norm_inverse"]
 # Rows and planes that fill vectors or not, examples of one site, and nothing at all.
 SHAPES = [(3, 5, 3, 7), (40, 2), (7, 33), (2, 17, 9), (1, 1, 1), (0, 3, 2), (2, 3, 0), (2, 0)]
 INVERSE_SHAPES = [(2, 3, 4, 4), (5, 7), (2, 2, 3, 2, 1), (0, 3)]
-
-
-def normal(*shape: int) -> Tensor:
-    return torch.randn(shape, dtype=torch.float64)
 
 
 def arguments(op: str, shape: Sequence[int]) -> list[Tensor]:

@@ -18,6 +18,7 @@ from op_tests import (
     implementations,
     use_level,
 )
+from tensors import normal
 from torch import Tensor
 
 from pnf import ops, reference
@@ -46,10 +47,6 @@ INVERSE_CALLS = [
     ((3, 2, 4, 4), "channel", 0),
     ((2, 0), None, 0),
 ]
-
-
-def normal(*shape: int) -> Tensor:
-    return torch.randn(shape, dtype=torch.float64)
 
 
 def arguments(op: str, shape: Sequence[int], mask: str | None, parity: int) -> list[Tensor | str | int | None]:

@@ -6,16 +6,13 @@ from typing import Any
 import pytest
 import torch
 from op_tests import LAYOUTS, Case, Implementation, OpTests, implementations, use_threads
+from tensors import normal
 from torch import Tensor
 
 from pnf import ops, reference
 
 SHAPES = [(3, 5, 3, 7), (40, 2), (2, 17, 9)]
 EPS = 1e-3
-
-
-def normal(*shape: int) -> Tensor:
-    return torch.randn(shape, dtype=torch.float64)
 
 
 def forward(*shape: int, given: bool = False) -> list[Any]:

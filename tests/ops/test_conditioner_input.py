@@ -7,16 +7,13 @@ from typing import Any
 import pytest
 import torch
 from op_tests import LAYOUTS, Case, Implementation, OpTests, implementations, use_threads
+from tensors import normal
 from torch import Tensor
 
 from pnf import ops, reference
 
 MASKS = [(mask, parity) for mask in ("checkerboard", "channel") for parity in (0, 1)]
 EPS = 1e-3
-
-
-def normal(*shape: int) -> Tensor:
-    return torch.randn(shape, dtype=torch.float64)
 
 
 def forward(

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 from op_tests import Case, OpTests, implementations
-from torch import Tensor
+from tensors import normal
 
 from pnf import ops, reference
 
@@ -19,10 +19,6 @@ SHAPES = [
     (2, 3, 5, 4, 6),
     (0, 16, 16, 4, 4),
 ]
-
-
-def normal(*shape: int) -> Tensor:
-    return torch.randn(shape, dtype=torch.float64)
 
 
 def forward(

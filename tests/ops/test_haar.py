@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from op_tests import LAYOUTS, Case, Implementation, OpTests, channels_last, implementations
+from tensors import normal
 from torch import Tensor
 
 from pnf import ops, reference
@@ -33,10 +34,6 @@ PYRAMIDS = [
     ((4, 1031), 2, "y"),
     ((0, 2, 4, 4), 1, "xy"),
 ]
-
-
-def normal(*shape: int) -> Tensor:
-    return torch.randn(shape, dtype=torch.float64)
 
 
 def halves(shape: tuple[int, ...], dim: int) -> list[Tensor]:

@@ -16,6 +16,7 @@ from op_tests import (
     draw,
     implementations,
 )
+from tensors import normal
 from torch import Tensor
 
 from pnf import ops, reference
@@ -31,10 +32,6 @@ SHAPES = [((2, 3, 4, 6), 3), ((3, 2, 10, 7), 2), ((2, 20, 2), 2), ((0, 3, 4, 4),
 
 def pixels(*shape: int) -> Tensor:
     return 0.02 + 0.96 * torch.rand(shape, dtype=torch.float64)
-
-
-def normal(*shape: int) -> Tensor:
-    return torch.randn(shape, dtype=torch.float64)
 
 
 def gammas(channels: int) -> Tensor:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from op_tests import DTYPES, Case, Implementation, OpTests, implementations
+from tensors import normal
 from torch import Tensor
 
 from pnf import ops, reference
@@ -19,15 +20,15 @@ def pixels(*shape: int) -> Tensor:
     return 0.02 + 0.96 * torch.rand(shape, dtype=torch.float64)
 
 
-def normal(*shape: int) -> Tensor:
-    return 3 * torch.randn(shape, dtype=torch.float64)
+def wide(*shape: int) -> Tensor:
+    return 3 * normal(*shape)
 
 
 def cases(name: str, make: Callable[..., Tensor], alpha: float, *shape: int) -> dict[str, Case]:
     return {
         f"{name} {shape} {alpha}": Case(name, lambda: [make(*shape), alpha]),
         f"{name}_backward {shape} {alpha}": Case(
-            f"{name}_backward", lambda: [normal(*shape), normal(shape[0]), make(*shape), alpha]
+            f"{name}_backward", lambda: [wide(*shape), wide(shape[0]), make(*shape), alpha]
         ),
     }
 

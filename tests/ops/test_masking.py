@@ -14,6 +14,7 @@ from op_tests import (
     implementations,
     use_threads,
 )
+from tensors import normal
 from torch import Tensor
 
 from pnf import ops
@@ -189,10 +190,6 @@ def test_counts_past_two_to_the_31() -> None:
 
 def halves_of(x: Tensor, mask: str, parity: int) -> list[Any]:
     return [*reference.mask_pack(x, mask, parity), mask, parity, list(x.shape[2:])]
-
-
-def normal(*shape: int) -> Tensor:
-    return torch.randn(shape, dtype=torch.float64)
 
 
 class TestMasking(OpTests):

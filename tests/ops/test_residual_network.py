@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from op_tests import Case, OpTests
+from tensors import normal
 from torch import Tensor
 
 from pnf import ops, reference
@@ -21,10 +22,6 @@ NETWORKS = [
     (2, 3, 2, 4, 4, 1, 3),
     (0, 16, 4, 4, 4, 1, 3),
 ]
-
-
-def normal(*shape: int) -> Tensor:
-    return torch.randn(shape, dtype=torch.float64)
 
 
 def network(

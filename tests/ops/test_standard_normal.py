@@ -5,15 +5,11 @@ import math
 import pytest
 import torch
 from op_tests import Case, Implementation, OpTests, implementations
-from torch import Tensor
+from tensors import normal
 
 from pnf import ops, reference
 
 SHAPES = [(3, 2, 4, 5), (2, 5001), (300, 3), (1, 1), (4,), (0, 3), (5, 0)]
-
-
-def normal(*shape: int) -> Tensor:
-    return torch.randn(shape, dtype=torch.float64)
 
 
 class TestStandardNormal(OpTests):

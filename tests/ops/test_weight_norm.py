@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 from op_tests import Case, Implementation, OpTests, implementations
-from torch import Tensor
+from tensors import normal
 
 from pnf import ops, reference
 from pnf.ops.weight_norm import given, placed
@@ -18,10 +18,6 @@ LAYERS = {
     "long rows": [((2, 1000, 3, 3), True)],
     "empty": [((0, 3, 1, 1), True), ((2, 0, 1, 1), True), ((2, 3, 1, 1), False)],
 }
-
-
-def normal(*shape: int) -> Tensor:
-    return torch.randn(shape, dtype=torch.float64)
 
 
 def layers(sizes: Sequence[tuple[tuple[int, ...], bool]]) -> list[Any]:

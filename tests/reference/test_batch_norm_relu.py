@@ -4,6 +4,7 @@ from functools import partial
 
 import pytest
 import torch
+from tensors import normal
 from torch import Tensor, nn
 from torch.nn.functional import batch_norm, relu
 
@@ -13,10 +14,6 @@ from pnf.reference import OPS, batch_norm_relu
 EPS = 1e-3
 shapes = pytest.mark.parametrize("shape", [(3, 4, 2, 5), (5, 3, 7), (6, 2), (2, 3, 2, 1, 3)], ids=str)
 close = partial(torch.testing.assert_close, rtol=1e-10, atol=1e-12)
-
-
-def normal(*shape: int) -> Tensor:
-    return torch.randn(shape, dtype=torch.float64)
 
 
 def arguments(shape: tuple[int, ...]) -> list[Tensor]:

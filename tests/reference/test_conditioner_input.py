@@ -5,6 +5,7 @@ from functools import partial
 
 import pytest
 import torch
+from tensors import normal
 from torch import Tensor, nn
 
 from pnf.flows.couplings import ConvCoupling
@@ -16,10 +17,6 @@ masks = pytest.mark.parametrize(
     ("mask", "parity"), [(mask, parity) for mask in ("checkerboard", "channel") for parity in (0, 1)]
 )
 close = partial(torch.testing.assert_close, rtol=1e-10, atol=1e-12)
-
-
-def normal(*shape: int) -> Tensor:
-    return torch.randn(shape, dtype=torch.float64)
 
 
 @masks

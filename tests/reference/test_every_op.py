@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
+from tensors import normal
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
@@ -20,10 +21,6 @@ class Case(NamedTuple):
     op: Callable[..., Tensor | Sequence[Tensor]]
     arguments: Callable[[int], list[Tensor]]
     may_be_empty: bool = True
-
-
-def normal(*shape: int) -> Tensor:
-    return torch.randn(*shape, dtype=torch.float64)
 
 
 def unit(*shape: int) -> Tensor:
