@@ -1,4 +1,4 @@
-"""What all benchmarks share: the devices, the race of an op, and the hardware and the versions of a report."""
+"""Shared by all benchmarks: the devices, the race of an op, and the hardware and versions for a report."""
 
 import math
 import platform
@@ -21,13 +21,13 @@ REPORTED = pytest.StashKey[list[dict[str, Any]]]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--every-case", action="store_true", help="Race every case, not only the first that one looks at.")
+    parser.addoption("--every-case", action="store_true", help="Time every case, not only the first ones to look at.")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Without ``--every-case``: forward and backward in float32, of the largest tensors, along the last axis.
+    """Without ``--every-case``, keep forward and backward in float32, for the largest tensors, along the last axis.
 
-    Where nothing is timed, the smallest tensors are enough.
+    Without timings, the smallest tensors are enough.
     """
     if config.getoption("every_case"):
         return
@@ -50,7 +50,7 @@ FIRST: dict[str, tuple[Any, ...]] = {
     "order": ("plain",),
     "dtype": (torch.float32,),
 }
-"""The values of parameters in the cases that are timed by default."""
+"""The values of parameters in the default cases."""
 
 
 def _is_first(params: dict[str, Any], entries: int) -> bool:
@@ -92,7 +92,7 @@ def device(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def replay(request: pytest.FixtureRequest) -> Replay:
-    """The clock of ``benchmark``, if requested before it."""
+    """The clock of ``benchmark``, if a test requests it first."""
     clock = Replay()
     request.node.add_marker(pytest.mark.benchmark(timer=clock.read))
     return clock
@@ -100,10 +100,10 @@ def replay(request: pytest.FixtureRequest) -> Replay:
 
 @pytest.fixture
 def race(replay: Replay, benchmark: Any, request: pytest.FixtureRequest) -> Callable[..., None]:
-    """The benchmark of one implementation of an op, which is raced against the others.
+    """The benchmark of one implementation of an op in its race against the others.
 
-    The three tests that differ in the implementation only share one race, run at the first of them. Without timings
-    (``--benchmark-disable``) each checks its implementation once, the compiled one without generating code.
+    The three tests that only differ in the implementation share one race, which runs at the first of them. Without
+    timings (``--benchmark-disable``) each test checks its implementation once, without generating code.
     """
     torch.manual_seed(0)
 
@@ -150,7 +150,7 @@ def race(replay: Replay, benchmark: Any, request: pytest.FixtureRequest) -> Call
 
 @pytest.fixture
 def synchronised(device: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """A function that ends when the device has finished its work."""
+    """Wrap a function so that it returns when the device has finished its work."""
 
     def wrap(function: Callable[..., Any]) -> Callable[..., Any]:
         def run(*args: Any) -> Any:

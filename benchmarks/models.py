@@ -1,7 +1,7 @@
 """Whole models against the reference, torch.compile and others' flows: ``python benchmarks/models.py FILE.json``.
 
-Each row is one interleaved run, and its results are medians: only what runs by turns can be compared. The table goes to
-the screen; ``benchmarks/report.py`` makes it from the file, too.
+Each row is one interleaved run, since only calls that run by turns can be compared. Its results are medians. The table
+is printed, and ``benchmarks/report.py`` can also make it from the file.
 """
 
 import argparse
@@ -41,11 +41,11 @@ ROUNDS = (5, 60)
 
 
 class Row(NamedTuple):
-    """What is timed against one another.
+    """A row of the table: calls to time against each other.
 
     Attributes:
-        name: of the row.
-        calls: the contestants; the first is the reference.
+        name: the name of the row.
+        calls: the calls by name. The first is the reference.
     """
 
     name: str
@@ -58,7 +58,7 @@ def build(module: Any, shape: tuple[int, ...], settings: dict[str, Any]) -> Any:
 
 
 def step(flow: torch.nn.Module, loss: Callable[..., Tensor], *inputs: Tensor) -> Call:
-    """A step of training with Adam, which a CUDA graph can hold."""
+    """A training step with Adam that can run in a CUDA graph."""
     optimizer = torch.optim.Adam(flow.parameters(), lr=1e-5, fused=True, capturable=DEVICE == "cuda")
 
     def run() -> None:
@@ -74,7 +74,7 @@ def nll(flow: Any) -> Callable[..., Tensor]:
 
 
 class Recorder(TorchDispatchMode):
-    """The convolutions and matrix products of what runs inside it, and how many multiplications they take."""
+    """Records the convolutions and matrix products inside its context, and counts their multiplications."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -89,7 +89,7 @@ class Recorder(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
     def flops(self) -> int:
-        """Of the convolutions: two for each multiplication."""
+        """The FLOPs of the convolutions: two for each multiplication."""
         return sum(2 * x[0] * x[2] * x[3] * w.numel() for x, w, _ in self.convolutions)
 
 
@@ -104,7 +104,7 @@ def record(function: Call) -> Recorder:
 
 
 def alone(recorder: Recorder, backward: bool) -> Call:
-    """The convolutions and products by themselves, the channels last in memory."""
+    """The convolutions and products alone, with channels last in memory."""
     cases: list[tuple[Callable[..., Tensor], list[Tensor], Tensor]] = []
     for x, w, padding in recorder.convolutions:
         tensors = [normal(*shape).contiguous(memory_format=torch.channels_last) for shape in (x, w)]
@@ -151,7 +151,7 @@ def inference_rows() -> Iterator[Row]:
 
 
 def compiled_rows() -> Iterator[Row]:
-    """One stage of two couplings: code for a whole model takes torch.compile tens of minutes."""
+    """One stage of two couplings, since torch.compile takes tens of minutes for a whole model."""
     size = (3, 16, 16)
     settings = {"condition_shape": size, "hidden": 64, "blocks": 4, "num_couplings": 1, "scales": 1, "norm": "batch"}
 
@@ -189,12 +189,12 @@ def quiet(function: Callable[..., Any], *arguments: Tensor) -> None:
 
 
 def peers() -> dict[str, Any]:
-    """Flows of 8 affine couplings over 12 x 16 x 16, each with a residual network 64 wide, made of others' parts."""
+    """Flows from parts of other libraries: 8 affine couplings over 12 x 16 x 16, with residual networks 64 wide."""
     size, channels, couplings, hidden, blocks = (12, 16, 16), 12, 8, 64, 4
     found: dict[str, Any] = {}
 
     class Network(torch.nn.Module):
-        """The plain network of their examples: no normalisation, no skip connections but in its blocks."""
+        """The plain network of their examples, without normalisation and with skip connections only in its blocks."""
 
         def __init__(self, inputs: int, outputs: int) -> None:
             super().__init__()
@@ -261,7 +261,7 @@ def peers() -> dict[str, Any]:
 
 
 def peer_rows() -> Iterator[Row]:
-    """Time over convolution FLOPs, ours being those of a flow with as many couplings as wide."""
+    """Time against other libraries, with the convolution FLOPs. Our flow has as many couplings and is as wide."""
     x = normal(16, 12, 16, 16)
     torch.manual_seed(0)
     ours = fast.RealNVP((12, 16, 16), hidden=64, blocks=4, num_couplings=7, scales=1, norm="act").to(DEVICE)
@@ -286,11 +286,11 @@ def peer_rows() -> Iterator[Row]:
 
 
 def memory_rows() -> Iterator[dict[str, Any]]:
-    """Peak memory of a training step over what it starts with, and its time, each in a process of its own."""
+    """The increase of peak memory in a training step, and its time, each in a separate process."""
     for memory in ("plain", "invertible"):
         for couplings in (4, 8, 16):
             script = [sys.executable, __file__, "--step", memory, str(couplings)]
-            # Memory that is free goes back at once, so that a peak is one of use.
+            # Free memory returns to the system at once, so that the peak is that of memory in use.
             environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0"}
             peak = json.loads(subprocess.run(script, capture_output=True, check=True, env=environment).stdout)
             fast = json.loads(subprocess.run(script, capture_output=True, check=True).stdout)
@@ -340,8 +340,8 @@ print(time.perf_counter() - start)
 
 
 def first_step() -> float:
-    """Seconds from the import of pnf to the end of a first forward and backward, in a process of its own."""
-    # -P: the folder that this runs in may be that of the sources.
+    """Seconds from the import of pnf to the end of a first forward and backward, in a separate process."""
+    # -P: the working folder may hold the sources.
     done = subprocess.run([sys.executable, "-P", "-c", FIRST_STEP], capture_output=True, check=True)
     return float(done.stdout)
 
@@ -378,7 +378,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("results", type=Path, nargs="?", default=Path("models.json"))
     parser.add_argument("--step", nargs=2, help=argparse.SUPPRESS)
-    parser.add_argument("--only", default="", help="rows whose name has this in it")
+    parser.add_argument("--only", default="", help="only rows whose name contains this")
     parser.add_argument("--no-compile", action="store_true", help="without torch.compile, which takes minutes")
     options = parser.parse_args()
     if options.step:

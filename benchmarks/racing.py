@@ -1,6 +1,6 @@
-"""Three implementations of an op against each other, and a copy of as many bytes, in one interleaved run.
+"""Interleaved timing of three implementations of an op, and of a copy of as many bytes.
 
-The speed of a machine drifts from one second to the next, so that only what runs by turns can be compared.
+The speed of a machine drifts from one second to the next, so only calls that run by turns can be compared.
 """
 
 import gc
@@ -17,7 +17,7 @@ from pnf import ops, reference
 
 IMPLEMENTATIONS = ["reference", "compiled", "pnf"]
 
-# What most races differ in.
+# The implementations that most benchmarks compare.
 every_implementation = pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 every_pass = pytest.mark.parametrize("passes", ["forward", "forward+backward"])
 layouts = pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
@@ -32,11 +32,11 @@ Call = Callable[[], Any]
 
 
 class Race(NamedTuple):
-    """What a race measured.
+    """The result of a race.
 
     Attributes:
-        durations: seconds of a call in each round, by implementation, and of the copy.
-        moved: the least bytes that the passes read and write; the copy moves as many.
+        durations: seconds of a call in each round, for each implementation and for the copy.
+        moved: the least number of bytes that the passes read and write. The copy moves as many.
     """
 
     durations: dict[str, list[float]]
@@ -47,7 +47,7 @@ class Race(NamedTuple):
 
 
 class Replay:
-    """A clock that goes by durations measured before, so that pytest-benchmark can take them over."""
+    """A clock that replays measured durations, so that pytest-benchmark can record them."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -63,7 +63,7 @@ class Replay:
 def calls(
     passes: str, make: Callable[[Any], Callable[..., Any]], arguments: Sequence[Tensor], backend: str
 ) -> dict[str, Call]:
-    """For each implementation a call of the passes that returns all outputs and gradients."""
+    """For each implementation, a call of the passes that returns all outputs and gradients."""
     torch.compiler.reset()
     plain = make(reference)
     functions = {
@@ -86,7 +86,7 @@ def calls(
 
 
 def least_bytes(passes: str, arguments: Sequence[Tensor], results: Sequence[Tensor], saved: float) -> int:
-    """Arguments and results once each; the backward reads the gradients of the outputs and what it needs again."""
+    """Bytes of arguments and results, once each. The backward also reads the outputs' gradients and saved tensors."""
     moved = nbytes(arguments) + nbytes(results)
     if passes == "forward":
         return moved
@@ -96,10 +96,10 @@ def least_bytes(passes: str, arguments: Sequence[Tensor], results: Sequence[Tens
 
 
 def check(calls: dict[str, Call], name: str) -> list[Tensor]:
-    """The results of an implementation, which have to be those of the reference.
+    """Check that the results of an implementation are those of the reference.
 
-    Up to what the order of float32 sums may do, which is far more in generated code than in ours; how exact the ops are
-    is for their tests to say.
+    The tolerance allows any order of float32 sums, which matters most in generated code. The tests of the ops measure
+    their precision.
     """
     got, want = calls[name](), calls["reference"]()
     for a, b in zip(got, want, strict=True):
@@ -142,7 +142,7 @@ def race(
     gc.disable()
     try:
         for _ in range(min(max(rounds, ROUNDS[0]), ROUNDS[1])):
-            # Nobody always comes after the one that leaves the caches in the best state.
+            # The order rotates, so that none always follows the one that leaves the best caches.
             order = [*order[1:], order[0]]
             for name in order:
                 durations[name].append(timed(runners[name], repeats[name]))
@@ -161,7 +161,7 @@ def nbytes(tensors: Sequence[Tensor]) -> int:
 
 
 def describe(arguments: Sequence[Tensor]) -> str:
-    """The shape of the largest argument, and what is not usual about it."""
+    """The shape and device of the largest argument, with its layout and dtype if they are unusual."""
     x = max(arguments, key=torch.Tensor.numel)
     words = ["x".join(map(str, x.shape))]
     if not x.is_contiguous():

@@ -1,7 +1,7 @@
-"""Results as Markdown: ``python benchmarks/report.py FILE ...``.
+"""Tables of benchmark results in Markdown: ``python benchmarks/report.py FILE ...``.
 
-A FILE is of ``pytest benchmarks --benchmark-json FILE`` or of ``python benchmarks/models.py FILE``. With ``--save`` the
-page goes to ``benchmarks/results/MACHINE/DATE-COMMIT.md``, where published results are kept.
+A FILE is from ``pytest benchmarks --benchmark-json FILE`` or ``python benchmarks/models.py FILE``. With ``--save`` the
+page goes to ``benchmarks/results/MACHINE/DATE-COMMIT.md``, the place of published results.
 """
 
 import argparse
@@ -17,12 +17,12 @@ COLUMNS = ["op", "passes", "arguments", "eager", "compiled", "pnf", "to eager", 
 
 
 class Origin(NamedTuple):
-    """Where results come from: files of one page must agree in it.
+    """The origin of results. Files of one page must have the same origin.
 
     Attributes:
         device: the GPU, or the CPU and its threads.
-        versions: of pnf, PyTorch and Python.
-        commit, date: of the sources, and of the measurement.
+        versions: the versions of pnf, PyTorch and Python.
+        commit, date: the commit of the sources, and the date of the measurement.
     """
 
     device: str
@@ -34,13 +34,13 @@ class Origin(NamedTuple):
         return f"- {self.device}\n- {self.versions}\n- commit {self.commit}, {self.date}"
 
     def page(self) -> Path:
-        """The file of the results, relative to the folder of all."""
+        """The file of the page, relative to the folder of all results."""
         machine = re.sub(r"[^a-z0-9]+", "-", self.device.lower()).strip("-")
         return Path(machine, f"{self.date}-{self.commit[:7]}.md")
 
 
 def origin(results: dict[str, Any]) -> Origin:
-    """Where results of either kind come from."""
+    """The origin of results of either kind."""
     if "benchmarks" in results:
         machine = results["machine_info"]
         gpu, cpu = machine["cuda"], machine["cpu"].get("brand_raw", machine["machine"])
@@ -62,7 +62,7 @@ def time(seconds: float) -> str:
 
 
 def table(benchmarks: Sequence[dict[str, Any]]) -> str:
-    """A line for each race that pnf took part in."""
+    """A row for each race with pnf."""
     lines = []
     for info in (benchmark["extra_info"] for benchmark in benchmarks):
         if info.get("implementation") != "pnf":
@@ -110,7 +110,7 @@ def models(results: dict[str, Any]) -> str:
 
 
 def markdown(head: Sequence[str], lines: Sequence[Sequence[str]], left: int) -> str:
-    """A table whose first columns are flush left and the others flush right."""
+    """A table with its first columns flush left and the others flush right."""
     widths = [max(map(len, column)) for column in zip(head, *lines, strict=True)]
     ruler = ["-" * w if i < left else "-" * (w - 1) + ":" for i, w in enumerate(widths)]
     rows = [
@@ -130,10 +130,10 @@ def ops(results: dict[str, Any]) -> str:
 
 
 def report(files: Sequence[dict[str, Any]]) -> str:
-    """A page of results that were measured on one machine, at one commit and on one day.
+    """A page of results from one machine, one commit and one day.
 
     Raises:
-        ValueError: they were not.
+        ValueError: the results have several origins.
     """
     origins = {origin(results) for results in files}
     if len(origins) != 1:

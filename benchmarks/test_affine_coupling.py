@@ -36,6 +36,6 @@ def test_affine_coupling(
         op,
         lambda functions: lambda *args: getattr(functions, op)(*args, mask),
         [x, raw, scale, log_det],
-        # Of its arguments the backward reads x and u, that of the inverse the shift too.
+        # The backward reads x and u. The backward of the inverse also reads the shift.
         saved=1 if op.endswith("inverse") else (x.numel() + raw.numel() / 2) / (x.numel() + raw.numel()),
     )

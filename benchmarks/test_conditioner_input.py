@@ -29,7 +29,7 @@ def test_conditioner_input(
     def make(functions: Any) -> Callable[..., Tensor]:
         return lambda *args: functions.conditioner_input(*args, mask=mask, parity=0, gain=2.0)[0]
 
-    # The backward reads what was kept of x, and not the condition.
+    # The backward reads the kept half of x, but not the condition.
     kept = 1 / 2 if mask == "channel" else 1
     saved = (kept * x.numel() + offset.numel()) / (x.numel() + condition.numel() + offset.numel())
     race(implementation, passes, "conditioner_input", make, [x, condition, offset], saved)

@@ -14,7 +14,7 @@ shapes = pytest.mark.parametrize("shape", [(8, 4, 8, 8), (64, 1, 32, 32), (16, 3
 
 
 def pixels(shape: tuple[int, ...], device: str) -> Tensor:
-    """Not black and not white, where the gradients are large terms that cancel."""
+    """Pixels that are not nearly black or white, where gradients are differences of large terms."""
     return 0.02 + 0.96 * torch.rand(shape, device=device)
 
 

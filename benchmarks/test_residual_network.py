@@ -1,4 +1,4 @@
-"""A conditioner network in evaluation, 64 wide, 4 blocks: weights, statistics and all."""
+"""A whole conditioner network in evaluation: 64 wide, 4 blocks."""
 
 from collections.abc import Callable
 from typing import Any
