@@ -15,13 +15,31 @@ from pnf.evaluation import load_run
 from pnf.flows import ProgressiveFlow, RealNVP
 from pnf.training import RunConfig, RunError, train
 from pnf.training.stage_trainer import StageTrainer
-from pnf.training.trainer import step_seconds
+from pnf.training.trainer import exact_arithmetic, step_seconds
 
 Make = Callable[..., RunConfig]
 Finished = Callable[..., Path]
 Results = Callable[[Path], dict[str, object]]
 
 STAGES = ["f0", "f1x", "f1y"]
+
+
+@pytest.mark.parametrize("interface", ["first", "second"])
+def test_arithmetic_is_exact_whatever_was_set_before(interface: str) -> None:
+    b = torch.backends
+    if interface == "first":
+        torch.set_float32_matmul_precision("medium")
+        b.cudnn.allow_tf32 = True
+    else:
+        b.fp32_precision = b.cudnn.fp32_precision = "tf32"  # type: ignore[attr-defined]
+    try:
+        exact_arithmetic()
+        shortcuts = b.cudnn.conv, b.cuda.matmul, b.mkldnn.conv, b.mkldnn.matmul  # type: ignore[attr-defined]
+        assert {shortcut.fp32_precision for shortcut in shortcuts} == {"ieee"}
+        assert not b.cudnn.allow_tf32
+        assert not b.cuda.matmul.allow_tf32
+    finally:
+        b.fp32_precision = b.cudnn.fp32_precision = "none"  # type: ignore[attr-defined]
 
 
 def test_what_a_run_leaves(finished: Finished, tiny: Make) -> None:
