@@ -37,7 +37,7 @@ def pick_device(name: str) -> torch.device:
     """Return the device of a name.
 
     Raises:
-        RunError: the name is unknown, or there is no such device.
+        RunError: the name is unknown, or there is no such device for this process.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -45,7 +45,7 @@ def pick_device(name: str) -> torch.device:
         raise RunError("there is no CUDA device that torch can use here; pnf doctor tells more")
     if name not in ("cpu", "cuda"):
         raise RunError(f"--device must be cpu, cuda or auto, got {name!r}")
-    return torch.device(name, processes.local_rank()) if name == "cuda" else torch.device(name)
+    return processes.gpu() if name == "cuda" else torch.device(name)
 
 
 def pick_run(run: Path | None, name: str | None) -> tuple[Path, Path]:

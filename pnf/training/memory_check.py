@@ -1,9 +1,13 @@
 """Whether a run fits into memory, told before it starts."""
 
+from collections.abc import Iterable
+
 import torch
+from torch import Tensor
 
 from pnf.flows.peak_memory import peak_memory
 from pnf.flows.realnvp import set_network_dtype
+from pnf.training import processes
 from pnf.training.build import build_flow, stage_inputs, stage_modules
 from pnf.training.config import RunConfig, RunError
 from pnf.training.hardware import free_memory
@@ -11,8 +15,11 @@ from pnf.training.hardware import free_memory
 GIB = 2**30
 
 
-def step_memory(config: RunConfig, channels: int) -> int:
-    """The bytes of tensors that a run holds at once: weights, optimisers' states, averages, and a step of a stage."""
+def step_memory(config: RunConfig, channels: int, at_once: bool = False) -> int:
+    """The bytes of tensors that a run holds at once: weights, optimisers' states, averages, and a step of a stage.
+
+    With ``at_once`` a step of all stages: on a GPU they run side by side, and PyTorch's memory is of one stream each.
+    """
 
     def run() -> None:
         flow = build_flow(config, channels)
@@ -20,9 +27,12 @@ def step_memory(config: RunConfig, channels: int) -> int:
         if config.precision == "bf16":
             set_network_dtype(flow, torch.bfloat16)
         x = torch.rand(config.batch_size, channels, config.size, config.size)
-        for stage, image in zip(stage_modules(flow), stage_inputs(flow, x), strict=True):
-            stage.train()
-            stage.log_prob(image).mean().backward()  # type: ignore[operator]
+        losses: Iterable[Tensor] = (
+            stage.train().log_prob(image).mean()  # type: ignore[operator]
+            for stage, image in zip(stage_modules(flow), stage_inputs(flow, x), strict=True)
+        )
+        for loss in list(losses) if at_once else losses:
+            loss.backward()
             flow.zero_grad()
         del held
 
@@ -33,10 +43,11 @@ def check_memory(config: RunConfig, channels: int, accelerator: str) -> None:
     """Raise unless a run of these settings fits into the device; the accelerator is as Fabric takes it.
 
     Raises:
-        RunError: it does not.
+        RunError: it does not, or this machine has more processes than GPUs.
     """
     cuda = accelerator in ("auto", "cuda", "gpu") and torch.cuda.is_available()
-    needed, free = step_memory(config, channels), free_memory(torch.device("cuda" if cuda else "cpu"))
+    needed = step_memory(config, channels, at_once=cuda)
+    free = free_memory(processes.gpu() if cuda else torch.device("cpu"))
     if needed > free:
         conv = config.coupling == "conv" and config.memory == "plain"
         raise RunError(

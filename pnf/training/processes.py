@@ -7,10 +7,13 @@ from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any, Literal, TypeVar, cast
 
+import torch
 from lightning.fabric import Fabric
 from lightning.fabric.strategies.ddp import DDPStrategy
 from torch import Tensor, distributed
 from torch.nn.parallel import DistributedDataParallel
+
+from pnf.training.config import RunError
 
 T = TypeVar("T")
 
@@ -31,6 +34,21 @@ def size() -> int:
 def local_rank() -> int:
     """The number of this process on its machine, and of its GPU."""
     return _environment("LOCAL_RANK", 0)
+
+
+def gpu() -> torch.device:
+    """Return the GPU of this process.
+
+    Raises:
+        RunError: this machine has more processes than GPUs.
+    """
+    number, count = local_rank(), torch.cuda.device_count()
+    if number >= count:
+        raise RunError(
+            f"every process needs a GPU, and this machine has {count}: start no more processes, or train with "
+            "--device cpu"
+        )
+    return torch.device("cuda", number)
 
 
 def restarted() -> bool:

@@ -19,6 +19,12 @@ def test_invertible_memory_does_not_grow_with_depth() -> None:
     assert invertible < plain / 2
 
 
+def test_stages_at_once_take_the_memory_of_all_of_them() -> None:
+    config = replace(CONFIG, size=16, batch_size=64, num_couplings=4)
+    alone, at_once = (step_memory(config, 1, together) for together in (False, True))
+    assert 1.2 * alone < at_once < 3 * alone
+
+
 def test_too_large_is_told_before_anything_is_written(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("pnf.training.memory_check.free_memory", lambda _: 2**16)
     images = Images(torch.zeros(8, 1, 8, 8, dtype=torch.uint8), "grey", "train")

@@ -14,6 +14,7 @@ import torch
 from torch.testing import assert_close
 
 from pnf.cli import main
+from pnf.cli.common import pick_device
 from pnf.data import Images, dequantize, load
 from pnf.evaluation import evaluate, load_run
 from pnf.training import RunConfig, RunError, processes, train
@@ -96,6 +97,19 @@ def test_batches_that_cannot_be_shared(
     with pytest.raises(RunError, match=r"^--accumulate must be a multiple of the 2 processes, got 3$"):
         train(tiny(accumulate=3), images, tmp_path, accelerator="cpu")
     assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("rank", [1, 2])
+def test_every_process_has_a_gpu_or_a_message(rank: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
+    monkeypatch.setenv("LOCAL_RANK", str(rank))
+    if rank < 2:
+        assert pick_device("auto") == torch.device("cuda", rank)
+    else:
+        with pytest.raises(RunError, match="every process needs a GPU, and this machine has 2: start no more"):
+            pick_device("auto")
 
 
 def test_other_launchers_are_not_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
