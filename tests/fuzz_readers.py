@@ -1,7 +1,7 @@
-"""Coverage-guided fuzzing of the readers of strangers' files: ``python tests/fuzz_readers.py READER --runs N``.
+"""Coverage-guided fuzzing of the readers of untrusted files: ``python tests/fuzz_readers.py READER --runs N``.
 
-Needs Atheris (``pip install atheris``). A file may be read, or refused by an error that is documented; anything else,
-and more than two gigabytes of memory or ten seconds for a file, is a bug, which ends the command and leaves the file.
+This needs Atheris (``pip install atheris``). A reader may read a file or refuse it by a documented error. Any other
+error, more than two gigabytes of memory or ten seconds for a file is a bug. It ends the command and leaves the file.
 """
 
 import argparse
@@ -19,7 +19,7 @@ except ImportError:
     sys.exit("fuzz_readers.py needs Atheris: pip install atheris")
 
 with atheris.instrument_imports(include=["pnf.data", "pnf.flows.saving", "pnf.training", "zipfile", "json", "pickle"]):
-    from strangers import READERS
+    from untrusted import READERS
 
 
 def main() -> None:
@@ -29,7 +29,7 @@ def main() -> None:
     args = parser.parse_args()
     logging.disable()
     reader = READERS[args.reader]
-    # In memory where there is such a folder: a file is written for each run.
+    # In memory if possible, since each run writes a file.
     shm = Path("/dev/shm")
     folder = Path(tempfile.mkdtemp(dir=shm if shm.is_dir() else None))
     corpus, work = folder / "corpus", folder / "work"

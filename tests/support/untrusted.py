@@ -1,4 +1,4 @@
-"""Every reader of files that can be a stranger's: sound files to start from, and what reads them.
+"""Every reader of untrusted files, with sound files to start from.
 
 A reader may refuse a file by the errors that it documents. Any other error, or a crash, is a bug.
 """
@@ -32,9 +32,9 @@ class Reader(NamedTuple):
 
     Attributes:
         seeds: the contents of sound files.
-        name: of the file, in a folder of its own.
+        name: the name of the file, alone in a folder.
         read: reads the folder.
-        refusals: the errors that it documents.
+        refusals: the errors that the reader documents.
     """
 
     seeds: Sequence[bytes]
@@ -43,12 +43,12 @@ class Reader(NamedTuple):
     refusals: tuple[type[Exception], ...] = (DataError,)
 
     def try_on(self, content: bytes, folder: Path) -> bool:
-        """Whether the content is read; it may be refused."""
+        """Read a content. Return False if it is refused."""
         (folder / self.name).write_bytes(content)
         try:
             self.read(folder)
         except self.refusals as error:
-            # One line, whatever a stranger has put into the file.
+            # The message is one line, whatever the file contains.
             if isinstance(error, DataError | RunError) and len(str(error).splitlines()) != 1:
                 raise AssertionError("a refusal of several lines") from error
             return False
@@ -90,7 +90,7 @@ def _checkpoint() -> bytes:
 
 
 def _partition(folder: Path) -> object:
-    """Loads the images of a list, two of which are there."""
+    """Load the images of a list. The folder holds two."""
     images = folder / "img_align_celeba"
     if not images.exists():
         images.mkdir()
@@ -100,7 +100,7 @@ def _partition(folder: Path) -> object:
 
 
 def _with(name: str, content: bytes) -> Callable[[Path], object]:
-    """Loads a flow, the other file of which is sound."""
+    """Load a flow whose other file is sound."""
 
     def read(folder: Path) -> object:
         path = folder / name
@@ -136,7 +136,7 @@ READERS = {
 
 
 def bomb() -> bytes:
-    """An ``.npz`` of a few kilobytes that says it holds gigabytes."""
+    """An ``.npz`` of a few kilobytes that declares gigabytes."""
     content = io.BytesIO()
     with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as archive:
         header = io.BytesIO()

@@ -1,4 +1,4 @@
-"""Files that are broken at random, or made to do harm; ``python tests/fuzz_readers.py`` does more of it, guided."""
+"""Files that are broken at random or hostile. ``python tests/fuzz_readers.py`` tries many more, guided by coverage."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from strangers import READERS, bomb
+from untrusted import READERS, bomb
 
 from pnf.data import DataError, load
 
@@ -36,7 +36,7 @@ def test_files_broken_at_random_are_read_or_refused(name: str, tmp_path: Path) -
             reader.try_on(mutate(seed, chance), tmp_path)
 
 
-def test_an_archive_that_says_it_holds_gigabytes(tmp_path: Path) -> None:
+def test_an_archive_that_declares_gigabytes(tmp_path: Path) -> None:
     path = tmp_path / "bomb.npz"
     path.write_bytes(bomb())
     with pytest.raises(DataError, match=r"bomb\.npz\[train\]: wanted 4294967296 bytes for "):
