@@ -164,15 +164,16 @@ def step_seconds(
 
 def exact_arithmetic() -> None:
     """Full float32 and repeatable convolutions: a likelihood must not depend on the shortcuts of a processor."""
-    torch.backends.cudnn.allow_tf32 = False
-    torch.backends.cuda.matmul.allow_tf32 = False
+    backends: Any = torch.backends  # the stubs of PyTorch do not know all of it
+    backends.cudnn.allow_tf32 = False
+    backends.cuda.matmul.allow_tf32 = False
     # PyTorch has a second interface, under which the first one may mean "as elsewhere". To set it last leaves both
     # readable.
-    cuda = torch.backends.cudnn.conv, torch.backends.cudnn.rnn, torch.backends.cuda.matmul
-    for shortcut in (*cuda, torch.backends.mkldnn.conv, torch.backends.mkldnn.matmul):
+    cuda = backends.cudnn.conv, backends.cudnn.rnn, backends.cuda.matmul
+    for shortcut in (*cuda, backends.mkldnn.conv, backends.mkldnn.matmul):
         shortcut.fp32_precision = "ieee"
-    torch.backends.cudnn.deterministic = True
-    torch.backends.cudnn.benchmark = False
+    backends.cudnn.deterministic = True
+    backends.cudnn.benchmark = False
 
 
 class _Loop:

@@ -4,6 +4,7 @@ import csv
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -26,20 +27,20 @@ STAGES = ["f0", "f1x", "f1y"]
 
 @pytest.mark.parametrize("interface", ["first", "second"])
 def test_arithmetic_is_exact_whatever_was_set_before(interface: str) -> None:
-    b = torch.backends
+    b: Any = torch.backends
     if interface == "first":
         torch.set_float32_matmul_precision("medium")
         b.cudnn.allow_tf32 = True
     else:
-        b.fp32_precision = b.cudnn.fp32_precision = "tf32"  # type: ignore[attr-defined]
+        b.fp32_precision = b.cudnn.fp32_precision = "tf32"
     try:
         exact_arithmetic()
-        shortcuts = b.cudnn.conv, b.cuda.matmul, b.mkldnn.conv, b.mkldnn.matmul  # type: ignore[attr-defined]
+        shortcuts = b.cudnn.conv, b.cuda.matmul, b.mkldnn.conv, b.mkldnn.matmul
         assert {shortcut.fp32_precision for shortcut in shortcuts} == {"ieee"}
         assert not b.cudnn.allow_tf32
         assert not b.cuda.matmul.allow_tf32
     finally:
-        b.fp32_precision = b.cudnn.fp32_precision = "none"  # type: ignore[attr-defined]
+        b.fp32_precision = b.cudnn.fp32_precision = "none"
 
 
 def test_what_a_run_leaves(finished: Finished, tiny: Make) -> None:
