@@ -35,7 +35,7 @@ def build_flow(config: RunConfig, channels: int) -> Flow:
         return fast.ProgressiveFlow(shape, config.levels, **progressive_settings(config))
 
     try:
-        # Settings can be a stranger's: nothing is allocated before the sizes are known.
+        # Settings are untrusted: nothing is allocated before the sizes are known.
         with torch.device("meta"):
             parameters = sum(p.numel() for p in build().parameters())
         if parameters > MOST_PARAMETERS:
