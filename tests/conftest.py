@@ -1,6 +1,6 @@
-"""Without a GPU, Triton kernels run under its interpreter, which has to be known before they are imported.
+"""Without a GPU, run Triton kernels under its interpreter, which must be set before their import.
 
-With one, PyTorch's own convolutions are exact: results are compared within the rounding errors of float32.
+With one, make PyTorch's convolutions exact, since results are compared within the rounding errors of float32.
 """
 
 import os

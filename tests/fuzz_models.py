@@ -26,10 +26,10 @@ from pnf import fast, reference
 from pnf.flows.couplings import ActNorm, BatchNormFlow, Coupling
 
 RANGE = 1e30
-"""Numbers up to here leave float32, which ends at 3e38, room for sums and for what bfloat16 adds to them."""
+"""The bound of numbers that leave room for sums, and for the errors of bfloat16, below float32's end at 3e38."""
 
 SQUARABLE = 1e15
-"""The same for what is squared: noise, and what batch normalisation takes the variance of."""
+"""The same bound for numbers that are squared: noise, and the inputs of batch normalisation."""
 
 IMAGES = ("black", "white", "halves", "pairs", "noise", "least", "almost white", "dot", "denormal")
 
@@ -37,7 +37,7 @@ Counts = Counter[str]
 
 
 class Case(NamedTuple):
-    """A flow and what it is given; everything that is not named here comes from the seed."""
+    """A flow and its input. Everything else comes from the seed."""
 
     progressive: bool
     shape: tuple[int, ...]
@@ -116,7 +116,7 @@ def picture(kind: str, count: int, shape: tuple[int, ...], chance: torch.Generat
 
 
 def disturb(flow: nn.Module, case: Case, chance: torch.Generator) -> None:
-    """Random parameters, some of them scaled."""
+    """Set random parameters, and scale some of them."""
     parameters = dict(flow.named_parameters())
     chosen = set(parameters)
     if case.scaled == "one parameter":
@@ -130,14 +130,14 @@ def disturb(flow: nn.Module, case: Case, chance: torch.Generator) -> None:
 
 
 class Peak:
-    """The largest number on the way through a flow in float64, and of the gradients on the way back."""
+    """The largest number on the way through a flow in float64, forward and backward."""
 
     def __init__(self) -> None:
         self.tensors: dict[float, list[Tensor]] = {RANGE: [], SQUARABLE: []}
 
     @property
     def value(self) -> float:
-        """As if all numbers might reach up to ``RANGE``; infinite if one of them is no number."""
+        """The largest number, with all bounds scaled to ``RANGE``; infinite if one is NaN."""
         found = 0.0
         for bound, tensors in self.tensors.items():
             if tensors:
@@ -146,7 +146,7 @@ class Peak:
         return found
 
     def add(self, x: Any, bound: float = RANGE) -> None:
-        """Take account of numbers that may reach so far."""
+        """Include numbers with a given bound."""
         if isinstance(x, Tensor) and x.is_floating_point() and x.numel():
             self.tensors[bound].append(x.detach())
             if x.requires_grad and bound == RANGE:
@@ -176,7 +176,7 @@ class Peak:
 
 
 def results(flow: Any, case: Case, x: Tensor) -> dict[str, Tensor]:
-    """All that a flow says of images, and that it draws."""
+    """All results of a flow for images, and its samples."""
     found = {}
     x = x.clone().requires_grad_()
     with torch.no_grad():
@@ -199,7 +199,7 @@ def results(flow: Any, case: Case, x: Tensor) -> dict[str, Tensor]:
 
 
 def faults(found: dict[str, Tensor], case: Case) -> list[str]:
-    """What is wrong with results, in words."""
+    """Descriptions of wrong results."""
     wrong = [f"{name} is not finite" for name, value in found.items() if not value.isfinite().all()]
     if case.options.get("detail") == "bounded":
         images = ("sample", "decoded", "upsampled")
@@ -208,7 +208,7 @@ def faults(found: dict[str, Tensor], case: Case) -> list[str]:
 
 
 def restore(case: Case, state: dict[str, Tensor]) -> Any:
-    """The flow of a case with the parameters that it has been given."""
+    """The flow of a case with given parameters."""
     flow = build(case)
     flow.load_state_dict(state)
     flow.train(case.training)
@@ -217,7 +217,7 @@ def restore(case: Case, state: dict[str, Tensor]) -> Any:
 
 
 def largest_number(case: Case, state: dict[str, Tensor], x: Tensor) -> float:
-    """On the way through the same flow in float64."""
+    """The largest number on the way through the same flow in float64."""
     exact = restore(case._replace(implementation="reference", network="float32"), state).double()
     peak = Peak()
     with peak.of(exact):
@@ -237,12 +237,12 @@ def comes_back(flow: Any, x: Tensor) -> bool:
 
 
 def check(case: Case, counts: Counts) -> None:
-    """One case: finite where it can be."""
+    """Check a case: its results are finite wherever float32 allows it."""
     chance = torch.Generator().manual_seed(case.seed)
     torch.manual_seed(case.seed)
     flow = build(case)
     x = picture(case.image, 2, case.shape, chance)
-    flow(torch.rand(4, *case.shape, generator=chance))  # ActNorm takes its start from data
+    flow(torch.rand(4, *case.shape, generator=chance))  # initialises ActNorm
     disturb(flow, case, chance)
     flow.train(case.training)
     state = {name: value.clone() for name, value in flow.state_dict().items()}
@@ -253,7 +253,7 @@ def check(case: Case, counts: Counts) -> None:
         return
     largest = largest_number(case, state, x)
     if largest <= RANGE and case.options.get("memory") == "invertible" and not comes_back(flow, x):
-        # What its backward computes from the results, and the gradients with it, may then be anything.
+        # Then the activations that its backward reconstructs, and so the gradients, may be anything.
         plain = case._replace(options=case.options | {"memory": "plain"})
         wrong = faults(results(restore(plain, state), plain, x), plain)
         assert not wrong, f"{', '.join(wrong)} with plain memory"

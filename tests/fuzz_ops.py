@@ -30,19 +30,19 @@ from pnf.ops.weight_norm import given
 
 Draw = Callable[[st.SearchStrategy[Any]], Any]
 
-# Entries, beyond which the interpreter of Triton takes too long.
+# The largest number of entries for Triton's interpreter, which is slow.
 INTERPRETED = 256
 
 SIZES = st.sampled_from([*range(1, 10), 0, 15, 16, 17, 31, 33, 64, 65])
-# Entries of an output, by which the error of the reference is known, and random fillings of the arguments to get them:
-# in a few entries it may be exact by luck.
+# The number of an output's entries that determine the error of the reference, and the most random fillings of the
+# arguments to get them. In a few entries the reference may be exact by luck.
 KNOWN, FILLINGS = 512, 256
 
-# Fillings that the implementations are run on, and neighbours of each on which the reference is: one entry can be so
-# much larger than all others that its error alone counts.
+# The number of fillings for the implementations, and of neighbours of each for the reference. One entry can be so
+# large that only its error counts.
 TRIED, NEIGHBOURS = 2, 4
 
-# Calls, after which every op must have been called.
+# After this number of calls every op must have been called.
 ENOUGH = 4000
 
 LONG = st.sampled_from([127, 1024, 4097, 12289])
@@ -53,9 +53,9 @@ class Call(NamedTuple):
 
     Attributes:
         op: its name in ``torch.ops.pnf``.
-        args: in their dtypes and layouts.
+        args: the arguments in their dtypes and layouts.
         moves: whether the op only moves bits, so that its results are exact.
-        rounds: how much more than others an op may err: Winograd's convolutions add and subtract more.
+        rounds: the factor for the allowed error. Winograd's convolutions add and subtract more.
     """
 
     op: str
@@ -77,7 +77,7 @@ def show(value: Any) -> str:
 
 
 def lay_out(draw: Draw, x: Tensor) -> Tensor:
-    """X, or some of its entries repeated, somewhere in a larger memory and in any order of its dims."""
+    """Lay out x, or some of its entries repeated, somewhere in a larger memory, with its dims in any order."""
     kind = draw(st.sampled_from(["contiguous", "channels_last", "permuted", "sliced", "expanded"]))
     if kind == "channels_last" and x.dim() > 2:
         x = x.movedim(1, -1).contiguous().movedim(-1, 1)
@@ -104,7 +104,7 @@ def lay_out(draw: Draw, x: Tensor) -> Tensor:
 
 
 class Maker:
-    """Draws the arguments of one call, with all its tensors of one dtype; the filling chooses their entries only."""
+    """Draws the arguments of one call, all of one dtype. The filling only chooses their entries."""
 
     def __init__(self, draw: Draw, filling: int) -> None:
         self.draw = draw
@@ -117,16 +117,16 @@ class Maker:
         return self.entries(x * (self.scale if scale is None else scale))
 
     def uniform(self, *shape: int) -> Tensor:
-        """In [0, 1], with both ends."""
+        """Numbers in [0, 1], both ends included."""
         x = torch.rand(shape, generator=self.generator, dtype=torch.float64) * 1.02 - 0.01
         return self.entries(x.clamp(0, 1))
 
     def entries(self, x: Tensor) -> Tensor:
-        """In a random layout; float32 has them too, so that in float64 its error is one of arithmetic alone."""
+        """Lay out entries at random. They are float32 numbers, so that errors in float64 come from arithmetic alone."""
         return lay_out(self.draw, x.float().to(self.dtype))
 
     def shape(self, dims: tuple[int, int] = (1, 5), even: Sequence[int] = ()) -> list[int]:
-        """Of so many dims, some of even size; mostly of less than 2^11 entries."""
+        """A shape with a number of dims in a range, some of even size, mostly with less than 2^11 entries."""
         left = self.draw(st.sampled_from([2**11] * 15 + [2**16]))
         shape: list[int] = []
         for i in range(self.draw(st.integers(*dims))):
@@ -143,7 +143,7 @@ class Maker:
 
 
 CALLS = ("calls", "")
-"""Their count is beside those of the results by op and implementation."""
+"""The key of the number of calls, among the counts of results by op and implementation."""
 
 Counts = Counter[tuple[str, str]]
 
@@ -280,7 +280,7 @@ def batch_norm_relu(make: Maker) -> Call:
     x = make.normal(*make.shape((2, 5)))
     weight, bias = make.wide_normal(x.shape[1]), make.wide_normal(x.shape[1])
     given = statistics(make, x.shape[1])
-    # Without entries a batch has no statistics.
+    # An empty batch has no statistics.
     batch = make.draw(st.booleans()) and x.numel() > 0
     if make.draw(st.booleans()):
         return Call("batch_norm_relu", [x, weight, bias, *((None, None) if batch else given), 1e-4])
@@ -333,7 +333,7 @@ def residual_network(make: Maker) -> Call:
         norms.append(make.entries(torch.rand(hidden, generator=make.generator, dtype=torch.float64) + 0.5))
     h = make.normal(batch, hidden, *[make.draw(st.integers(1, 6)) for _ in range(2)])
     filters = [make.normal(*shape) for shape in shapes], *given(magnitudes), [make.normal(o) for o, *_ in shapes]
-    # Each convolution may err twice as much as others.
+    # Each convolution may err twice as much as another op.
     return Call("residual_network", [h, *filters, norms, 1e-4], rounds=2 + 2 * blocks)
 
 
@@ -341,7 +341,7 @@ def residual_network(make: Maker) -> Call:
 def weight_norm(make: Maker) -> Call:
     shapes = [list(make.shape((2, 4))) for _ in range(make.draw(st.integers(1, 3)))]
     for shape in shapes:
-        # The gradient of a row of one entry is 0, but for the rounding errors of differences.
+        # The gradient of a row of one entry is 0, up to rounding errors of differences.
         shape[-1] += math.prod(shape[1:]) == 1
     directions = [make.normal(*shape) for shape in shapes]
     magnitudes = [
@@ -354,12 +354,12 @@ def weight_norm(make: Maker) -> Call:
 
 
 class Filled(NamedTuple):
-    """A call whose tensors can be filled anew.
+    """A call whose tensors can be filled again.
 
     Attributes:
-        function: makes it.
-        drawn: all that was drawn for it.
-        call: with the first filling.
+        function: makes the call.
+        drawn: the random choices for it.
+        call: the call with the first filling.
     """
 
     function: Callable[[Maker], Call]
@@ -387,14 +387,14 @@ def calls(draw: Draw) -> Filled:
 
 
 def order(x: Tensor) -> list[int]:
-    """The strides that mean something."""
+    """The strides of dims with more than one entry."""
     return [stride for n, stride in zip(x.shape, x.stride(), strict=True) if n > 1] if x.numel() else []
 
 
 def lower(fallback: Callable[..., Any], call: Call, exact: Sequence[Tensor]) -> list[Tensor]:
-    """The reference in the dtype of the call, or for float64 in float32, which tells the error of float64.
+    """The reference in the dtype of the call. For float64 it is in float32, whose error predicts that of float64.
 
-    It tells no more than its size, for constants are rounded differently in both: twice of it is taken.
+    It only predicts the size, since constants are rounded differently in both. So it is doubled.
     """
     if flatten(call.args)[0].dtype is not torch.float64:
         return as_list(fallback(*call.args))
@@ -403,24 +403,24 @@ def lower(fallback: Callable[..., Any], call: Call, exact: Sequence[Tensor]) -> 
 
 
 def neighbour(call: Call, generator: torch.Generator) -> Call:
-    """The call with most entries some units nearer to zero, where rounding errors are others of the same size."""
+    """The call with most entries some units nearer to zero. Its rounding errors differ, but have the same size."""
 
     def near(x: Tensor) -> Tensor:
         eps = max(torch.finfo(x.dtype).eps, torch.finfo(torch.float32).eps)
         units = torch.randint(4, x.shape, generator=generator) * eps
-        # The ends of [0, 1] are unlike what is beside them.
+        # The ends of [0, 1] are special.
         return torch.where(x.abs() == 1, x, (x.double() * (1 - units)).float().to(x.dtype))
 
     return call._replace(args=convert(call.args, near))
 
 
 def joined(outputs: Sequence[Sequence[Tensor]]) -> list[Tensor]:
-    """Each output of all fillings."""
+    """Join each output over all fillings."""
     return [torch.cat([x.flatten() for x in fillings]) for fillings in zip(*outputs, strict=True)]
 
 
 def moved(x: Tensor, device: str) -> Tensor:
-    """The tensor on a device, with its gaps and its offset."""
+    """Move a tensor to a device, with its gaps and its offset."""
     memory = x.new_empty(0).set_(x.untyped_storage())
     return memory.to(device).as_strided(x.shape, x.stride(), x.storage_offset())
 
@@ -429,7 +429,7 @@ RUNNERS: dict[str, list[Implementation]] = {}
 
 
 def check(filled: Filled, counts: Counts) -> None:
-    """Every implementation of the op that runs here in time."""
+    """Check every implementation of the op that runs here and is fast enough."""
     op, moves = filled.call.op, filled.call.moves
     fallback = KERNELS[op]["reference"]
     low: list[list[Tensor]] = []
@@ -453,7 +453,7 @@ def check(filled: Filled, counts: Counts) -> None:
         refer(neighbour(call, generator))
     known = [filled.call.rounds * error for error in largest_errors(joined(low), joined(exact))]
     del low[fillings:], exact[fillings:]
-    # A cast lays out anew what has gaps in its memory.
+    # A cast removes the gaps in a tensor's memory.
     own = exact if flatten(filled.call.args)[0].dtype is torch.float64 else low
     before = [x.clone() for call in calls for x in flatten(call.args)]
     entries = sum(x.numel() for x in before)

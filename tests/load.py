@@ -1,7 +1,7 @@
 """A long run of a tiny model: ``python tests/load.py --steps 200000``.
 
-While it trains, its resident memory, open files and threads are counted. After the first tenth, in which caches fill,
-memory must grow by less than 1 MiB in 10,000 steps (which shorter runs cannot tell), and files and threads not at all.
+It counts resident memory, open files and threads during the training. After the first tenth, in which caches fill,
+memory must grow by less than 1 MiB in 10,000 steps, and files and threads not at all. Shorter runs cannot show that.
 """
 
 import argparse
@@ -37,12 +37,12 @@ MOST_GROWTH = 2**20
 
 
 def resident() -> int:
-    """Bytes of this process in memory."""
+    """The resident bytes of this process."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def open_files() -> int:
-    """Those of this process that stay open: TensorBoard's thread opens its file for a moment whenever it writes."""
+    """The files that stay open in this process. TensorBoard's thread opens its file briefly at each write."""
     counts = []
     for _ in range(5):
         counts.append(len(list(Path("/proc/self/fd").iterdir())))

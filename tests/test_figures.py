@@ -18,7 +18,7 @@ from pnf.reference import ProgressiveFlow
 
 
 class Repeat:
-    """An upscaler whose stages repeat pixels and add one constant, so that each stage's picture is known."""
+    """An upscaler whose stages repeat pixels and add a constant, so that each stage's picture is known."""
 
     def __init__(self, channels: int = 1, *, first: int = 0) -> None:
         shapes = [(channels, 4, 4), (channels, 4, 8), (channels, 8, 8), (channels, 8, 16), (channels, 16, 16)]
@@ -62,7 +62,7 @@ def assert_legible(figure: Figure) -> None:
     """All text lies on the page, and no two texts of a panel or chart cover each other."""
     figure.draw_without_rendering()
     boxes = [
-        Text.get_window_extent(text)  # of the words alone, where an annotation would add its line
+        Text.get_window_extent(text)  # of the words only, without the line of an annotation
         for text in [*figure.texts, *(text for axes in figure.axes for text in axes.texts)]
         if text.get_text()
     ]

@@ -1,4 +1,4 @@
-"""Files that are whole or not there, on file systems that can do less than a local disk."""
+"""Atomic writing of files, also on file systems with fewer features than a local disk."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_a_file_that_is_replaced_keeps_its_mode(tmp_path: Path, before: int) -> 
 
 
 def test_the_umask_of_the_process_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # It belongs to all threads: another one's files would get a wrong mode meanwhile.
+    # All threads share the umask, so files of another thread could get a wrong mode.
     monkeypatch.setattr(os, "umask", lambda _: pytest.fail("the umask was changed"))
     threads = [threading.Thread(target=replace_file, args=(tmp_path / f"{i}", b"x" * i)) for i in range(8)]
     for thread in threads:
@@ -166,7 +166,7 @@ def test_names_that_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: s
 def test_the_name_of_the_temporary_file_is_no_longer_than_a_long_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # eCryptfs takes 143 bytes.
+    # eCryptfs allows names of 143 bytes.
     seen: list[Path] = []
     monkeypatch.setattr(os, "replace", lambda source, _: seen.append(Path(source)))
     for length in range(1, 256):

@@ -1,4 +1,4 @@
-"""The layout of the tree and the direction of its imports, as CONTRIBUTING.md writes them down."""
+"""The layout of the tree and the direction of its imports, as in CONTRIBUTING.md."""
 
 import ast
 import sys
@@ -8,7 +8,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 
-# Families that are left to PyTorch's libraries on GPUs.
+# Families that PyTorch's libraries compute on GPUs.
 LIBRARY_ON_GPUS = {"convolution", "residual_network"}
 PNF = ROOT / "pnf"
 
@@ -22,7 +22,7 @@ def modules(folder: Path) -> list[Path]:
 
 
 def imports(path: Path) -> set[str]:
-    """The absolute names of all that a file imports, wherever in the file."""
+    """The absolute names of all imports in a file."""
     names = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
@@ -106,7 +106,7 @@ BELOW = {
     "experiments": ("evaluation", "training", "flows", "data", "figures", "files"),
     "cli": ("experiments", "evaluation", "training", "flows", "data", "figures", "files", "pretrained", "_backends"),
 }
-"""What the wings of the house stand on: none imports what stands on it."""
+"""The packages that each package may import."""
 
 
 @pytest.mark.parametrize("wing", BELOW)

@@ -1,4 +1,4 @@
-"""A short run of ``python tests/load.py --steps 200000``, which looks for what grows."""
+"""A short run of ``python tests/load.py --steps 200000``, which looks for leaks."""
 
 import subprocess
 import sys

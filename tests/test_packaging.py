@@ -1,4 +1,4 @@
-"""What is installed under which name, and what an import does not do."""
+"""The names of the installed packages, and the effects that an import must not have."""
 
 import re
 import shutil

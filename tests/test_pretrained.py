@@ -1,4 +1,4 @@
-"""The models that come with pnf: what their cards say of them, and that they work."""
+"""The models that come with pnf: the claims of their cards, and their use."""
 
 import re
 from pathlib import Path
@@ -34,7 +34,7 @@ def test_is_small_and_described(name: str) -> None:
 @each_model
 @pytest.mark.parametrize("limit", [50, pytest.param(None, marks=pytest.mark.slow)])
 def test_is_what_its_card_says(name: str, limit: int | None) -> None:
-    """Of some images, within four standard errors."""
+    """The likelihood of some images is the card's, within four standard errors."""
     config, flow = load_run(pretrained.folder(name))
     card = (pretrained.folder(name) / "README.md").read_text()
     (bits,) = re.findall(r"bundled test images[^|]*\| ([0-9.]+) ", card)

@@ -19,7 +19,7 @@ from PIL import Image
 
 from pnf.cli import main
 
-# GNU readline, which pytest loads, leaves a width to the processes that it starts; consoles keep what they find first.
+# GNU readline, which pytest loads, sets a width that child processes inherit, and consoles keep the first width.
 os.environ.pop("COLUMNS", None)
 
 _TINY = {
@@ -41,7 +41,7 @@ _TINY = {
 
 @dataclass(frozen=True)
 class Result:
-    """What a command left: its exit status, and what it wrote."""
+    """The exit status of a command, and its output."""
 
     code: int
     out: str
@@ -58,7 +58,7 @@ def _one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="package")
 def pnf() -> Callable[..., Result]:
-    """Runs a command through the entry point; an exception that gets out of it gets out of this too."""
+    """Runs a command through the entry point, and lets its exceptions pass."""
 
     def run(*args: object) -> Result:
         argv = ["pnf", *(str(arg) for arg in args)]
@@ -90,7 +90,7 @@ def tiny() -> Callable[..., list[str]]:
 
 @pytest.fixture(scope="package")
 def demo(tmp_path_factory: pytest.TempPathFactory, pnf: Callable[..., Result], tiny: Callable[..., list[str]]) -> Path:
-    """A folder of two runs, ``progressive-bounded`` and ``realnvp``; not to be changed."""
+    """A folder of two runs, ``progressive-bounded`` and ``realnvp``. Tests must not change it."""
     folder = tmp_path_factory.mktemp("runs") / "demo"
     for args in (
         tiny(folder / "progressive-bounded"),
@@ -109,7 +109,7 @@ def progressive(demo: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def picture(tmp_path: Path) -> Callable[..., Path]:
-    """Makes a PNG of smooth noise of that height, width and, if any, channels."""
+    """Makes a PNG of smooth noise from a height, a width and optionally channels."""
 
     def make(name: str, *shape: int) -> Path:
         noise = np.random.default_rng(0).uniform(40, 210, shape)

@@ -1,4 +1,4 @@
-"""What each command does when all is well."""
+"""Each command without mistakes or faults."""
 
 from __future__ import annotations
 
@@ -186,7 +186,7 @@ def test_upscale_grows_a_file_of_a_stages_resolution(
     assert pngs(out) == {f"low-t{temperature}-1.png", "low-upscaled.png"}
     grown = levels(out / f"low-t{temperature}-1.png")
     assert grown.shape == (16, 16)
-    # Downscaling gives back the image it came from, but for the rounding to 8 bits.
+    # Downscaling gives the original image back, up to the rounding to 8 bits.
     means = grown.reshape(height, 16 // height, width, 16 // width).mean((1, 3))
     assert np.abs(means - levels(low)).max() <= 1
 

@@ -1,4 +1,4 @@
-"""A run remembers where its data is and what it was, and each command that reads it sees to that."""
+"""A run remembers the path and the fingerprint of its data, and each command that reads the data checks them."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_the_path_is_absolute(
     data = json.loads((tmp_path / "run" / "run.json").read_text())["data"]
     assert Path(data).is_absolute()
     assert Path(data).samefile("set.npz")
-    # Another set of that name lies where the command is given.
+    # The working folder of the command holds another set of that name.
     save(tmp_path / "set.npz", test=5)
     monkeypatch.chdir(tmp_path)
     assert pnf("evaluate", "run").code == 0
@@ -90,7 +90,7 @@ def test_other_test_images(pnf: Pnf, run: Path, tmp_path: Path, args: list[str])
         "to take with --data\n"
     )
     assert sorted(run.rglob("*")) == before
-    # Whoever names the data set gets it.
+    # An explicit --data is used without a check.
     assert pnf(*arguments(args, run, "--data", path)).code == 0
 
 
@@ -137,7 +137,7 @@ def test_the_word_is_the_bundled_set_wherever_the_run_is_read(
 
 
 def test_a_run_of_an_older_version(pnf: Pnf, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its path was relative, also in its checkpoints, and it remembers its training images only."""
+    """Its path was relative, also in its checkpoints, and it only remembers its training images."""
     import torch
 
     path = str(tmp_path / "here" / "set.npz")

@@ -1,4 +1,4 @@
-"""Each mistake of a user ends in one line that says what to do, and never in a traceback."""
+"""Each mistake of a user gives one line with a remedy, and never a traceback."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Picture = Callable[..., Path]
 
 
 def assert_told(result: Any, message: str, *, code: int = 1) -> None:
-    """The command failed, and told why in one line; ``pnf train`` says before it what it is about to do."""
+    """The command failed with one line of error. ``pnf train`` announces its work before that line."""
     assert result.code == code
     lines = [
         line for line in result.err.splitlines() if line.strip() and not line.startswith(("Training ", "step ", "f0 "))
@@ -166,7 +166,7 @@ def test_an_image_of_a_size_between_the_stages(
     assert_told(result, message)
 
 
-# Pillow would hand PostScript to Ghostscript, which runs it.
+# Pillow would pass PostScript to Ghostscript, which runs it.
 POSTSCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 32 32\n%%EndComments\nshowpage\n"
 
 

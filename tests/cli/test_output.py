@@ -1,4 +1,4 @@
-"""What a command does where nobody reads it, where nothing can be written, and where the terminal knows ASCII only."""
+"""Commands without a reader, with outputs that cannot be written, and on terminals that only know ASCII."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from pnf.training.progress import StepBar
 
 Pnf = Callable[..., Any]
 
-# What a process does before the command, with the streams that the test needs.
+# Code that a process runs before the command, to prepare its streams.
 CLOSED_PIPE = "r, w = os.pipe(); os.close(r); os.dup2(w, {}); os.close(w)"
 DEAD_TERMINAL = "m, s = os.openpty(); os.dup2(s, 1); os.dup2(s, 2); os.close(s); "
 FULL = "f = os.open('/dev/full', os.O_WRONLY); os.dup2(f, {})"
@@ -94,7 +94,7 @@ def test_a_terminal_of_ascii(process: pnf_process.Pnf, args: list[str]) -> None:
 
 
 def test_closed_standard_streams_are_no_files_of_ours(tmp_path: Path) -> None:
-    # The first file that a process opens gets the number of a stream that is closed, and then what is printed.
+    # The first file that a process opens gets the number of a closed stream, and then everything that is printed.
     code = (
         "import os; from pnf.cli import _fill_standard_streams; _fill_standard_streams(); "
         "print(os.open('x', os.O_CREAT), file=open('y', 'w'))"
@@ -131,7 +131,7 @@ def test_a_terminal_that_is_closed_hangs_up_more_than_once(process: pnf_process.
     wait_for(checkpoint)
     step = torch.load(checkpoint, weights_only=True)["step"]
     process.signal(signal.SIGUSR1)
-    # One that comes after all is saved may end the process by itself.
+    # A signal after everything is saved may end the process directly.
     assert process.wait() in (128 + signal.SIGHUP, -signal.SIGHUP)
     assert torch.load(checkpoint, weights_only=True)["step"] > step
 

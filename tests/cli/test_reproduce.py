@@ -49,7 +49,7 @@ def _tiny_rows() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         for module in (ablation, rows, table_1, reproduce, tables):
             patch.setattr(module, "ROWS", ROWS)
-        # As on a machine whose speed does not drift: RealNVP gets 6 steps in 0.2 s, and the PNFs 4.
+        # Fixed speeds, without a machine's drift: RealNVP gets 6 steps in 0.2 s, and the PNFs 4.
         patch.setattr(budget, "step_seconds", lambda *_, **__: [0.03, 0.04, 0.045])
         patch.setattr(ablation, "VARIANTS", {"dense": ({"norm": "none"}, {"detail": "identity", "num_couplings": 1})})
         patch.setattr(reproduce, "QUICK", Budget(0.05, {"limit": 60}, test_images=20))
@@ -58,7 +58,7 @@ def _tiny_rows() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the data of two rows: pictures, and the same upside down and in the negative."""
+    """A folder with the data of two rows: pictures, and the same pictures upside down and inverted."""
     folder = tmp_path_factory.mktemp("data")
     splits = {split: load("fashion-mini", split, 16, limit=150).pixels.numpy() for split in ("train", "test")}
     np.savez(folder / "tiny.npz", **splits)
@@ -72,7 +72,7 @@ def table1(root: Path, out: Path, *args: object) -> list[object]:
 
 @pytest.fixture(scope="module")
 def done(pnf: Pnf, root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Both rows, finished; not to be changed."""
+    """The finished results of both rows. Tests must not change them."""
     out = tmp_path_factory.mktemp("table1")
     result = pnf(*table1(root, out, "--budget", 0.02))  # minutes for six models
     assert result.code == 0, result.err
@@ -232,7 +232,7 @@ def test_ablation(pnf: Pnf, root: Path, tmp_path: Path) -> None:
         each = np.load(run / "log_probs.npy") / 128
         assert each.shape == (20,)
         assert result["nats_per_dim"] == pytest.approx(each.mean())
-        # The best of the validations that the run has logged, in single precision.
+        # The best of the run's logged validations, in single precision.
         logged = read_logs(run)["validation/f1y/nats_per_dim"].values()
         assert result["nats_per_dim"] == pytest.approx(max(logged), rel=1e-5)
         assert f"| {result['nats_per_dim']:.3f} | " in text
@@ -278,7 +278,7 @@ def test_scales(pnf: Pnf, root: Path, done: Path, tmp_path: Path) -> None:
     document = json.loads((out / "table1.json").read_text())
     stages = document["tiny"]["bounded"]["stage_bits_per_dim"]
     assert f"| Tiny, dense | PNF, ours | {' | '.join(f'{bits:.3f}' for bits in stages.values())} |" in text
-    # The base has a quarter of the pixels, and the bits/dim of its image are its own; at full resolution all count.
+    # The base has a quarter of the pixels, and its image has no other bits. At full resolution all stages count.
     scaled = [f"{4 * stages['f0']:.3f}", f"{document['tiny']['bounded']['bits_per_dim']:.3f}"]
     line = next(line for line in text.split("resolution of each stage")[1].splitlines() if "ours" in line)
     assert [line.split(" | ")[2], line.removesuffix(" |").split(" | ")[-1]] == scaled

@@ -18,7 +18,7 @@ Tiny = Callable[..., list[str]]
 
 @pytest.fixture
 def negatives(tmp_path: Path) -> Path:
-    """The bundled set in the negative."""
+    """The bundled set with inverted grey levels."""
     path = tmp_path / "negatives.npz"
     np.savez(path, train=255 - load("fashion-mini", "train", 16, limit=40).pixels.numpy(), test=_negative())
     return path

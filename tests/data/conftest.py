@@ -1,4 +1,4 @@
-"""Makers of tiny files in every layout; each returns the pixels it wrote."""
+"""Makers of tiny files in every layout. Each returns the pixels that it wrote."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def idx_bytes(array: np.ndarray) -> bytes:
 
 
 def python2_batch(data: np.ndarray) -> bytes:
-    """A CIFAR-10 batch as Python 2's cPickle and NumPy wrote it, protocol 2, opcode by opcode."""
+    """A CIFAR-10 batch like those of Python 2's cPickle and NumPy, in protocol 2, opcode by opcode."""
     rows, columns = data.shape
     names = b"".join(b"U\x08" + f"im_{i:05d}".encode() + b"q" + bytes([40 + i]) for i in range(rows))
     raw = data.tobytes()

@@ -180,7 +180,7 @@ def test_deep_images_are_refused(tmp_path: Path) -> None:
 
 
 def png16(colour: int, channels: int) -> bytes:
-    """A PNG of 16 bits a channel, which Pillow does not write, of 4 x 4 pixels."""
+    """A PNG of 4 x 4 pixels with 16 bits a channel, which Pillow cannot write."""
     parts = (
         (b"IHDR", struct.pack(">IIBBBBB", 4, 4, 16, colour, 0, 0, 0)),
         (b"IDAT", zlib.compress(bytes(4 * (1 + 4 * 2 * channels)))),
@@ -244,7 +244,7 @@ def test_images_of_less_than_8_bits_are_read(tmp_path: Path) -> None:
 def test_palettes_of_grey_are_grey(tmp_path: Path, save_image: Save, transparency: object) -> None:
     grey = save_image("train/0.png", 6, 5)
     palette = Image.fromarray(grey // 16)
-    palette.putpalette([*np.repeat(np.arange(0, 256, 16), 3).tolist(), 255, 0, 0])  # and a colour that nothing has
+    palette.putpalette([*np.repeat(np.arange(0, 256, 16), 3).tolist(), 255, 0, 0])  # and a colour of no pixel
     palette.save(tmp_path / "train" / "1.png", **({} if transparency is None else {"transparency": transparency}))
     pixels = load(tmp_path).pixels
     assert np.array_equal(pixels[:, 0].numpy(), np.stack([grey, grey // 16 * 16]))

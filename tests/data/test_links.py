@@ -1,4 +1,4 @@
-"""Links are followed, as torchvision's ImageFolder does, and lead to no image twice."""
+"""Links are followed, as in torchvision's ImageFolder, and no image is read twice."""
 
 from __future__ import annotations
 

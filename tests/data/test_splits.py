@@ -1,4 +1,4 @@
-"""Official splits never mix, whatever their folders are called and wherever they lie."""
+"""Official splits never mix, whatever the names and the places of their folders."""
 
 from __future__ import annotations
 

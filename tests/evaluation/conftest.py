@@ -1,4 +1,4 @@
-"""Tiny runs, and what reads them."""
+"""Fixtures of tiny runs and their results."""
 
 from tiny_runs import _one_thread as _one_thread
 from tiny_runs import fabric as fabric

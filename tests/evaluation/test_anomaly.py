@@ -15,7 +15,7 @@ def test_auroc_is_the_share_of_pairs_in_the_right_order() -> None:
     generator = seeded(1)
     own = torch.randn(60, generator=generator, dtype=torch.float64)
     foreign = torch.randn(50, generator=generator, dtype=torch.float64) - 0.7
-    # Far beyond where a sigmoid tells numbers apart, and with ties.
+    # So large that a sigmoid would make them equal, and with ties.
     own, foreign = (1e4 * (10 * scores).round() + 1e5 for scores in (own, foreign))
     pairs = own[:, None] - foreign
     expected = ((pairs > 0).double() + 0.5 * (pairs == 0).double()).mean().item()

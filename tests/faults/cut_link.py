@@ -1,9 +1,9 @@
-"""Two hosts train one run, the link between them is cut, and what comes of it is told.
+"""Cut the link between two hosts that train one run, and print the outcome.
 
     sudo python tests/faults/cut_link.py
 
-The hosts are network namespaces of this machine, so it needs root and iproute2. Both must end with one line that says
-how to go on, and with the link mended go on to the bits of a run that nothing disturbed. docs/scaling.md has a result.
+The hosts are network namespaces of this machine, so it needs root and iproute2. Both must end with one line that names
+the remedy. With the link mended, both must resume and reach the bits of an undisturbed run (docs/scaling.md).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ processes.PATIENCE = timedelta(seconds={PATIENCE})
 from pnf.cli import main
 sys.exit(main())
 """
-"""The command with less patience than its ten minutes."""
+"""The command with a shorter timeout than its ten minutes."""
 
 SETTINGS = {"steps": 4000, "accumulate": 2, "log-every": 10, "checkpoint-every": 100}
 
@@ -43,7 +43,7 @@ def ip(*args: str) -> None:
 
 @contextmanager
 def hosts() -> Iterator[None]:
-    """Two hosts and a link between them, 10.77.0.1 and 10.77.0.2."""
+    """Make two hosts, 10.77.0.1 and 10.77.0.2, with a link between them."""
     try:
         for host in HOSTS:
             ip("netns", "add", host)
@@ -59,7 +59,7 @@ def hosts() -> Iterator[None]:
 
 
 def start(rank: int, args: list[str]) -> subprocess.Popen[str]:
-    """The command on a host, as its user would start it."""
+    """Start the command on a host, as its user would."""
     command = ["ip", "netns", "exec", HOSTS[rank], sys.executable, "-m", "torch.distributed.run", "--nnodes", "2"]
     command += ["--node-rank", str(rank), "--nproc-per-node", "1", "--master-addr", "10.77.0.1"]
     command += ["--master-port", "29555", "--no-python", sys.executable, "-c", PNF, *args]
@@ -68,7 +68,7 @@ def start(rank: int, args: list[str]) -> subprocess.Popen[str]:
 
 
 def finish(args: list[str]) -> None:
-    """A run of both hosts to its end."""
+    """Run both hosts to the end."""
     for node in [start(rank, args) for rank in range(2)]:
         output, _ = node.communicate(timeout=600)
         assert node.returncode == 0, output

@@ -1,10 +1,10 @@
-"""Disturbs ``pnf train`` in every way it promises to survive, and prints a table of what came of it.
+"""Disturb ``pnf train`` in every way that it promises to survive, and print a table of the outcomes.
 
     python tests/faults/run.py --kills 100 --trials 10 --seed 0
 
-Each trial takes a run in which one thing goes wrong. The command must then end with the results of an undisturbed run,
-to the bit, or with one line that says what to do; and in that case, once the fault is mended, the run must go on to the
-same bits from the checkpoints that it has. Anything else is a failure. docs/reliability.md holds a table.
+Each trial is a run with one fault. The command must end with the results of an undisturbed run, to the bit, or with one
+line that names the remedy. In that case, once the fault is mended, the run must resume from its checkpoints and reach
+the same bits. Anything else is a failure. docs/reliability.md holds a table.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def disturbed(self, step):
     return batch(self, step)
 Batches.__call__ = disturbed
 """
-"""Does something while the batch of a step is made."""
+"""Does something during the making of a step's batch."""
 
 AT_WRITE = """
 import os, signal
@@ -63,7 +63,7 @@ def disturbed(file):
     fsync(file)
 os.fsync = disturbed
 """
-"""Dies by SIGKILL while a file is written, with a share of it on the disk, or while its name is."""
+"""Dies by SIGKILL inside the writing of a file, with a share of it on the disk, or inside its renaming."""
 
 LIMIT_FILES = """
 import resource
@@ -79,31 +79,31 @@ if os.getuid() == 0:
     data[0] &= ~(1 << 1)
     libc.capset(header, data)
 """
-"""Without CAP_DAC_OVERRIDE permissions hold for root too."""
+"""Drops CAP_DAC_OVERRIDE, so that permissions hold for root too."""
 
 
 class FaultError(Exception):
-    """A promise that was broken."""
+    """The command broke a promise."""
 
 
 class Skipped(Exception):  # noqa: N818 - it is no error
-    """A fault that cannot be had here."""
+    """The fault is impossible on this machine."""
 
 
 @dataclass
 class Lab:
-    """Where the trials are made.
+    """The settings and the results that all trials share.
 
     Attributes:
-        root: a folder for all of them.
+        root: the folder for all trials.
         pnf: starts the command.
-        chance: what is random.
-        duration: of an undisturbed run, in seconds.
-        settings: of the run.
-        wanted: its results.
+        chance: the source of randomness.
+        duration: the seconds of an undisturbed run.
+        settings: the settings of the run.
+        wanted: the results of an undisturbed run.
         halfway: the folder of a run that was stopped at a checkpoint.
-        trials: how many there were.
-        others: labs of other data.
+        trials: the number of trials so far.
+        others: labs with other data.
     """
 
     root: Path
@@ -132,22 +132,22 @@ class Lab:
         return self.pnf.wait(), self.pnf.output()
 
     def start(self, folder: Path) -> list[str]:
-        """The arguments of what a user would type: a new run, or the same again if the folder holds it."""
+        """The arguments of a user: for a new run, or to resume the run in the folder."""
         if (folder / "run.json").exists():
             return resume(folder)
         return train_args(folder, steps=STEPS, **self.settings)
 
     def folder(self) -> Path:
-        """A new one."""
+        """Make a new folder."""
         self.trials += 1
         return self.root / f"trial{self.trials}"
 
     def stopped(self) -> Path:
-        """A copy of the run that was stopped halfway."""
+        """Make a copy of the run that was stopped halfway."""
         return shutil.copytree(self.halfway, self.folder())
 
     def finish(self, folder: Path) -> None:
-        """Start or resume the undisturbed command, which must end in the wanted bits."""
+        """Start or resume the command without a fault. It must end with the wanted bits."""
         code, output = self.call(self.start(folder))
         expect(code == 0, f"the mended run ended with {code}: {output}")
         self.compare(folder)
@@ -157,7 +157,7 @@ class Lab:
         expect(results(folder) == self.wanted, "the results differ from those of the undisturbed run")
 
     def judge(self, folder: Path, code: int, output: str, mend: Callable[[], object] = lambda: None) -> str:
-        """What became of a run that was started or resumed under a fault."""
+        """Judge the outcome of a run under a fault."""
         if code == 0:
             self.compare(folder)
             mend()
@@ -179,7 +179,7 @@ def resume(folder: Path) -> list[str]:
 
 
 def told(code: int, output: str) -> str:
-    """The one line that says why the command ended."""
+    """The command's only line of error."""
     lines = [line for line in output.splitlines() if line.startswith("pnf: ")]
     noise = any(word in output for word in ("Traceback", "Exception", "Warning"))
     expect(code in (1, 130, 143) and len(lines) == 1 and not noise, f"ended with {code}: {output}")
@@ -207,7 +207,7 @@ def killed(lab: Lab) -> str:
 def killed_in_a_write(lab: Lab) -> str:
     """SIGKILL inside the writing of a file"""
     folder = lab.folder()
-    # Settings, images, three checkpoints every five steps, and a flow, each of them a file and a name in a folder.
+    # Settings, images, three checkpoints every five steps, and a flow. Each is one write and one renaming.
     number = lab.chance.randrange(2 * (2 + 3 * STEPS // 5 + 2))
     code, output = lab.call(lab.start(folder), before=AT_WRITE.format(number=number, share=lab.chance.random()))
     expect(code == -signal.SIGKILL, output)
@@ -249,7 +249,7 @@ def full_disk(lab: Lab) -> str:
 
 @contextmanager
 def tmpfs(folder: Path, size: int) -> Iterator[Callable[[], object]]:
-    """A file system of so many bytes, and what makes it larger."""
+    """Mount a file system of ``size`` bytes, and yield a function that enlarges it."""
 
     def mount(options: str) -> None:
         command = ["mount", "-t", "tmpfs", "-o", options, "pnf", str(folder)]
@@ -352,7 +352,7 @@ def damaged_data(layout: str) -> Callable[[Lab], str]:
 
 
 def write_data(folder: Path, layout: str) -> Path:
-    """What ``--data`` is told to read: the first 150 of the bundled images at 8x8, in another layout."""
+    """Write the first 150 bundled images at 8x8 in another layout, and return the path for ``--data``."""
     pixels = load("fashion-mini", "train", 8, limit=150).pixels.numpy()
     folder.mkdir()
     if layout == "npz":
@@ -388,7 +388,7 @@ def faults() -> list[Callable[[Lab], str]]:
 
 
 def run(lab: Lab, kills: int, trials: int) -> tuple[list[str], list[str]]:
-    """The rows of the table, and what broke a promise."""
+    """The rows of the table, and the broken promises."""
     rows, failures = ["| fault | trials | outcome |", "| --- | --- | --- |"], []
     for fault in faults():
         outcomes: Counter[str] = Counter()

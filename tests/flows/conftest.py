@@ -1,4 +1,4 @@
-"""What the tests of the flows share. Everything is in float64 unless a test is about float32."""
+"""Fixtures of the tests of flows. Everything is in float64 unless a test is about float32."""
 
 from collections.abc import Callable, Iterator
 
@@ -19,12 +19,12 @@ def _one_thread_and_one_seed() -> Iterator[None]:
 
 @pytest.fixture
 def randomise() -> Callable[..., nn.Module]:
-    """Random parameters and statistics: a new flow is close to the identity, which proves little."""
+    """Sets random parameters and statistics, since a new flow is close to the identity, which proves little."""
 
     def of(module: nn.Module, size: float = 0.3) -> nn.Module:
         with torch.no_grad():
             for layer in module.modules():
-                # Plain convolutions are as wide as they like: what they make stays of the same size.
+                # Scaled by the width of a convolution, so that results keep their size.
                 width = layer.weight[0].numel() if isinstance(layer, nn.Conv2d) else 1
                 for p in layer.parameters(recurse=False):
                     p.add_(size / (width**0.5 if p.dim() == 4 else 1) * torch.randn_like(p))

@@ -1,4 +1,4 @@
-"""Whole models are one graph: ``torch.compile(fullgraph=True)`` finds nothing that it has to leave to Python."""
+"""Whole models compile to one graph with ``torch.compile(fullgraph=True)``."""
 
 import pytest
 import torch

@@ -82,7 +82,7 @@ def test_injector(kernel: tuple[int, int], randomise: Randomise, log_abs_det: Lo
     close(back, x)
     close(zero, log_det)
     close(total - log_det, log_abs_det(lambda x, seen: layer(x, x.new_zeros(1), seen)[0], x, seen))
-    # The map is affine, and nothing but the condition makes it.
+    # The map is affine and depends only on the condition.
     middle, _ = layer((x + 3) / 2, log_det, seen)
     close(middle, (y + layer(torch.full_like(x, 3), log_det, seen)[0]) / 2)
 
@@ -136,7 +136,7 @@ def test_act_norm_trains_what_its_first_batch_set() -> None:
 
 def by_state_dict(norm: ActNorm) -> ActNorm:
     other = ActNorm(2, OPS).double().train()
-    # The copy has looked at its own flag before it is given another.
+    # The copy has read its own flag before it gets another.
     other(normal(8, 2), normal(8))
     other.load_state_dict(norm.state_dict())
     return other
@@ -169,7 +169,7 @@ def test_few_entries_say_little_about_their_deviation(batch: int, floor: float) 
     y, _ = norm(x, normal(batch))
     want = x.std(0, correction=0).clamp(min=floor)
     close(norm.log_scale[:3], -want[:3].log())
-    # What does not vary at all is left as it is.
+    # A constant channel is left unchanged.
     assert norm.log_scale[3] == 0
     assert y.std(0, correction=0).max() < 1 + 1e-9
 
@@ -186,7 +186,7 @@ def test_act_norm_s_flag_belongs_to_the_state_in_use() -> None:
     assert torch.equal(norm.shift, torch.zeros_like(norm.shift))
     norm(7 + x, normal(8))
     close(norm.shift, -(7 + x).mean(0))
-    # That state again, and one that is new: each is as its own flag says.
+    # The old state again, and a new one. Each follows its own flag.
     with torch.no_grad():
         functional_call(norm, state, (9 + x, normal(8)))
         close(state["shift"], -x.mean(0))

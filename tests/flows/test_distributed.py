@@ -9,7 +9,7 @@ from torch import multiprocessing
 
 
 def test_all_processes_start_and_stay_alike(tmp_path: Path) -> None:
-    """From the batches of all of them, one of which is empty, as one process does from their union."""
+    """ActNorm starts from the batches of all processes, one of them empty, like one process from their union."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

@@ -1,4 +1,4 @@
-"""Flows whose inner layers users have exchanged or wrapped: the compiled ones compute what the reference does."""
+"""Compiled flows with exchanged or wrapped inner layers equal the reference."""
 
 import copy
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from torch.testing import assert_close
 from pnf import fast, reference
 from pnf.flows.networks import Block, Conv2d, ResidualNetwork, WeightNormConv2d
 
-# In float32 and with 16 channels: there the compiled networks run as one op, and take Winograd's form.
+# In float32 and with 16 channels, the compiled networks run as one op in Winograd's form.
 SETTINGS = {"hidden": 16, "blocks": 1, "num_couplings": 1, "scales": 1}
 TOLERANCE = {"rtol": 2e-4, "atol": 2e-4}
 
@@ -42,7 +42,7 @@ def convolutions(flow: nn.Module) -> list[WeightNormConv2d]:
 def exchange(
     flow: nn.Module, kind: type[nn.Module], make: Callable[[Any], nn.Module], which: slice = slice(None)
 ) -> None:
-    """Put what ``make`` returns in the place of layers of a kind."""
+    """Replace layers of a kind by the results of ``make``."""
     found = [
         (parent, name, child)
         for parent in flow.modules()
@@ -54,7 +54,7 @@ def exchange(
 
 
 class Adapter(nn.Module):
-    """A layer with a branch of low rank beside it."""
+    """A layer with a parallel branch of low rank."""
 
     def __init__(self, layer: WeightNormConv2d) -> None:
         super().__init__()
@@ -289,7 +289,7 @@ def test_exactly_one_entry_of_each_channel_has_no_statistics() -> None:
 
 
 def test_networks_as_they_were_built_are_fused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing above is worth much if everything ran layer by layer."""
+    """The tests above would prove little if every network ran layer by layer."""
     monkeypatch.setattr(ResidualNetwork, "forward", lambda *_: pytest.fail("layer by layer"))
     for norm in ("batch", "act"):
         flow = fast.RealNVP((1, 4, 4), norm=norm, **SETTINGS).train()

@@ -117,7 +117,7 @@ def test_saves_the_ends_only() -> None:
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
             flow.log_prob(x).sum()
         saved.append(sum(sizes.values()))
-    # Another input of 8 x 4 x 8 x 8, of every fourth coupling.
+    # One more input of 8 x 4 x 8 x 8, that of every fourth coupling.
     assert saved[1] == saved[0] + 4 * 8 * 4 * 8 * 8
 
 

@@ -1,4 +1,4 @@
-"""What a computation will hold, against what it holds, and batches that keep within a bound."""
+"""Predictions of peak memory against measurements, and batches within a bound."""
 
 from typing import Any
 

@@ -154,7 +154,7 @@ def test_a_stage_loss_moves_the_statistics_of_its_stage_only(coupling: str, make
 @every_coupling
 def test_every_parameter_learns(coupling: str, detail: str, make: Make) -> None:
     flow = make((2, 4, 4), 1, coupling=coupling, detail=detail, hidden=8).train()
-    # The batch that sets an ActNorm is one for which its scale is the best there is.
+    # ActNorm's scale is optimal for the batch that initialises it, where its gradient would be 0.
     flow.log_prob(pixels(8, 2, 4, 4))
     flow.log_prob(1 - pixels(8, 2, 4, 4) ** 2).mean().backward()
     for name, p in flow.named_parameters():
@@ -199,7 +199,7 @@ def test_mix_channels(shape: tuple[int, ...]) -> None:
     y = mix_channels(x)
     close(y.square().sum(1), x.square().sum(1))
     close(mix_channels(y, inverse=True), x)
-    # The first channel is what all have in common.
+    # The first channel is the scaled mean of all.
     close(y[:, 0], x.sum(1) / shape[1] ** 0.5)
     close(mix_channels(torch.ones_like(x))[:, 1:], torch.zeros_like(x[:, 1:]))
 
@@ -225,14 +225,14 @@ def test_the_constants_of_a_whole_flow(shape: tuple[int, int, int], want: float)
     z, _ = flow(x)
     base, details = haar_pyramid(x, 2)
     details_as_noise = z[:, base.numel() :]
-    # Each stage's own order of its pixels is its own affair.
+    # Each stage may order its pixels as it likes.
     close(details_as_noise.sort(1).values, torch.cat([d.flatten(1) for d in details], 1).sort(1).values, 1e-12)
     constant = flow.stage_log_probs(x)[:, 1:].sum() - log_normal(details_as_noise)[0]
     assert constant.item() == pytest.approx(want, abs=1e-4)
     assert -constant.item() / (flow.dims * math.log(2)) == pytest.approx(0.9375, abs=1e-9)
 
 
-# Densities integrate to one: the trapezoidal rule in coordinates that reach all of the line
+# Densities integrate to one: the trapezoidal rule in coordinates that cover the line
 
 
 def line(reach: float, n: int) -> tuple[Tensor, float]:
@@ -248,7 +248,7 @@ def mean_points(n: int) -> tuple[Tensor, Tensor]:
 
 
 def detail_points(detail: str, s: Tensor, n: int) -> tuple[Tensor, Tensor]:
-    """All d that a mean s allows, and weights: ``d = min(s, 1 - s) tanh(w)`` or, as good as unbounded, ``sinh(w)``."""
+    """All d that a mean s allows, and weights: ``d = min(s, 1 - s) tanh(w)``, or ``sinh(w)`` if d is unbounded."""
     w, dw = line(8 if detail == "bounded" else 6, n)
     if detail == "identity":
         return w.sinh(), w.cosh() * dw
@@ -258,10 +258,10 @@ def detail_points(detail: str, s: Tensor, n: int) -> tuple[Tensor, Tensor]:
 
 @pytest.fixture
 def make_narrow(make: Make) -> Make:
-    """Flows whose mass lies well inside of what float64 tells apart from 0 and 1."""
+    """Flows with nearly all mass at points that float64 distinguishes from 0 and 1."""
 
     def of(*args: Any, **kw: Any) -> ProgressiveFlow:
-        torch.manual_seed(1)  # random parameters that put it there
+        torch.manual_seed(1)  # random parameters with this property
         flow = make(*args, norm="act", alpha=1e-6, **kw)
         with torch.no_grad():
             for name, p in flow.named_parameters():
@@ -438,7 +438,7 @@ def test_finite_likelihood_and_gradients(
     with torch.no_grad():
         z, _ = flow(x)
         back, _ = flow.inverse(z)
-    # Pixels within 2**-24 of 0 and 1 are moved by so much, float32 adds its rounding, the flow stretches both.
+    # Pixels within 2**-24 of 0 and 1 move by up to 2**-24, float32 rounds, and the flow amplifies both.
     torch.testing.assert_close(back, x.detach(), rtol=0, atol=1e-4)
 
 

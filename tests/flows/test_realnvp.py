@@ -168,7 +168,7 @@ def test_training_approaches_evaluation_as_statistics_settle(norm: str, make: Ca
     for _ in range(300 if norm == "batch" else 1):
         with torch.no_grad():
             training = flow.log_prob(x)
-    # Torch's own batch normalisation keeps the unbiased variance, here of 1,024 entries.
+    # Torch's batch normalisation keeps the unbiased variance, here of 1,024 entries.
     torch.testing.assert_close(flow.eval().log_prob(x), training, rtol=1e-2 if norm == "batch" else 1e-12, atol=1e-9)
 
 
@@ -191,7 +191,7 @@ def test_copies_and_pickles(coupling: str, norm: str, make: Callable[..., RealNV
 @pytest.mark.parametrize("coupling", ["conv", "dense"])
 def test_every_parameter_learns(coupling: str, norm: str, make: Callable[..., RealNVP]) -> None:
     flow = make((1, 4, 4), condition_shape=(1, 4, 4), coupling=coupling, norm=norm, hidden=8).train()
-    # The batch that sets an ActNorm is one for which its scale is the best there is.
+    # ActNorm's scale is optimal for the batch that initialises it, where its gradient would be 0.
     flow.log_prob(normal(8, 1, 4, 4), normal(8, 1, 4, 4))
     flow.log_prob(1 - normal(8, 1, 4, 4) ** 2, normal(8, 1, 4, 4)).sum().backward()
     for name, p in flow.named_parameters():

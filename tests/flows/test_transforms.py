@@ -1,4 +1,4 @@
-"""Whole flows under every mixture of transforms: the compiled ones against the reference."""
+"""Compiled flows against the reference under every mixture of transforms."""
 
 from collections.abc import Callable
 from typing import Any
@@ -46,7 +46,7 @@ def pixels(batch: int, shape: tuple[int, ...] = SHAPE) -> Tensor:
 def test_two_transforms(randomise: Callable[..., nn.Module], name: str, outer: str) -> None:
     want, got = pair(randomise, name)
     x = pixels(1)
-    # Within [0, 1] wherever a transform takes it.
+    # The pixels stay within [0, 1] under every transform.
     shares = [lambda v, f=f: f.stage_log_probs(v.view(x.shape)).flatten() for f in (got, want)]
     compare(outer, *shares, x.flatten(), rtol=1e-8)
 

@@ -36,7 +36,7 @@ Cells = dict[Row, dict[str, str]]
 
 
 def run(script: str, part: str, interpret: bool) -> list[dict[str, Any]]:
-    """What a script of this folder found, in a process of its own: Triton reads its environment when imported."""
+    """Run a script of this folder in a new process, since Triton reads its environment at import."""
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     if interpret:
         environment["TRITON_INTERPRET"] = "1"
@@ -81,7 +81,7 @@ def table(found: Cells) -> str:
 
 
 def read(text: str) -> Cells:
-    """What ``table`` has written."""
+    """Invert ``table``."""
     lines = [line.strip("| ").split("|") for line in text.splitlines() if line.startswith("|")][2:]
     rows = [[cell.strip() for cell in line] for line in lines]
     return {(*row[:NAMES],): dict(zip(COLUMNS[NAMES:], row[NAMES:], strict=True)) for row in rows}

@@ -1,4 +1,4 @@
-"""Interpret Triton kernels without memory, and print as JSON which addresses they access: ``tracing.py first|rest``.
+"""Interpret Triton kernels without memory, and print JSON about the addresses they access: ``tracing.py first|rest``.
 
 Every load gives zeros and no store is made, so that tensors of any size can be had. It tells
 
@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 import triton.language as tl
-from cases import CASES, HUGE, ORDINARY, Case, Meta, Shape
+from cases import CASES, FIRST, HUGE, ORDINARY, Case, Meta, Shape
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from triton.runtime import interpreter
@@ -40,7 +40,7 @@ from interpreting import interpreting
 builder = interpreter.interpreter_builder
 
 SPACE = 2**44
-"""Between the addresses of two tensors."""
+"""The distance between the addresses of two tensors."""
 
 
 class Trace:
@@ -48,8 +48,8 @@ class Trace:
 
     Attributes:
         whole: whether all programs are interpreted, and all turns of their loops.
-        moved: bytes.
-        errors: what went wrong, in words.
+        moved: the number of bytes.
+        errors: descriptions of errors.
     """
 
     def __init__(self, whole: bool) -> None:
@@ -90,7 +90,7 @@ class Trace:
 
 
 class Torch(TorchDispatchMode):
-    """Counts what PyTorch's own functions move around the kernels; neither views nor allocations do."""
+    """Counts the bytes that PyTorch's functions move around the kernels. Views and allocations move none."""
 
     def __init__(self, trace: Trace) -> None:
         super().__init__()
@@ -152,7 +152,7 @@ def tracing(trace: Trace) -> Iterator[None]:
     before = interpreter.GridExecutor.__call__, builder.create_masked_load, builder.create_masked_store
     interpreter.GridExecutor.__call__, builder.create_masked_load, builder.create_masked_store = launch, load, store
     try:
-        # What overflows for small tensors does so for huge ones.
+        # An index that overflows for small tensors also overflows for huge ones.
         with interpreting(check_overflows=not trace.whole), np.errstate(all="ignore"), Torch(trace):
             yield
     finally:
@@ -160,16 +160,16 @@ def tracing(trace: Trace) -> Iterator[None]:
 
 
 def some(count: int, parts: int) -> list[int]:
-    """The first and the last programs, and some that lie between, on both sides of halves and thirds.
+    """The first and the last programs, and some between them, on both sides of halves and thirds.
 
-    Of those that share a block the first, which writes what there is of it once.
+    Among programs that share a block, only the first, which writes the block's sums.
     """
     near = itertools.product((0, count // 3, count // 2, 2 * count // 3, count), (-2, -1, 0, 1))
     return sorted({*range(0, count, parts), *(at + step for at, step in near if 0 <= at + step < count)})
 
 
 def few(count: int) -> list[int]:
-    """The first and the last turns of a loop, and one that lies between."""
+    """The first and the last turns of a loop, and one between them."""
     return sorted({turn for turn in (0, 1, count // 2, count - 2, count - 1) if 0 <= turn < count})
 
 
@@ -206,9 +206,10 @@ def tensors(arguments: Sequence[Any]) -> list[Tensor]:
     return found
 
 
-def part(channels_last: bool, shape: Shape) -> str:
-    """Contiguous tensors, and one huge example; the rest are other tensors of ordinary size, and many examples."""
-    return "first" if shape == HUGE[-1] or (shape == ORDINARY and not channels_last) else "rest"
+def part(case: Case, channels_last: bool, shape: Shape) -> str:
+    """The part of a call: first one case of each op, contiguous and of one huge example, then all others."""
+    one = shape == HUGE[-1] or (shape == ORDINARY and not channels_last)
+    return "first" if one and case in FIRST else "rest"
 
 
 def trace_op(case_and_part: tuple[int, str]) -> list[dict[str, Any]]:
@@ -218,7 +219,7 @@ def trace_op(case_and_part: tuple[int, str]) -> list[dict[str, Any]]:
         trace_case(case, Meta(torch.bfloat16, channels_last), shape)
         for channels_last in ((False, True) if case.channels_last else (False,))
         for shape in (ORDINARY, *HUGE)
-        if part(channels_last, shape) == wanted
+        if part(case, channels_last, shape) == wanted
     ]
 
 

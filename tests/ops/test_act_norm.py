@@ -26,7 +26,7 @@ from pnf.ops._library import KERNELS
 
 OPS = ["act_norm", "act_norm_inverse"]
 
-# Rows and planes that fill vectors or not, examples of one site, and nothing at all.
+# Rows and planes that fill vectors or not, examples of one site, and empty tensors.
 SHAPES = [(3, 5, 3, 7), (40, 2), (7, 33), (2, 17, 9), (1, 1, 1), (0, 3, 2), (2, 3, 0), (2, 0)]
 INVERSE_SHAPES = [(2, 3, 4, 4), (5, 7), (2, 2, 3, 2, 1), (0, 3)]
 
@@ -38,7 +38,7 @@ def arguments(op: str, shape: Sequence[int]) -> list[Tensor]:
 
 
 class TestActNorm(OpTests):
-    # The backward of the inverse is differentiated in its second derivatives: alone, the shift has no part in it.
+    # Second derivatives of the inverse differentiate its backward, since the backward alone does not need the shift.
     cases = {
         f"{op} {shape}": Case(
             op, lambda op=op, shape=shape: arguments(op, shape), differentiable=op != "act_norm_inverse_backward"

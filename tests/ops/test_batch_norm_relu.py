@@ -16,7 +16,7 @@ EPS = 1e-3
 
 
 def forward(*shape: int, given: bool = False) -> list[Any]:
-    """Channels with means of their own, large and small."""
+    """Arguments whose channels have different means, large and small."""
     channels = shape[1]
     centre = (3 - 2 * torch.arange(channels, dtype=torch.float64)).view(-1, *(1,) * (len(shape) - 2))
     statistics = (normal(channels), normal(channels).square()) if given else (None, None)
@@ -30,8 +30,8 @@ def backward(*shape: int, batch: bool) -> list[Any]:
 
 
 class TestBatchNormRelu(OpTests):
-    # The backward is differentiated in the forward's second derivatives: alone, it does not know that the statistics
-    # of a batch depend on x, and the bias has no part in it but the sign.
+    # The forward's second derivatives differentiate the backward. Alone, it does not know that the statistics of a
+    # batch depend on x, and it depends on the bias only through the sign.
     cases = {
         **{f"batch {shape}": Case("batch_norm_relu", lambda s=shape: forward(*s)) for shape in SHAPES[::2]},
         **{

@@ -47,7 +47,7 @@ CASES: list[tuple[Any, ...]] = [
 
 
 class TestConditionerInput(OpTests):
-    # The backward is differentiated in the forward's second derivatives, as that of batch_norm_relu.
+    # The forward's second derivatives differentiate the backward, as for batch_norm_relu.
     cases = {
         **{
             f"forward {case}": Case("conditioner_input", lambda c=case: forward(*c), differentiable="given" not in case)

@@ -1,4 +1,4 @@
-"""Launching on GPUs: the device that tensors share, and GPUs that cannot run the kernels; no GPU is needed."""
+"""Launches on GPUs, without a GPU: the device that tensors share, and GPUs that cannot run the kernels."""
 
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -13,7 +13,7 @@ from pnf.ops._devices import CannotRunError, common_device, or_reference, why_no
 
 
 class Remote:
-    """What a launch asks of a tensor on a GPU, -1 for the CPU."""
+    """The attributes of a tensor that a launch reads, with device -1 for the CPU."""
 
     def __init__(self, index: int) -> None:
         self.index = index
@@ -28,7 +28,7 @@ class Remote:
 
 @pytest.fixture
 def launched(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
-    """What was launched, in a build with CUDA on a machine with two GPUs."""
+    """The launches of a build with CUDA on a machine with two GPUs."""
     calls: list[tuple[Any, ...]] = []
     kernels = SimpleNamespace(mask_apply=lambda *args: calls.append(args))
     monkeypatch.setattr(_library, "extension", lambda: SimpleNamespace(cuda=kernels, build={"cuda": True}))

@@ -75,7 +75,7 @@ class TestPyramidInverse(OpTests):
 
 
 def assert_identical(got: Sequence[Tensor], want: Sequence[Tensor]) -> None:
-    """To the bit, but for the bits of NaN."""
+    """Equal to the bit, except for the bits of NaN."""
     for a, b in zip(got, want, strict=True):
         a = a.cpu()
         torch.testing.assert_close(a, b, rtol=0, atol=0, equal_nan=True)
@@ -89,7 +89,7 @@ def assert_identical(got: Sequence[Tensor], want: Sequence[Tensor]) -> None:
 def test_special_values_are_the_reference_s_to_the_bit(implementation: Implementation, dtype: torch.dtype) -> None:
     tiny, huge = torch.finfo(dtype).smallest_normal, torch.finfo(dtype).max
     values = [0.0, -0.0, 1.0, math.nan, math.inf, -math.inf, huge, -huge, tiny, tiny / 3, tiny / 7, -tiny / 64]
-    # All quadruples, each a square of two rows, which are longer than any vector.
+    # All quadruples as squares in two rows, which are longer than any vector.
     x = torch.cartesian_prod(*[torch.tensor(values, dtype=dtype)] * 4).view(-1, 2, 2).transpose(0, 1)
     x = x.reshape(1, 1, 2, -1)
     on_device = x.to(implementation.device)

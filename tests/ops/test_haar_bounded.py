@@ -22,11 +22,11 @@ from torch import Tensor
 from pnf import ops, reference
 from pnf.reference.haar_bounded import BOUNDARY
 
-# NumPy, which interprets Triton, warns of what is no mistake here.
+# NumPy in Triton's interpreter warns about values that are correct here.
 INVALID = pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning", "ignore:overflow:RuntimeWarning")
 
 # Shapes of x and the axis of its pairs: vectors with a rest, rows of odd lengths, more channels than a tile has pairs,
-# more than one chunk of a row, and nothing.
+# more than one chunk of a row, and an empty batch.
 SHAPES = [((2, 3, 4, 6), 3), ((3, 2, 10, 7), 2), ((2, 20, 2), 2), ((0, 3, 4, 4), 3)]
 
 
@@ -79,7 +79,7 @@ def weights(out: Tensor) -> Tensor:
 
 
 def results_and_gradients(implementation: Implementation, name: str, args: list[Any]) -> list[Tensor]:
-    """The results, and the gradients of a weighted sum of each by itself."""
+    """The results, and the gradients of a weighted sum of each result separately."""
     moved = [a.to(implementation.device) if isinstance(a, Tensor) else a for a in args]
     results = implementation.run(name, moved)
     found = list(results)
@@ -105,7 +105,7 @@ DETAILS = [0.0, -0.0, 1e-40, 0.3, -0.3, 15.0, -15.0, 200.0, -200.0]
 
 
 def assert_edges(implementation: Implementation, name: str, args: list[Any], dtype: torch.dtype) -> None:
-    """In float64 entry by entry, to show a branch that is taken wrongly; float32 rounds exponents as large as 64."""
+    """Compare float64 entry by entry, to find wrong branches. Float32 rounds exponents up to 64 too coarsely."""
     for a, b in zip(results_and_gradients(implementation, name, args), of_reference(name, args), strict=True):
         assert a.isfinite().all()
         if dtype is torch.float64:
@@ -122,7 +122,7 @@ def test_black_white_and_grey(implementation: Implementation, dtype: torch.dtype
     edges, details = torch.tensor(EDGES, dtype=dtype), torch.tensor(DETAILS, dtype=dtype)
     x, g = torch.cartesian_prod(edges, edges).view(1, 1, -1), torch.tensor([gamma], dtype=dtype)
     assert_edges(implementation, "haar_bounded_split", [x, g, 2], dtype)
-    # Pixels are clipped where the mean is none.
+    # A mean outside [0, 1] gives clipped pixels.
     means = torch.cat((edges, torch.tensor([-0.1, 1.2], dtype=dtype)))
     s, u = torch.cartesian_prod(means, details).T[:, None, None].contiguous()
     assert_edges(implementation, "haar_bounded_merge", [s, u, g, 2], dtype)
@@ -177,7 +177,7 @@ def test_long_rows_and_many_channels(implementation: Implementation, shape: tupl
 
 
 def units(got: Tensor, want: Tensor, least: float = 0.0) -> float:
-    """The largest error of float32 in units in the last place of the result, or of ``least`` where that is more."""
+    """The largest error of float32, in units in the last place of the result or of ``least``, the larger one."""
     unit = (want.abs().clamp(min=least).log2().floor() - 23).clamp(min=-149).exp2()
     return ((got.double() - want).abs() / unit).max().item()
 
@@ -190,7 +190,7 @@ def test_logarithm_is_accurate(implementation: Implementation) -> None:
     a = torch.cat((torch.logspace(-23.9, -2, 20000, base=2), torch.linspace(0.2, 0.5, 20000)))
     x, gamma = torch.stack((a, torch.full_like(a, 0.25)), -1).view(1, 1, -1), torch.zeros(1)
     _, u, _ = implementation.run("haar_bounded_split", [x, gamma, 2])
-    # A unit of log(1/4) is two, once halved, and both logarithms and their difference may err.
+    # Both logarithms and their difference may err. A unit of log(1/4) is two of its half.
     assert units(u.flatten(), (4 * a.double()).log() / 2, least=math.log(2)) < 2
 
 
@@ -204,7 +204,7 @@ def test_exponential_and_sigmoid_are_accurate(implementation: Implementation) ->
     x, log_det = implementation.run("haar_bounded_merge", [s, u, torch.zeros(1), 2])
     v = 2 * u.double().flatten()
     assert units(x[:, 0, 0], v.sigmoid()) < 3
-    # sigmoid(-v) of 0 where float32 has nothing as small.
+    # sigmoid(-v) is 0 where it is too small for float32.
     assert units(x[:, 0, 1], (-v).sigmoid()) < 3
     want = 2 * math.log(2) - v.abs() - 2 * (-v.abs()).exp().log1p()
     kept = v.abs() < 1e38

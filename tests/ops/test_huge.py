@@ -1,4 +1,4 @@
-"""Tensors of more than 2^31 entries, where there is memory for them: their last entries are what they should be."""
+"""The last entries of tensors with more than 2^31 entries, on machines with enough memory."""
 
 import math
 from collections.abc import Callable
@@ -29,7 +29,7 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def zeros() -> Zeros:
-    """Tensors in bfloat16, of zeros but for the last four entries in memory, 1 to 4 eighths. They share that memory."""
+    """Makes bfloat16 tensors that share memory: zeros, except the last four entries, which are 1 to 4 eighths."""
     x = torch.zeros(N, dtype=torch.bfloat16)
     x[-4:] = torch.arange(1, 5) / 8
     return lambda *shape: x[-math.prod(shape) :].view(shape)
@@ -42,7 +42,7 @@ def last(x: Tensor, count: int = 4) -> list[float]:
 
 def test_squeeze(zeros: Zeros) -> None:
     y = ops.squeeze(zeros(1, 1, 2, N // 2))
-    # The last two columns of the lower row, one after the other.
+    # The last two columns of the lower row in order.
     assert [last(y[:, k], 2) for k in range(4)] == [[0, 0], [0, 0], [1, 3], [2, 4]]
     assert last(ops.squeeze_inverse(y)) == [1, 2, 3, 4]
 

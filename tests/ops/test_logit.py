@@ -54,7 +54,7 @@ class TestLogitInverse(OpTests):
 
 
 def with_gradients(name: str, implementation: Implementation, x: Tensor, alpha: float) -> list[Tensor]:
-    """Both results, and the gradients of each by itself."""
+    """Both results, and the gradients of each separately."""
     one, zero = torch.ones_like(x), torch.zeros_like(x)
     sums = torch.ones(x.shape[0], dtype=torch.promote_types(x.dtype, torch.float32))
     grads = [[one, 0 * sums], [zero, sums]]
@@ -76,11 +76,11 @@ def reference_with_gradients(name: str, x: Tensor, alpha: float) -> list[Tensor]
 @pytest.mark.parametrize("alpha", [0.0, BOUNDARY, 1e-6, 0.05, 0.4])
 @pytest.mark.parametrize("implementation", implementations("logit"), ids=str)
 def test_black_white_and_beyond(implementation: Implementation, alpha: float, dtype: torch.dtype) -> None:
-    """One entry a row: at, beside and past the clamps, where the gradient is that of what is not clamped."""
+    """One entry a row: at, beside and past the clamps, where only terms that are not clamped have gradients."""
     x = [0.0, 1.0, BOUNDARY, BOUNDARY / 2, 1 - BOUNDARY, -0.0, 1e-45, 0.5, -0.1, 1.1, -3e38, 3e38, 1e10, -1e10]
     rows = torch.tensor(x, dtype=dtype).unsqueeze(1)
     got, want = with_gradients("logit", implementation, rows, alpha), reference_with_gradients("logit", rows, alpha)
-    # softplus of the reference forgets exp(-20) past 20.
+    # The reference's softplus drops exp(-20) past 20.
     rtol = 1e-8 if dtype is torch.float64 else 1e-6
     for a, b in zip(got, want, strict=True):
         assert a.isfinite().all()

@@ -37,7 +37,7 @@ IMPLEMENTATIONS = implementations("mask_apply")
 
 
 def make(shape: tuple[int, ...], dtype: torch.dtype = torch.float32, device: str = "cpu") -> Tensor:
-    """Random bits, NaNs with payloads among them."""
+    """A tensor of random bits, including NaNs with payloads."""
     entry = torch.empty((), dtype=dtype).element_size()
     high = 2 if dtype is torch.bool else 256
     bits = torch.randint(0, high, (*shape, entry), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))

@@ -16,14 +16,14 @@ DTYPES = [torch.float64, torch.float32]
 
 
 def negated(x: Tensor) -> Tensor:
-    """X, with the negative of its values in memory."""
+    """Return x with the negative of its values in memory."""
     found = torch.complex(x, -x).conj().imag
     assert found.is_neg()
     return found
 
 
 def zero(x: Tensor) -> Tensor:
-    """Zeros that have no memory at all."""
+    """Zeros without memory."""
     return torch._efficientzerotensor(*x.shape, dtype=x.dtype)
 
 
@@ -50,7 +50,7 @@ def test_arguments(name: str, bits: Callable[[Tensor], Tensor], dtype: torch.dty
         for mode in (torch.no_grad, torch.inference_mode):
             with mode():
                 assert_close(results(op, ops, lazy), want, rtol=1e-5, atol=1e-5)
-        # Beside tensors that are learned, the call is one of autograd.
+        # Beside tensors with gradients, the call goes through autograd.
         learned = [x if j == i else x.requires_grad_() for j, x in enumerate(lazy)]
         assert_close([y.detach() for y in results(op, ops, learned)], want, rtol=1e-5, atol=1e-5)
 

@@ -12,8 +12,8 @@ from torch import Tensor
 from pnf import ops, reference
 from pnf.ops.weight_norm import given
 
-# Batch, hidden, outputs, height, width, blocks, size: networks without blocks, which compile soonest, and of 1x1
-# convolutions, tiles cut at the edges, one and two vectors of channels, widths that no kernel takes, and nothing.
+# Batch, hidden, outputs, height, width, blocks, size: networks without blocks, which compile fastest, and of 1x1
+# convolutions, tiles cut at the edges, one and two vectors of channels, widths without a kernel, and empty tensors.
 NETWORKS = [
     (5, 16, 4, 3, 3, 0, 3),
     (2, 16, 6, 5, 7, 1, 3),
@@ -44,7 +44,7 @@ def registered(h: Tensor, directions: list[Tensor], magnitudes: list[Tensor | No
 
 
 class TestResidualNetwork(OpTests):
-    # Means and variances are constants to it.
+    # Means and variances are constants.
     cases = {
         f"{sizes}{' normalised' if norm else ''}": Case(
             "residual_network",

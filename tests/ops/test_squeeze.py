@@ -13,7 +13,7 @@ from pnf.ops._library import KERNELS
 
 OPS = ["squeeze", "squeeze_inverse"]
 ORDERS = ["plain", "factor"]
-# Of the squeezed tensor, but with C channels.
+# Shapes of the squeezed tensor, but with C channels.
 SHAPES = [(2, 3, 2, 5), (1, 1, 1, 1), (2, 12, 3, 8), (1, 2, 33, 70), (2, 5, 1, 17), (1, 70, 1, 2)]
 EMPTY = [(0, 3, 2, 2), (2, 0, 2, 2), (2, 3, 0, 2), (2, 3, 2, 0)]
 BITS = [
@@ -37,7 +37,7 @@ class TestSqueeze(OpTests):
 
 
 def make(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """Random bits, NaNs with payloads among them."""
+    """A tensor of random bits, including NaNs with payloads."""
     entry = torch.empty((), dtype=dtype).element_size()
     bits = torch.randint(0, 2 if dtype is torch.bool else 256, (*shape, entry), dtype=torch.uint8)
     return bits.view(dtype).squeeze(-1) if bits.numel() else torch.empty(shape, dtype=dtype)
@@ -70,7 +70,7 @@ def test_moves_every_entry(op: str, implementation: Implementation, order: str, 
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize(
     ("op", "implementation"),
-    # The reference cannot concatenate every dtype.
+    # Without the reference, which cannot concatenate every dtype.
     [(op, i) for op in OPS for i in implementations(op) if i.kind != "reference"],
     ids=lambda value: str(value),
 )
@@ -82,7 +82,7 @@ def test_moves_the_bits_of_any_dtype(op: str, implementation: Implementation, or
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("op", OPS)
 def test_results_are_no_views(op: str, order: str) -> None:
-    """Of one pixel the squeezed and the other are the same memory."""
+    """With 2x2 pixels, which become one, a view would have the same memory."""
     for fallback in (KERNELS[op]["reference"], getattr(torch.ops.pnf, op).default):
         x = torch.zeros(size(op, (2, 1, 1, 1)))
         fallback(x, order).add_(1)

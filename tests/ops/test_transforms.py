@@ -11,7 +11,7 @@ from transform_tests import TRANSFORMS, compare, draw
 
 from pnf import ops, reference
 
-# Compiled in float32 alone.
+# These have kernels in float32 only.
 IN_FLOAT32 = ["convolution", "residual_network"]
 
 
@@ -45,7 +45,7 @@ def test_three_transforms(name: str) -> None:
 @pytest.mark.parametrize("requires_grad", [False, True])
 @pytest.mark.parametrize("name", OPS)
 def test_forward_mode(name: str, requires_grad: bool) -> None:
-    """Tangents, and through ``requires_grad`` those of the gradient."""
+    """Tangents, and with ``requires_grad`` those of the gradient."""
     x, v, found = point(OPS[name]).requires_grad_(requires_grad), draw(point(OPS[name]).numel(), 3), []
     for module in (ops, reference):
         with forward_ad.dual_level():
@@ -97,6 +97,6 @@ sys.exit(pytest.main(["-q", "-p", "no:cacheprovider", file, "-k", chosen]))
 
 @pytest.mark.parametrize("name", [PRIVATE[0], *(pytest.param(name, marks=pytest.mark.slow) for name in PRIVATE[1:])])
 def test_without_a_private_name_of_torch(name: str) -> None:
-    """Where PyTorch lacks what the fast registration needs, the public one gives the same results."""
+    """If PyTorch lacks a private name of the fast registration, the public one gives the same results."""
     done = subprocess.run([sys.executable, "-c", WITHOUT, name, __file__], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]

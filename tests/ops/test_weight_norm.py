@@ -50,7 +50,7 @@ def test_directions_of_zeros(implementation: Implementation) -> None:
     grad, magnitude = torch.ones_like(zeros), torch.full((2, 1, 1, 1), 2.0, device=implementation.device)
     (weight,) = implementation.run("weight_norm", [[zeros], [magnitude], [1]])
     assert torch.equal(weight, zeros)
-    # The norm is the constant 1e-6 there.
+    # The norm of zeros is the constant 1e-6.
     found = implementation.run("weight_norm_backward", [[grad], [zeros], [magnitude], [1]])
     torch.testing.assert_close(found[0], 2e6 * grad)
     assert torch.equal(found[1], torch.zeros_like(magnitude))

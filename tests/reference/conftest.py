@@ -1,4 +1,4 @@
-"""What the tests of the reference ops share."""
+"""Fixtures of the tests of reference ops."""
 
 from collections.abc import Callable, Iterator
 

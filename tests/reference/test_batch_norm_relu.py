@@ -17,7 +17,7 @@ close = partial(torch.testing.assert_close, rtol=1e-10, atol=1e-12)
 
 
 def arguments(shape: tuple[int, ...]) -> list[Tensor]:
-    """x with a mean and a scale of its own in each channel, weight and bias."""
+    """x with a different mean and scale in each channel, weight and bias."""
     centre, scale = (normal(shape[1]).view(-1, *(1,) * (len(shape) - 2)) for _ in range(2))
     return [a.requires_grad_() for a in (3 * scale * normal(*shape) + centre, normal(shape[1]), normal(shape[1]))]
 
@@ -57,14 +57,14 @@ def test_values_and_gradients_are_those_of_pytorch(shape: tuple[int, ...], train
 
 @pytest.mark.parametrize(("dtype", "far", "rtol"), [(torch.float64, 1e8, 1e-12), (torch.float32, 1e4, 1e-5)], ids=str)
 def test_statistics_of_channels_far_from_zero(dtype: torch.dtype, far: float, rtol: float) -> None:
-    # The dtypes have steps of 2**-26 and 2**-10 there: x holds these offsets exactly.
+    # The steps of the dtypes are 2**-26 and 2**-10 at the mean, so x holds these offsets exactly.
     offsets = (64 * normal(8, 3, 16, 16)).round() / 64
     x, one, zero = (offsets + far).to(dtype), torch.ones(3, dtype=dtype), torch.zeros(3, dtype=dtype)
     y, mean, var = batch_norm_relu(x, one, zero, eps=0)
     entries = offsets.transpose(0, 1).flatten(1)
     torch.testing.assert_close(var.double(), entries.var(1, correction=0), rtol=rtol, atol=0)
     torch.testing.assert_close(mean.double(), entries.mean(1) + far, rtol=torch.finfo(dtype).eps, atol=0)
-    # A mean that is rounded moves all entries.
+    # A rounded mean would shift all entries.
     want = batch_norm_relu(offsets, one.double(), zero.double(), eps=0)[0]
     torch.testing.assert_close(y.double(), want, rtol=0, atol=4 * far * torch.finfo(dtype).eps)
 
@@ -80,7 +80,7 @@ def test_a_constant_channel_gives_its_bias() -> None:
 
 
 def inputs_of(module: nn.Module) -> list[Tensor]:
-    """A list of what the module will be called with."""
+    """A list that will hold the inputs of the module's calls."""
     calls: list[Tensor] = []
     module.register_forward_pre_hook(lambda _, inputs: calls.append(inputs[0]))
     return calls
@@ -92,7 +92,7 @@ def test_is_what_the_networks_compute(training: bool) -> None:
     network = ResidualNetwork(4, 3, 0, "channel", 0, **sizes, batch_norm=True, ops=OPS).double()
     for parameter in network.parameters():
         nn.init.normal_(parameter)
-    # Each normalisation, and the convolution that its ReLU goes into.
+    # Each normalisation, and the convolution after its ReLU.
     stages = [(b.norm1, b.conv1) for b in network.blocks] + [(b.norm2, b.conv2) for b in network.blocks]
     stages.append((network.out_norm, network.out))
     calls = [(norm, inputs_of(norm), inputs_of(conv)) for norm, conv in stages]

@@ -1,4 +1,4 @@
-"""The input stage of a conditioner network against its definition and what the couplings compute."""
+"""The input stage of a conditioner network against its definition and the couplings."""
 
 import itertools
 from functools import partial
@@ -49,7 +49,7 @@ def test_is_its_definition(mask: str, parity: int, norm: str) -> None:
         close(h[:, k + j].flatten().tolist(), [max(-gain * e, 0.0) for e in v])
     if mask == "checkerboard":
         assert h[:, 2 * k].flatten().tolist() == [float(is_kept(y, z)) for _, y, z in sites]
-    # The condition goes past the ReLU.
+    # The condition bypasses the ReLU.
     assert torch.equal(h[:, -n:], condition)
     assert norm != "none" or (mean is None and var is None)
 
@@ -101,7 +101,7 @@ def test_is_what_the_couplings_compute(mask: str, parity: int, norm: str, condit
     grad = torch.randn_like(h)
     got, want = ([out, *torch.autograd.grad(out, leaves, grad)] for out in (h, want))
     if norm != "batch":
-        # Nothing is rounded.
+        # There is no rounding.
         assert (mean, var) == (None, None)
         assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
         return

@@ -1,4 +1,4 @@
-"""What holds for every reference op: derivatives, memory layouts, dtypes and empty batches."""
+"""Properties of every reference op: derivatives, memory layouts, dtypes and empty batches."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -13,7 +13,7 @@ from pnf import reference as ref
 
 
 class Case(NamedTuple):
-    """An op as a function of floating tensors alone, and a maker of float64 arguments for a batch of a given size.
+    """An op as a function of floating tensors only, and a maker of float64 arguments for a batch of a given size.
 
     A batch may be empty, unless the op takes its statistics.
     """
@@ -36,7 +36,7 @@ def coupling(op: Callable[..., tuple[Tensor, Tensor]], mask: str | None, parity:
 
 
 def statistics(channels: int, given: bool) -> tuple[Tensor | None, Tensor | None]:
-    """Statistics to give to an op, or none. They are constants to it, so no arguments here."""
+    """Statistics for an op, or none. They are constants of the op, and so no arguments here."""
     if not given:
         return None, None
     return torch.linspace(-1, 1, channels, dtype=torch.float64), torch.linspace(0.5, 2, channels, dtype=torch.float64)

@@ -82,7 +82,7 @@ def test_bounded_map_at_the_edges(pair: tuple[float, float], gamma: float, dtype
         assert tensor.isfinite().all()
     assert back.min() >= 0
     assert back.max() <= 1
-    # A pixel is taken to be at least 2**-24 inside; u and s are rounded to the dtype.
+    # Pixels are clamped to at least 2**-24 inside, and u and s are rounded to the dtype.
     torch.testing.assert_close(back, x, rtol=0, atol=max(2.0**-22, 32 * torch.finfo(dtype).eps))
 
 
@@ -126,7 +126,7 @@ def test_bounded_map_comes_back_for_any_two_pixels(x0: float, x1: float, gamma: 
     assert torch.isfinite(log_det + log_det_back + u.sum())
     assert back.min() >= 0
     assert back.max() <= 1
-    # Up to 2**-24 from each pixel, where one of them is nearer than that to 0 or 1.
+    # The clamp moves each pixel by up to 2**-24 if one of the pair is nearer than that to 0 or 1.
     torch.testing.assert_close(back, x, rtol=1e-9, atol=2.0**-23)
 
 

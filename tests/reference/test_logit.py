@@ -1,4 +1,4 @@
-"""The logit of pixels: formula, inverse, log-determinant and its ends."""
+"""The logit of pixels: formula, inverse, log-determinant, and its behaviour at 0 and 1."""
 
 from collections.abc import Callable
 
@@ -59,7 +59,7 @@ def test_comes_back_for_any_pixel(pixel: float, alpha: float) -> None:
     x = torch.tensor([[pixel]], dtype=torch.float64)
     y, log_det = logit(x, alpha)
     back, log_det_back = logit_inverse(y, alpha)
-    # Below 2**-24 a pixel is moved there; alpha near 1/2 divides rounding errors by what is left, 1 - 2 alpha.
+    # A pixel below 2**-24 is clamped to it. With alpha near 1/2, rounding errors are divided by a small 1 - 2 alpha.
     torch.testing.assert_close(back, x, rtol=1e-9, atol=2.0**-24 + 1e-12)
     torch.testing.assert_close(log_det, -log_det_back, rtol=1e-9, atol=1e-9)
 

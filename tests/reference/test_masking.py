@@ -1,4 +1,4 @@
-"""The masks as the paper of Real NVP defines them: entry by entry, in plain Python."""
+"""The masks against their definition in the Real NVP paper, entry by entry in plain Python."""
 
 import itertools
 

@@ -1,4 +1,4 @@
-"""What each process of a test of DistributedDataParallel does; spawned processes import it by name."""
+"""The work of each process in a test of DistributedDataParallel. Spawned processes import it by name."""
 
 import os
 import warnings

@@ -1,4 +1,4 @@
-"""What the fuzzers share."""
+"""The loop of the fuzzers."""
 
 from collections.abc import Callable
 from typing import TypeVar
@@ -10,7 +10,7 @@ T = TypeVar("T")
 
 
 def fuzz(strategy: st.SearchStrategy[T], check: Callable[[T], None], cases: int, start: int) -> None:
-    """Check that many cases and raise for the smallest that fails; the same start makes the same cases."""
+    """Check a number of cases and raise for the smallest failing one. The same start gives the same cases."""
 
     @seed(start)
     @settings(

@@ -1,4 +1,4 @@
-"""Triton's interpreter without what it does again at every call of a function, which takes most of its time."""
+"""Triton's interpreter without the work that it repeats at every call of a function, most of its time."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -9,9 +9,9 @@ from triton.runtime import interpreter
 
 @contextmanager
 def interpreting(check_overflows: bool = False) -> Iterator[None]:
-    """Patches the language of Triton once for each module of kernels, and restores it in the end.
+    """Patch the language of Triton once for each module of kernels, and restore it at the end.
 
-    With ``check_overflows`` a sum, a difference or a product of int32 that overflows is an error.
+    With ``check_overflows``, an overflow in a sum, a difference or a product of int32 is an error.
     """
     scopes: dict[int, Any] = {}
 

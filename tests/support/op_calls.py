@@ -9,7 +9,7 @@ from transform_tests import draw
 
 
 class Op(NamedTuple):
-    """A call of an op: what it does with a module of ops and tensors of these shapes."""
+    """A call of an op: a function of a module of ops and tensors of given shapes."""
 
     call: Callable[..., Any]
     shapes: Sequence[tuple[int, ...]]
@@ -79,7 +79,7 @@ OPS = {
 
 
 def function(op: Op, module: Any) -> Callable[[Tensor], Tensor]:
-    """The op from all of its tensors in a row to all of its results in a row."""
+    """The op as a function from the concatenation of its tensors to that of its results."""
     sizes = [torch.Size(shape).numel() for shape in op.shapes]
 
     def of(x: Tensor) -> Tensor:

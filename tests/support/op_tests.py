@@ -1,8 +1,8 @@
-"""What every compiled op is held to: a family of ops lists its cases, and :class:`OpTests` does the rest.
+"""The tests of every compiled op: a family of ops lists its cases, and :class:`OpTests` does the rest.
 
 An implementation may err at most twice as much as the reference does at the same dtype, both measured against the
 reference in float64, and by one unit in the last place of the largest result where the reference is exact by luck.
-In float64 both sides err, and what the reference errs by is told by what it does in float32.
+In float64 both sides err, and the error of the reference is predicted from its error in float32.
 """
 
 import itertools
@@ -20,7 +20,8 @@ import pnf.ops  # noqa: F401 - registers every family
 from pnf.ops._library import KERNELS, extension
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
-# Results by which it is known how much the reference errs, and the most draws to get them: few may be exact by luck.
+# The number of results that determine the error of the reference, and the most draws to get them. Few results may be
+# exact by luck.
 KNOWN, DRAWS = 128, 16
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
@@ -39,7 +40,7 @@ def reverse(x: Tensor) -> Tensor:
 
 
 def offset(x: Tensor) -> Tensor:
-    """Contiguous, but at an address that no vector access is aligned to."""
+    """Copy x to contiguous memory at an address that is aligned for no vector."""
     return torch.cat((x.new_zeros(1), x.flatten()))[1:].view(x.shape)
 
 
@@ -57,7 +58,7 @@ class Case(NamedTuple):
 
     Attributes:
         op: its name in ``torch.ops.pnf``.
-        arguments: makes them, in float64 and contiguous on the CPU; a list of tensors counts as one argument.
+        arguments: makes the arguments, in float64 and contiguous on the CPU. A list of tensors counts as one argument.
         differentiable: whether the arguments are far enough from kinks for finite differences.
     """
 
@@ -67,7 +68,7 @@ class Case(NamedTuple):
 
 
 class Implementation(NamedTuple):
-    """A kind ("reference", "cpp", "triton", "cuda", or "op" for what the dispatcher takes), a device, a C++ level."""
+    """A kind ("reference", "cpp", "triton", "cuda", or "op" for the dispatcher's choice), a device and a C++ level."""
 
     kind: str
     device: str
@@ -80,7 +81,7 @@ class Implementation(NamedTuple):
     def run(self, op: str, args: Sequence[Any]) -> list[Tensor]:
         function = getattr(torch.ops.pnf, op).default if self.kind == "op" else KERNELS[op][self.kind]
         interpreted = interpreting() if self.kind == "triton" and self.device == "cpu" else nullcontext()
-        # The interpreter's NumPy warns of what is NaN by definition.
+        # The interpreter's NumPy warns about values that are NaN by definition.
         with use_level(self.level), interpreted, torch.no_grad(), numpy.errstate(all="ignore"):
             return as_list(function(*args))
 
@@ -109,9 +110,9 @@ def use_threads(count: int) -> Iterator[None]:
 
 
 def implementations(op: str) -> list[Implementation]:
-    """Those of an op that run here, but the dispatcher's choice on a CPU, which ``test_repeats_bit_for_bit`` compares.
+    """The implementations of an op that run here. Without a GPU, Triton's are interpreted.
 
-    Without a GPU, Triton's are interpreted.
+    The dispatcher's choice on a CPU is left out, since ``test_repeats_bit_for_bit`` compares it.
     """
     found = [Implementation("reference", "cpu"), *(Implementation("op", device) for device in DEVICES[1:])]
     if "cpp" in KERNELS[op]:
@@ -126,7 +127,7 @@ def as_list(out: Tensor | Sequence[Tensor]) -> list[Tensor]:
 
 
 def convert(args: Sequence[Any], function: Callable[[Tensor], Tensor]) -> list[Any]:
-    """The arguments with every floating tensor changed, in lists too."""
+    """Apply a function to every floating tensor among arguments, in lists too."""
     return [function(a) if isinstance(a, Tensor) else convert(a, function) if isinstance(a, list) else a for a in args]
 
 
@@ -136,13 +137,13 @@ def largest_errors(low: Sequence[Tensor], exact: Sequence[Tensor]) -> list[float
 
 
 class Drawn(NamedTuple):
-    """Arguments of an op, and what the reference makes of them.
+    """Arguments of an op, and the results of the reference.
 
     Attributes:
         args: the arguments.
-        low: its results at their dtypes, and for float64 in float32.
-        exact: its results in float64.
-        errors: the largest of each result, for other such arguments, too.
+        low: the results at the arguments' dtype, or in float32 for float64.
+        exact: the results in float64.
+        errors: the largest error of each result, over other such arguments too.
     """
 
     args: list[Any]
@@ -152,7 +153,7 @@ class Drawn(NamedTuple):
 
 
 def draw(op: str, arguments: Callable[[], Sequence[Any]]) -> Drawn:
-    """As many arguments as it takes to know how much the reference errs; the last of them."""
+    """Draw arguments until the error of the reference is known. Return the last draw."""
     fallback, draws = KERNELS[op]["reference"], []
     for _ in range(DRAWS):
         args = list(arguments())
@@ -173,8 +174,8 @@ def assert_accurate(
 ) -> None:
     """``got`` errs at most twice as much as ``low``, the reference at the same dtype, both against ``exact``.
 
-    Results in float64 are held to three times what ``low``, the reference in float32, errs by, in units of their own.
-    ``errors`` are those of the reference for other such arguments, which count where ``low`` is exact by luck.
+    Results in float64 may err three times as much as ``low``, the reference in float32, in their own units. ``errors``
+    are those of the reference for other such arguments, in case ``low`` is exact by luck.
     """
     for a, b, c, other in zip(got, low, exact, errors or [0.0] * len(got), strict=True):
         double = got[0].dtype == torch.float64 != low[0].dtype
@@ -185,7 +186,7 @@ def assert_accurate(
         eps, a, b = torch.finfo(got[0].dtype).eps, a.cpu().double(), b.double()
         assert not a.isnan().any() or c.isnan().any(), f"{layout}: NaN, unwritten memory or an undefined operation"
         times = 3 * eps / torch.finfo(low[0].dtype).eps if double else 2
-        # In float64 the other side is rounded, too.
+        # In float64 the reference is rounded, too.
         units = 2 if double else 1
         allowed = times * (b - c).abs().max().clamp(min=other) + units * eps * c.abs().max()
         error = (a - c).abs().max()
@@ -193,7 +194,7 @@ def assert_accurate(
 
 
 class OpTests:
-    """The tests of a family; ``cases`` names its cases, and a test that takes ``case`` runs for each of them."""
+    """The tests of a family. A test with the argument ``case`` runs for each of ``cases``."""
 
     cases: ClassVar[dict[str, Case]]
 
@@ -204,7 +205,7 @@ class OpTests:
         for case_name, case in type(self).cases.items() if "case" in names else ():
             values: dict[str, list[Any]] = {
                 "case": [case],
-                # The reference is compared with itself by no test that takes a dtype.
+                # Tests with a dtype leave out the reference, since they compare with it.
                 "implementation": [
                     i for i in implementations(case.op) if "dtype" not in names or i.kind != "reference"
                 ],
@@ -230,19 +231,19 @@ class OpTests:
         self, case: Case, implementation: Implementation, dtype: torch.dtype
     ) -> None:
         fallback = KERNELS[case.op]["reference"]
-        # Values that float32 has too, so that in float64 its error is one of arithmetic alone.
+        # The values are float32 numbers, so that errors in float64 come from arithmetic alone.
         source, low, exact, errors = draw(case.op, lambda: convert(case.arguments(), lambda x: x.float().to(dtype)))
         for name, layout in LAYOUTS.items():
-            # Laid out on the device: a copy to it has neither gaps nor a crooked address.
+            # Laid out on the device, since a copy to it would remove gaps and align the address.
             args = convert(source, lambda x, layout=layout: layout(x.to(implementation.device)))
             got, want = implementation.run(case.op, args), as_list(fallback(*args))
-            # In another layout the reference adds in another order.
+            # In another layout the reference sums in another order.
             own = errors if dtype is torch.float64 else map(max, errors, largest_errors(want, exact))
             assert_accurate(got, low, exact, name, list(own))
             assert [a.stride() for a in got] == [a.stride() for a in want], name
 
     def test_repeats_bit_for_bit(self, case: Case) -> None:
-        """On any number of threads; what the dispatcher takes is the kernel for the newest instructions there are."""
+        """Results are equal on any number of threads. The dispatcher takes the kernel for the newest instructions."""
         args = convert(case.arguments(), torch.Tensor.float)
         newest = Implementation("cpp", "cpu", len(extension().cpu.levels()) - 1)
         results = [newest.run(case.op, args)]
@@ -264,7 +265,7 @@ class OpTests:
     @pytest.mark.parametrize("device", DEVICES)
     def test_opcheck(self, case: Case, memory: str, device: str) -> None:
         args = convert(case.arguments(), lambda x: LAYOUTS[memory](x.float().to(device)).detach().requires_grad_())
-        # Not test_aot_dispatch_dynamic, which is slow: test_compiles_to_one_graph traces the same.
+        # Without test_aot_dispatch_dynamic, which is slow: test_compiles_to_one_graph traces the same.
         checks = ["test_schema", "test_autograd_registration", "test_faketensor"]
         torch.library.opcheck(getattr(torch.ops.pnf, case.op).default, args, test_utils=checks)
 
@@ -284,7 +285,7 @@ class OpTests:
         assert torch.autograd.gradgradcheck(function, flatten(args), fast_mode=True)
 
     def test_torch_func_differentiates_it(self, case: Case) -> None:
-        # By way of the reference, whose rounding errors are its own; tests/ops/test_transforms.py goes deeper.
+        # Transforms take the reference, with other rounding errors. tests/ops/test_transforms.py tests more of them.
         args = case.arguments()
         op, tensors = getattr(torch.ops.pnf, case.op).default, flatten(args)
 
@@ -305,7 +306,7 @@ class OpTests:
         def loss(*args: Any) -> Tensor:
             return sum(out.float().sin().sum() for out in as_list(op(*args)))
 
-        # Sizes are symbols and channels come last; tests/flows compiles for fixed sizes and contiguous tensors, too.
+        # With symbolic sizes and channels last. tests/flows also compiles for fixed sizes and contiguous tensors.
         compiled = torch.compile(loss, fullgraph=True, dynamic=True, backend="aot_eager")
         args = convert(case.arguments(), lambda x: channels_last(x.float().to(device)).detach().requires_grad_())
         want, got = loss(*args), compiled(*args)
@@ -315,7 +316,7 @@ class OpTests:
 
 
 def gradients(loss: Tensor, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
-    """Zero for those that the op takes as constants."""
+    """The gradients of a loss, zero for tensors that the op treats as constants."""
     return torch.autograd.grad(loss, tensors, allow_unused=True, materialize_grads=True)
 
 

@@ -1,4 +1,4 @@
-"""The command ``pnf`` as a process that can be disturbed, and what it leaves, to the bit."""
+"""The command ``pnf`` as a process for tests to disturb, and the bits of its results."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _SETTINGS = {
     "log-every": 5,
 }
 
-# Imports everything once and forks, and leaves out how Python takes itself down: what is killed is the run.
+# Imports everything once and forks. It skips Python's shutdown, so that a kill hits the run.
 _SERVER = """
 import atexit, json, os, sys
 import pnf.cli.train, torch.utils.tensorboard
@@ -58,7 +58,7 @@ class Pnf:
     """Starts the command ``pnf``, one process at a time."""
 
     def __init__(self, folder: Path) -> None:
-        """What the processes write goes to a file in the folder."""
+        """Send the output of the processes to a file in the folder."""
         self._output = folder / "output.txt"
         one_thread = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
         self._server = subprocess.Popen(
@@ -94,11 +94,11 @@ class Pnf:
             os.kill(self._pid, number)
 
     def wait(self) -> int:
-        """The exit status, negative for a signal."""
+        """Wait for the process, and return its exit status, negative for a signal."""
         return int(self._answer())
 
     def output(self) -> str:
-        """What the last process wrote, to standard output and standard error."""
+        """The output of the last process, on standard output and standard error."""
         return self._output.read_text(encoding="utf-8")
 
     def _answer(self) -> str:
@@ -116,20 +116,20 @@ def train_args(folder: Path, *, steps: int, **settings: object) -> list[str]:
 
 
 def results(folder: Path) -> dict[str, object]:
-    """What is in the model and in the checkpoints, to the bit.
+    """The contents of the model and of the checkpoints, to the bit.
 
-    The files of checkpoints may differ where their contents do not: pickle writes what is one object in memory once.
+    Files of checkpoints with equal contents may differ, since pickle writes an object that is shared in memory once.
     """
     found: dict[str, object] = {str(path.relative_to(folder)): path.read_bytes() for path in folder.glob("model/*")}
     for path in folder.glob("checkpoints/*.ckpt"):
         checkpoint = torch.load(path, weights_only=True)
-        del checkpoint["settings"]  # how often to save and to log is no result
+        del checkpoint["settings"]  # the intervals of saving and logging are no results
         found[str(path.relative_to(folder))] = _plain(checkpoint)
     return found
 
 
 def _plain(value: object) -> object:
-    """The value with every tensor as its type, shape and bytes."""
+    """Replace every tensor in a value by its type, shape and bytes."""
     if isinstance(value, torch.Tensor):
         return value.dtype, value.shape, value.numpy().tobytes()
     if isinstance(value, dict):

@@ -61,7 +61,7 @@ def fabric() -> Fabric:
 def finished(
     tmp_path_factory: pytest.TempPathFactory, tiny: Callable[..., RunConfig], images: Images
 ) -> Callable[..., Path]:
-    """The folder of an undisturbed run with these settings, trained once; not to be changed."""
+    """The folder of an undisturbed run with given settings, trained once. Tests must not change it."""
     folders: dict[RunConfig, Path] = {}
 
     def make(**overrides: object) -> Path:
@@ -76,5 +76,5 @@ def finished(
 
 @pytest.fixture(scope="package")
 def results() -> Callable[[Path], dict[str, object]]:
-    """What is in the model and in the checkpoints of a run, to the bit."""
+    """The contents of the model and of the checkpoints of a run, to the bit."""
     return pnf_process.results

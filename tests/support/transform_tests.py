@@ -1,16 +1,16 @@
-"""Compositions of PyTorch's transforms, by which functions are compared that should be one and the same."""
+"""Compositions of PyTorch's transforms, for comparing functions that should be equal."""
 
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-# A vector to a vector.
+# From a vector to a vector.
 Function = Callable[[Tensor], Tensor]
 
 
 def draw(size: int, seed: int) -> Tensor:
-    """Numbers without a pattern, which torch.vmap does not take for random ones."""
+    """Numbers without a pattern, from a function that torch.vmap does not treat as random."""
     return 1.5 * (torch.arange(1.0, size + 1, dtype=torch.float64) * (seed + 1.7) ** 2).sin()
 
 
@@ -43,7 +43,7 @@ def vmap(f: Function) -> Function:
 
 
 def backward(f: Function) -> Function:
-    """Plain backpropagation, with a graph of its own where the input has one."""
+    """The gradient by plain backpropagation, differentiable if the input has a graph."""
 
     def of(x: Tensor) -> Tensor:
         with torch.enable_grad():
@@ -62,10 +62,10 @@ TRANSFORMS: dict[str, Callable[[Function], Function]] = {
 
 
 def compare(outer: str, got: Function, want: Function, x: Tensor, rtol: float = 1e-9) -> None:
-    """``outer`` of every transform of the two functions agrees, where PyTorch can do it at all."""
+    """Compare ``outer`` of every transform of two functions, if PyTorch supports it."""
     for inner, transform in TRANSFORMS.items():
         if inner == "backward" != outer:
-            # Inside a transform of torch.func, PyTorch gives no tensor a graph of the outer kind.
+            # Inside a transform of torch.func, PyTorch gives tensors no graph of the outer kind.
             continue
         a, b = (TRANSFORMS[outer](transform(f))(x).detach() for f in (got, want))
         torch.testing.assert_close(a, b, rtol=rtol, atol=rtol, msg=lambda m, i=inner: f"{outer}({i}(f)): {m}")

@@ -1,4 +1,4 @@
-"""What each process of tests/training/test_processes.py does: ``torchrun ... shared.py FOLDER``."""
+"""The work of each process in tests/training/test_processes.py: ``torchrun ... shared.py FOLDER``."""
 
 import json
 import sys

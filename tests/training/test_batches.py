@@ -8,13 +8,13 @@ from pnf.training.batches import Batches, hold_out, seeded
 
 
 def numbered(count: int) -> Tensor:
-    """Images [count, 1, 1, 2] that tell their number, left to right: image 3 has the pixels 3 and 103."""
+    """Images [count, 1, 1, 2] with their number in the pixels: image 3 has the pixels 3 and 103."""
     numbers = torch.arange(count, dtype=torch.uint8)
     return torch.stack([numbers, numbers + 100], 1).view(count, 1, 1, 2)
 
 
 def numbers_of(batch: Tensor) -> list[int]:
-    """Which images of ``numbered`` are in a batch, mirrored or not."""
+    """The numbers of the images of ``numbered`` in a batch, mirrored or not."""
     return [int(level) for level in (batch.amin((1, 2, 3)) * 256).floor()]
 
 

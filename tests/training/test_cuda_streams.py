@@ -1,4 +1,4 @@
-"""Branches of work: at once on a GPU, in turn elsewhere, with the same results."""
+"""Independent work, concurrent on a GPU and sequential elsewhere, with the same results."""
 
 import pytest
 import torch

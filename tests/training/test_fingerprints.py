@@ -61,7 +61,7 @@ def test_another_image(tmp_path: Path, tiny: Make, changed: int) -> None:
 def test_fewer_or_more(
     tmp_path: Path, tiny: Make, count: int, limit: int | None, known_of: int | None, same: bool
 ) -> None:
-    """A hundred are known: all, or the first of more if the run is limited to as many."""
+    """The fingerprint covers a hundred images: all of them, or the first if the run has that limit."""
     written(tmp_path, 100)
     if same:
         check_test(tmp_path, tiny(limit=known_of), images(count), limit)

@@ -1,4 +1,4 @@
-"""Stages that were trained in folders of their own, joined into one run."""
+"""Stages that were trained in separate folders, joined into one run."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Make = Callable[..., RunConfig]
 
 @pytest.fixture
 def apart(tmp_path: Path, tiny: Make, images: Images) -> dict[str, Path]:
-    """The stages, each in a folder of its own."""
+    """The stages, each in a separate folder."""
     folders = {name: tmp_path / name for name in ("f0", "f1x", "f1y")}
     for name, folder in folders.items():
         assert train(tiny(), images, folder, stages=[name], accelerator="cpu") != []

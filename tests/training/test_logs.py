@@ -10,7 +10,7 @@ from pnf.training.logs import read_logs, training_seconds
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A run that was killed in the middle of a line, and resumed from the checkpoint before."""
+    """A run that was killed in the middle of a line, and resumed from the previous checkpoint."""
     RunConfig(batch_size=10, accumulate=2).save(tmp_path)
     for version, text in enumerate(
         (

@@ -1,4 +1,4 @@
-"""Several processes under torchrun, each with a share of the batches, and one process: the same results."""
+"""Several processes under torchrun, each with a share of the batches, give the results of one process."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ SETTINGS = {
 def shared(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, tiny: Callable[..., RunConfig]
 ) -> Path:
-    """Folders of the runs that two or four processes trained, with what they evaluated."""
+    """Folders of the runs and evaluations of two or four processes."""
     folder = tmp_path_factory.mktemp("shared")
     for name, settings in SETTINGS.items():
         (folder / name).mkdir()
@@ -55,7 +55,7 @@ def test_processes_learn_what_one_does(
     x = dequantize(load("fashion-mini", "test", 8, limit=50).pixels, torch.Generator().manual_seed(0))
     with torch.no_grad():
         want, got = alone.log_prob(x), together.log_prob(x)
-    # Parameters are not compared: in front of a batch normalisation the gradient of a bias is rounding.
+    # Parameters are not compared: before a batch normalisation the gradient of a bias is only rounding.
     tolerance = 1e-2 if name == "bf16" else 1e-4
     assert_close(got, want, rtol=tolerance, atol=tolerance * want.abs().max().item())
     if name == "dense":

@@ -29,7 +29,7 @@ Results = Callable[[Path], dict[str, object]]
 
 @pytest.fixture
 def run(tmp_path: Path, tiny: Make, images: Images) -> Callable[..., list[str]]:
-    """Trains, or resumes, in ``tmp_path / "run"``."""
+    """Trains or resumes a run in ``tmp_path / "run"``."""
 
     def go(**options: Any) -> list[str]:
         return train(tiny(), images, tmp_path / "run", accelerator="cpu", **options)
@@ -48,7 +48,7 @@ def step_of(folder: Path, name: str) -> int:
 
 
 def signal_at(step: int, numbers: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Raise the signals while the batch of a step is being made."""
+    """Raise signals during the making of a step's batch."""
     batch = Batches.__call__
 
     def interrupt(self: Batches, at: int) -> Tensor:
@@ -158,7 +158,7 @@ def _truncate(content: bytes) -> bytes:
 
 
 def _flip_weight(content: bytes) -> bytes:
-    """One bit of the largest tensor is another."""
+    """Flip one bit of the largest tensor."""
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         entry = max((i for i in archive.infolist() if "/data/" in i.filename), key=lambda i: i.file_size)
         at = content.index(archive.read(entry)) + entry.file_size // 2
@@ -188,7 +188,7 @@ def test_a_damaged_checkpoint_is_told_from_a_sound_one(
 
 
 class _Hostile:
-    """Makes a file when it is unpickled."""
+    """Creates a file when unpickled."""
 
     def __init__(self, trace: Path) -> None:
         self.trace = trace
@@ -253,8 +253,8 @@ def test_no_space_leaves_the_last_checkpoint(
     real, calls = getattr(os, call), []
 
     def fail(*args: Any) -> Any:
-        # The images and the settings come first, then three checkpoints at step 4, and one at step 8. A file is
-        # replaced once, and synchronised twice: itself and its folder.
+        # First the images and the settings, then three checkpoints at step 4, and one at step 8. Each is one
+        # replacement and two synchronisations, of the file and of its folder.
         calls.append(args)
         if len(calls) > (6 if call == "replace" else 12):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "disk")

@@ -34,7 +34,7 @@ def inputs_of(config: RunConfig, x: Tensor) -> list[Tensor]:
 
 
 def gradients_at_steps(unit: StageTrainer) -> list[dict[str, Tensor]]:
-    """A list to which every step of the optimiser will add the gradients that it uses."""
+    """A list to which every step of the optimiser adds its gradients."""
     seen: list[dict[str, Tensor]] = []
 
     def look(*_: object) -> None:
@@ -110,7 +110,7 @@ def test_each_stage_is_clipped_by_itself(tiny: Make, fabric: Fabric, x: Tensor) 
 
 
 def test_accumulated_gradients_are_those_of_the_whole_batch(tiny: Make, fabric: Fabric, x: Tensor) -> None:
-    # Without ActNorm, which starts from the statistics of the first batch that it sees.
+    # Without ActNorm, which starts from the statistics of its first batch.
     config = tiny(norm="none")
     whole, halves = units_of(config, fabric)[-1], units_of(config, fabric)[-1]
     seen_whole, seen_halves = gradients_at_steps(whole), gradients_at_steps(halves)

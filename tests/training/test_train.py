@@ -142,7 +142,7 @@ def test_the_best_weights_are_those_of_each_stage_by_itself(
     validated = StageTrainer.validated
 
     def look(self: StageTrainer, nats: float) -> None:
-        # As if each stage had its best step at another time.
+        # Each stage has its best validation at a different step.
         nats = -abs(self.step - {"f0": 4, "f1x": 8, "f1y": 12}[self.name])
         state = {key: value.clone() for key, value in self.averaged.state_dict().items()}
         seen[self.name].append((nats, state))
@@ -188,7 +188,7 @@ def test_the_seconds_of_a_step_are_measured_by_turns(
 
 
 def test_accumulated_batches_train_like_whole_ones(finished: Finished, images: Images) -> None:
-    # The same 16 images at each step; without ActNorm, which starts from the first batch that it sees.
+    # The same 16 images at each step, and no ActNorm, which starts from the statistics of its first batch.
     settings = {"norm": "none", "validation": 0}
     whole, halves = (finished(**settings, batch_size=16 // n, accumulate=n) for n in (1, 2))
     x = (images.pixels[:50].float() + 0.5) / 256
@@ -236,7 +236,7 @@ def test_the_csv_log_grows_while_the_run_goes_on(
 
     monkeypatch.setattr(StageTrainer, "train_step", look)
     train(tiny(), images, tmp_path, stages=["f0"], accelerator="cpu")
-    # A header and a row every two steps, and from step 6 on one of the validation.
+    # A header and a row every two steps, and from step 6 on a row of the validation.
     assert lines == [0, 0, 2, 2, 3, 3, 5, 5, 6, 6, 7, 7]
 
 
