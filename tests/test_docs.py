@@ -47,7 +47,7 @@ def test_links_resolve(page: Path) -> None:
 @every_page
 def test_paths_of_the_repository_exist(page: Path) -> None:
     paths = re.findall(
-        r"\b(?:tests|benchmarks|docs|pnf|kernels|csrc)(?:/\w+)+\.(?:py|md|h|cpp|cu|sh)\b", page.read_text()
+        r"\b(?:tests|benchmarks|docs|pnf|kernels|csrc|tools)(?:/\w+)+\.(?:py|md|h|cpp|cu|sh)\b", page.read_text()
     )
     assert not {path for path in paths if not (ROOT / path).is_file()}
 
