@@ -153,7 +153,9 @@ def test_autocast_leaves_dtypes_alone(device: str) -> None:
 X, C, LOG_DET = torch.zeros(2, 4, 3, 3), torch.zeros(4), torch.zeros(2)
 MISTAKES = [
     ((X.int(), C, C, LOG_DET), TypeError, "x must be a floating Tensor, got torch.int32"),
+    ((X, 1.0, C, LOG_DET), TypeError, "shift must be a floating Tensor, got float"),
     ((X, C, None, LOG_DET), TypeError, "log_scale must be a floating Tensor, got NoneType"),
+    ((X, C, C, LOG_DET.long()), TypeError, "log_det must be a floating Tensor, got torch.int64"),
     ((LOG_DET, C, C, LOG_DET), ValueError, "x must be [B, C, ...], got [2]"),
     ((X, C[:1], C, LOG_DET), ValueError, "shift must be [4], got [1]"),
     ((X, C, C.view(4, 1), LOG_DET), ValueError, "log_scale must be [4], got [4, 1]"),

@@ -157,7 +157,9 @@ ERRORS: list[tuple[Callable[[Any], Any], type[Exception], str]] = [
         ValueError,
         "haar_split: x must have an even size along dim 1, got [2, 3, 6]",
     ),
+    (lambda f: f.haar_split(X.sum(), 0), ValueError, "haar_split: x must have an even size along dim 0, got []"),
     (lambda f: f.haar_split(X, 3), ValueError, "haar_split: x must have an even size along dim 3, got [2, 4, 6]"),
+    (lambda f: f.haar_merge(X.int(), X, 1), TypeError, "haar_merge: s must be a floating Tensor, got torch.int32"),
     (lambda f: f.haar_merge(X, X.long(), 1), TypeError, "haar_merge: d must be a floating Tensor, got torch.int64"),
     (
         lambda f: f.haar_merge(X, X.double(), 1),
@@ -169,11 +171,33 @@ ERRORS: list[tuple[Callable[[Any], Any], type[Exception], str]] = [
         ValueError,
         "haar_merge: d must have the shape of s, [2, 4, 6], got [1, 4, 6]",
     ),
+    (lambda f: f.haar_merge(X.sum(), X.sum(), 0), ValueError, "haar_merge: s must have a dim 0, got []"),
     (lambda f: f.haar_merge(X, X, -4), ValueError, "haar_merge: s must have a dim -4, got [2, 4, 6]"),
     (
         lambda f: f.haar_pyramid(X, 1, "z"),
         ValueError,
         'haar_pyramid: axes must be "x", "y", "xy" or "yx", got \'z\'',
+    ),
+    (lambda f: f.haar_pyramid(X.int(), 1), TypeError, "haar_pyramid: x must be a floating Tensor, got torch.int32"),
+    (
+        lambda f: f.haar_pyramid(X[0, 0], 1, "xy"),
+        ValueError,
+        "haar_pyramid: x must have a multiple of 2 along dim -2, got [6]",
+    ),
+    (
+        lambda f: f.haar_pyramid_inverse(X, [X], ""),
+        ValueError,
+        'haar_pyramid_inverse: axes must be "x", "y", "xy" or "yx", got \'\'',
+    ),
+    (
+        lambda f: f.haar_pyramid_inverse(X, [X.int()]),
+        TypeError,
+        "haar_pyramid_inverse: details[0] must be a floating Tensor, got torch.int32",
+    ),
+    (
+        lambda f: f.haar_pyramid_inverse(X.int(), []),
+        TypeError,
+        "haar_pyramid_inverse: base must be a floating Tensor, got torch.int32",
     ),
     (lambda f: f.haar_pyramid(X, -1), ValueError, "haar_pyramid: levels must be at least 0, got -1"),
     (

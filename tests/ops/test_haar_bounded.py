@@ -285,6 +285,21 @@ MISTAKES = [
         "haar_bounded_split: dim must be a spatial axis of [B, C, ...], got dim 0 of [2, 3, 4, 4]",
     ),
     (
+        lambda f: f.haar_bounded_split(X, G[:2], -1),
+        ValueError,
+        "haar_bounded_split: gamma must be [3], one for each channel, got [2]",
+    ),
+    (
+        lambda f: f.haar_bounded_merge(X.int(), X, G, -1),
+        TypeError,
+        "haar_bounded_merge: s must be a floating Tensor, got torch.int32",
+    ),
+    (
+        lambda f: f.haar_bounded_merge(X, X, G, 7),
+        ValueError,
+        "haar_bounded_merge: s must have a dim 7, got [2, 3, 4, 4]",
+    ),
+    (
         lambda f: f.haar_bounded_merge(X, X, G, -3),
         ValueError,
         "haar_bounded_merge: dim must be a spatial axis of [B, C, ...], got dim -3 of [2, 3, 4, 4]",

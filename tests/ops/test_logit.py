@@ -130,6 +130,7 @@ def test_comes_back(implementation: Implementation, dtype: torch.dtype) -> None:
         (torch.zeros(2, dtype=torch.long), 0.1, TypeError, "the input must be a floating Tensor, got torch.int64"),
         (torch.zeros(()), 0.1, ValueError, "the input must be [B, ...], got []"),
         (torch.zeros(2), 0.5, ValueError, "alpha must be in [0, 0.5), got 0.5"),
+        (torch.zeros(2), -0.1, ValueError, "alpha must be in [0, 0.5), got -0.1"),
         (torch.zeros(2), math.nan, ValueError, "alpha must be in [0, 0.5), got nan"),
     ],
 )

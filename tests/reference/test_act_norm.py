@@ -59,23 +59,3 @@ def test_x_in_low_precision_leaves_parameters_and_log_det_in_float32(
     assert (y.dtype, total.dtype) == (torch.bfloat16, torch.float32)
     assert torch.equal(y, want.bfloat16())
     assert torch.equal(total, want_total)
-
-
-X, C, LOG_DET = torch.zeros(2, 4, 3, 3), torch.zeros(4), torch.zeros(2)
-ERRORS = [
-    ((X.int(), C, C, LOG_DET), TypeError, "x must be a floating Tensor, got torch.int32"),
-    ((X, None, C, LOG_DET), TypeError, "shift must be a floating Tensor, got NoneType"),
-    ((X, C, 1.0, LOG_DET), TypeError, "log_scale must be a floating Tensor, got float"),
-    ((X, C, C, LOG_DET.long()), TypeError, "log_det must be a floating Tensor, got torch.int64"),
-    ((LOG_DET, C, C, LOG_DET), ValueError, r"x must be \[B, C, ...\], got \[2\]"),
-    ((X, C[:1], C, LOG_DET), ValueError, r"shift must be \[4\], got \[1\]"),
-    ((X, C, C.view(4, 1), LOG_DET), ValueError, r"log_scale must be \[4\], got \[4, 1\]"),
-    ((X, C, C, LOG_DET[:1]), ValueError, r"log_det must be \[2\], got \[1\]"),
-]
-
-
-@pytest.mark.parametrize("op", [act_norm, act_norm_inverse])
-@pytest.mark.parametrize(("arguments", "error", "text"), ERRORS, ids=[text[:40] for *_, text in ERRORS])
-def test_errors(op: Callable[..., object], arguments: tuple, error: type[Exception], text: str) -> None:
-    with pytest.raises(error, match=f"{op.__name__}: {text}"):
-        op(*arguments)

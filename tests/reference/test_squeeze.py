@@ -47,27 +47,3 @@ def test_both_ways_round_for_any_size(size: tuple[int, int, int, int], order: st
     x, y = torch.rand(b, c, 2 * h, 2 * w), torch.rand(b, 4 * c, h, w)
     assert torch.equal(squeeze_inverse(squeeze(x, order), order), x)
     assert torch.equal(squeeze(squeeze_inverse(y, order), order), y)
-
-
-X = torch.rand(2, 4, 4, 4)
-ERRORS = [
-    (lambda: squeeze(1.0), TypeError, "squeeze: the input must be a Tensor, got float"),
-    (lambda: squeeze(X, "rows"), ValueError, 'squeeze: order must be "plain" or "factor", got \'rows\''),
-    (lambda: squeeze(X[0]), ValueError, r"squeeze: the input must be \[B, C, H, W\], got \[4, 4, 4\]"),
-    (lambda: squeeze(X[..., 1:]), ValueError, r"squeeze: x must have an even height and width, got \[2, 4, 4, 3\]"),
-    (lambda: squeeze(X[..., 1:, :]), ValueError, r"squeeze: x must have an even height and width, got \[2, 4, 3, 4\]"),
-    (lambda: squeeze_inverse(None), TypeError, "squeeze_inverse: the input must be a Tensor, got NoneType"),
-    (lambda: squeeze_inverse(X, ""), ValueError, 'squeeze_inverse: order must be "plain" or "factor", got \'\''),
-    (lambda: squeeze_inverse(X[0]), ValueError, r"squeeze_inverse: the input must be \[B, C, H, W\], got \[4, 4, 4\]"),
-    (
-        lambda: squeeze_inverse(X[:, 1:]),
-        ValueError,
-        r"squeeze_inverse: y must have a multiple of 4 channels, got \[2, 3, 4, 4\]",
-    ),
-]
-
-
-@pytest.mark.parametrize(("call", "error", "text"), ERRORS, ids=[text[:50] for *_, text in ERRORS])
-def test_errors(call: Callable[[], object], error: type[Exception], text: str) -> None:
-    with pytest.raises(error, match=text):
-        call()
