@@ -1,4 +1,4 @@
-"""The flows, written once against an op table; :mod:`pnf.reference` binds them to the reference ops."""
+"""The flows, written once against an op table. :mod:`pnf.reference` and :mod:`pnf.fast` bind them to ops."""
 
 from pnf.flows.couplings import scale_parameters as scale_parameters
 from pnf.flows.op_table import OpTable as OpTable

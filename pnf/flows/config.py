@@ -26,7 +26,7 @@ R = TypeVar("R")
 def setting(default: Any, description: str, **bounds: Any) -> Any:
     """A field of a settings class: its default, its help, and its bounds in pydantic's terms.
 
-    The flows check lower bounds; upper ones hold for settings files and the command line, which are untrusted.
+    Flows check the lower bounds. Upper bounds hold for settings files and the command line, which are untrusted.
     """
     return field(default=default, metadata={"description": description, **bounds})
 
@@ -54,10 +54,10 @@ class ProgressiveSettings(FlowSettings, total=False):
 
 @dataclass(frozen=True, kw_only=True)
 class FlowConfig:
-    """The checked settings of a :class:`RealNVP`, which explains them, with the sizes that were left open filled in.
+    """The checked settings of a :class:`RealNVP`, which documents them, with defaults for sizes that are None.
 
     Raises:
-        TypeError, ValueError: a setting that no flow can have.
+        TypeError, ValueError: a setting is invalid.
     """
 
     flow: ClassVar[str] = "RealNVP"
@@ -97,10 +97,10 @@ class FlowConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ProgressiveConfig(FlowConfig):
-    """The checked settings of a :class:`ProgressiveFlow`, which explains them.
+    """The checked settings of a :class:`ProgressiveFlow`, which documents them.
 
     Raises:
-        TypeError, ValueError: a setting that no flow can have.
+        TypeError, ValueError: a setting is invalid.
     """
 
     flow: ClassVar[str] = "ProgressiveFlow"
@@ -127,7 +127,7 @@ def progressive_settings(config: ProgressiveConfig) -> ProgressiveSettings:
 
 
 def shows_settings(config: type[FlowConfig]) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """A decorator for a function that takes settings as ``**settings``: ``help`` lists them, with their defaults."""
+    """Decorate a function of ``**settings`` so that ``help`` lists them with their defaults."""
 
     def show(function: Callable[P, R]) -> Callable[P, R]:
         own = [p for p in inspect.signature(function).parameters.values() if p.kind is not p.VAR_KEYWORD]

@@ -14,7 +14,7 @@ from pnf.flows.op_table import OpTable
 from pnf.flows.transforms import transformed
 
 INJECTOR_SCALE = 2.0
-"""Where the bound of an injector's log-scale starts: details near an edge are ten times those of a plain surface."""
+"""The initial bound of an injector's log-scale. Details near an edge are ten times those of a plain surface."""
 
 
 class FlowNorm(nn.Module):
@@ -24,21 +24,21 @@ class FlowNorm(nn.Module):
     def inverse(
         self, y: Tensor, log_det: Tensor, statistics: tuple[Tensor, ...] | None = None
     ) -> tuple[Tensor, Tensor]:
-        """The inverse of ``forward``, with its statistics or those of evaluation."""
+        """Invert ``forward``, with its statistics or those of evaluation."""
 
     @abstractmethod
     def statistics(self, x: Tensor) -> tuple[Tensor, ...]:
-        """What ``forward`` normalises x by."""
+        """The statistics by which ``forward`` normalises x."""
 
 
 class ActNorm(FlowNorm):
-    """``y = (x + shift) * exp(log_scale)`` for each channel, set by the first training batch to mean 0 and variance 1.
+    """ActNorm, ``y = (x + shift) * exp(log_scale)``, which gives its first training batch mean 0 and variance 1.
 
-    A batch of few entries for each channel says little about their deviation, which is taken to be at least
-    ``2**(1 - n)`` for n entries: 1/2 for two, and no bound for the batches that one trains with.
+    A batch with few entries n for each channel says little about their deviation. So the deviation is at least
+    ``2**(1 - n)``: 1/2 for two entries, and no limit for batches of usual size.
 
-    Inside the forward of ``DistributedDataParallel`` the batches of all processes count as one, so that all start
-    alike.
+    Inside the forward of ``DistributedDataParallel`` the batches of all processes count as one, so that all processes
+    start alike.
 
     Source: Kingma and Dhariwal, "Glow" (2018), section 3.1.
 
@@ -55,8 +55,8 @@ class ActNorm(FlowNorm):
         self.shift = nn.Parameter(torch.zeros(channels))
         self.log_scale = nn.Parameter(torch.zeros(channels))
         self.register_buffer("initialized", torch.zeros((), dtype=torch.bool))
-        # The buffer that is known to be true: to read it in each step would wait for the device. It is the buffer
-        # itself, and no flag, since torch.func.functional_call puts other states in the place of the module's own.
+        # The buffer, once known to be true, since a read in each step would wait for the device. A flag would not do:
+        # torch.func.functional_call replaces the module's state.
         self._known: Tensor | None = None
 
     def statistics(self, x: Tensor) -> tuple[Tensor, ...]:  # noqa: ARG002
@@ -82,7 +82,7 @@ class ActNorm(FlowNorm):
 
     @torch.no_grad()
     def _initialize(self, x: Tensor) -> None:
-        """Set the parameters of a state that has not been set, and leave others as they are."""
+        """Set the parameters unless they are set already."""
         if getattr(self, "_is_replica", False):
             raise RuntimeError(
                 "ActNorm: torch.nn.DataParallel would forget what the first batch sets; call the flow once on a batch "
@@ -92,10 +92,10 @@ class ActNorm(FlowNorm):
             n, mean, var = _joined(*_moments(x))
             if n == 0:
                 return
-            # A channel that does not vary says nothing about its scale.
+            # A constant channel has no scale.
             log_scale = -0.5 * torch.where(var > 1e-12, var.clamp(min=4.0 ** (1 - n)), 1).log()
             try:
-                # torch.vmap shows no flag of the states that it stacks: some may be set, and others not.
+                # torch.vmap hides the flags of the states that it stacks. Some may be set, and others not.
                 self.shift.copy_(torch.where(self.initialized, self.shift, -mean))
                 self.log_scale.copy_(torch.where(self.initialized, self.log_scale, log_scale))
                 self.initialized.fill_(True)
@@ -110,7 +110,7 @@ class ActNorm(FlowNorm):
             self._known = self.initialized
 
     def _is_set(self) -> bool:
-        """Whether the state in use has been set, as far as its flag can be read."""
+        """Whether the current state has been set, if its flag can be read."""
         try:
             return not torch.compiler.is_compiling() and bool(self.initialized)
         except RuntimeError:
@@ -122,7 +122,7 @@ class ActNorm(FlowNorm):
 
 
 def _moments(x: Tensor) -> tuple[int, Tensor, Tensor]:
-    """Entries of each channel, their mean and their biased variance."""
+    """The number of entries of each channel, their mean and their biased variance."""
     if x.numel() == 0:
         zeros = x.new_zeros(x.shape[1])
         return 0, zeros, zeros
@@ -131,9 +131,9 @@ def _moments(x: Tensor) -> tuple[int, Tensor, Tensor]:
 
 
 def _joined(n: int, mean: Tensor, var: Tensor) -> tuple[int, Tensor, Tensor]:
-    """Such moments over all processes, inside the forward of ``DistributedDataParallel``; elsewhere they are as given.
+    """Combine moments over all processes inside the forward of ``DistributedDataParallel``.
 
-    Outside of it nothing says that the other processes are here, too, and to wait for them could take for ever.
+    Outside it they are returned unchanged, since the other processes may not be here, and waiting could take for ever.
     """
     wrapper: Any = DistributedDataParallel._get_active_ddp_module()
     if wrapper is None or distributed.get_world_size(wrapper.process_group) == 1:
@@ -157,8 +157,8 @@ def _joined(n: int, mean: Tensor, var: Tensor) -> tuple[int, Tensor, Tensor]:
 class BatchNormFlow(FlowNorm):
     """Batch normalisation as an invertible layer: ``y = (x - mean) / sqrt(var + eps)`` for each channel.
 
-    Statistics of the batch in training (biased variance), running statistics (decay 0.1) in evaluation and in the
-    inverse. The log-determinant is ``-log(var + eps) / 2`` for each entry.
+    Training uses the batch's statistics (biased variance). Evaluation and the inverse use running statistics (decay
+    0.1). The log-determinant is ``-log(var + eps) / 2`` for each entry.
 
     Source: Dinh, Sohl-Dickstein and Bengio, "Density estimation using Real NVP" (2016), section 3.7 and appendix E.
 
@@ -205,17 +205,17 @@ class BatchNormFlow(FlowNorm):
 
 
 def make_norm(norm: str, channels: int, ops: OpTable) -> FlowNorm | None:
-    """The normalisation layer of that name: ``"act"``, ``"batch"`` or ``"none"``."""
+    """Make the normalisation layer of a name: ``"act"``, ``"batch"`` or ``"none"``."""
     if norm == "none":
         return None
     return ActNorm(channels, ops) if norm == "act" else BatchNormFlow(channels)
 
 
 class Coupling(nn.Module):
-    """What convolutional and dense couplings share: the bound of the log-scale and the precision of the network.
+    """The base of couplings, with the bound of the log-scale and the precision of the network.
 
     Args:
-        transformed: channels that are transformed.
+        transformed: number of transformed channels.
         norm: normalisation of the transformed channels after the coupling, ``"act"``, ``"batch"`` or ``"none"``.
         ops: the op table.
     """
@@ -228,7 +228,7 @@ class Coupling(nn.Module):
         self.network_dtype: torch.dtype | None = None
 
     def precision(self, x: Tensor) -> AbstractContextManager[object]:
-        """The context in which the network runs: low precision inside it is opt-in, and ends with it."""
+        """The autocast context of the network. Low precision is opt-in and ends with it."""
         if self.network_dtype is None:
             return nullcontext()
         return torch.autocast(x.device.type, dtype=self.network_dtype)
@@ -240,10 +240,10 @@ class ConvCoupling(Coupling):
     Args:
         channels: C.
         condition: channels of the condition, 0 for none.
-        mask, parity: which half is kept.
-        hidden, blocks, kernel: of the network.
-        norm: see :class:`Coupling`; with ``"batch"`` the network has batch normalisation too.
-        network_class: the network, as it is to be run.
+        mask, parity: the half to keep.
+        hidden, blocks, kernel: see :class:`ResidualNetwork`.
+        norm: see :class:`Coupling`. With ``"batch"`` the network has batch normalisation too.
+        network_class: the class of the network.
         ops: the op table.
     """
 
@@ -282,17 +282,17 @@ class ConvCoupling(Coupling):
         return y, log_det
 
     def inverse(self, y: Tensor, log_det: Tensor, condition: Tensor | None) -> tuple[Tensor, Tensor]:
-        # What is kept of y is what was kept of x.
+        # y and x have the same kept half.
         return self.undo(y, self.raw(y, condition), log_det)
 
     def raw(self, x: Tensor, condition: Tensor | None) -> Tensor:
-        """What the network makes of what is kept of x."""
+        """The network's output for the kept half of x."""
         with self.precision(x):
             raw: Tensor = self.network(x, condition)
             return raw
 
     def transform(self, x: Tensor, raw: Tensor, log_det: Tensor) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
-        """``y, log_det``, and the statistics by which y was normalised."""
+        """Return ``y, log_det``, and the statistics that normalised y."""
         y, log_det = self.ops.affine_coupling(x, raw, self.scale, log_det, self.mask, self.parity)
         if self.norm is None:
             return y, log_det, ()
@@ -304,7 +304,7 @@ class ConvCoupling(Coupling):
     def undo(
         self, y: Tensor, raw: Tensor, log_det: Tensor, statistics: tuple[Tensor, ...] | None = None
     ) -> tuple[Tensor, Tensor]:
-        """The inverse of ``transform``, with its statistics or those of evaluation."""
+        """Invert ``transform``, with its statistics or those of evaluation."""
         if self.norm is not None:
             kept, rest = self.ops.mask_pack(y, self.mask, self.parity)
             rest, log_det = self.norm.inverse(rest, log_det, statistics)
@@ -316,12 +316,12 @@ class DenseCoupling(Coupling):
     """An affine coupling of one half of a vector given the other half and a condition.
 
     Args:
-        kept: features of the half that is kept; may be 0.
-        transformed: features of the half that is transformed.
+        kept: features of the kept half; may be 0.
+        transformed: features of the transformed half.
         condition: features of the condition, 0 for none.
-        hidden, layers: of the network.
+        hidden, layers: see :class:`DenseNetwork`.
         norm: see :class:`Coupling`.
-        network_class: the network, as it is to be run.
+        network_class: the class of the network.
         ops: the op table.
     """
 
@@ -356,16 +356,15 @@ class DenseCoupling(Coupling):
 
 
 class Injector(Coupling):
-    """An affine map of all of x whose log-scale and shift a network makes of the condition alone.
+    """An affine map of all of x. A network of the condition gives its log-scale and shift.
 
-    What the condition tells of where x is, and how much it varies there, is taken out at once, so that the couplings
-    are left with what it does not tell.
+    It removes at once the mean and the scale of x that the condition predicts, and leaves the rest to the couplings.
 
     Source: Lugmayr et al., "SRFlow" (2020), section 3.3.
 
     Args:
-        channels: of x.
-        network: makes ``2 * channels`` channels of the condition.
+        channels: channels of x.
+        network: maps the condition to ``2 * channels`` channels.
         ops: the op table.
     """
 

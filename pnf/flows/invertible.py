@@ -1,4 +1,4 @@
-"""Backpropagation through couplings that keeps their last result only, and computes the others from it.
+"""Backpropagation through couplings that recomputes their inputs from their outputs.
 
 Source: Gomez et al., "The reversible residual network: backpropagation without storing activations" (2017).
 """
@@ -16,19 +16,19 @@ from torch.nn.modules.dropout import _DropoutNd
 from pnf.flows.couplings import BatchNormFlow, ConvCoupling
 
 KEPT = 4
-"""The input of every fourth coupling is kept."""
+"""Keep the input of every KEPT-th coupling as a checkpoint."""
 
 
 def couple(
     couplings: Sequence[ConvCoupling], x: Tensor, log_det: Tensor, condition: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """The couplings one after the other, ``x, log_det -> y, log_det``, with memory for the activations of one of them.
+    """Run couplings in order, ``x, log_det -> y, log_det``, with memory for the activations of one of them.
 
-    The backward computes the input of a coupling from its output: what is kept is there, so that the network runs once
-    more, as it did, and the affine map and the normalisation, by the statistics of its batch, are undone. That rounds,
-    so that every fourth input is kept, and gradients differ from those of plain backpropagation by rounding errors of
-    three couplings. Running statistics are updated once. Modes that have changed since the forward are put back for the
-    backward, and parameters that have changed are an error.
+    The backward computes the input of a coupling from its output. The output holds the kept half, so the network can
+    run again, and its result inverts the affine map and the normalisation by the statistics of the batch. This adds
+    rounding errors. So every fourth input is kept, and gradients differ from plain ones by the errors of three
+    couplings. Running statistics are updated once. The backward restores the modes of the forward. It raises if
+    parameters have changed since.
     """
     parameters = [p for coupling in couplings for p in coupling.parameters()]
     y, log_det = _Couple.apply(couplings, x, log_det, condition, *parameters)
@@ -55,8 +55,8 @@ class _Couple(torch.autograd.Function):
             x, log_det, statistics = coupling.transform(x, coupling.raw(x, condition), log_det)
             ctx.statistics.append(statistics)
         ctx.couplings = couplings
-        # The backward reads parameters and constant buffers again: they are saved, so that autograd raises if one was
-        # changed in place, and kept, to be told from others in their place.
+        # The backward reads parameters and constant buffers again. They are saved, so that autograd raises if one was
+        # changed in place. They are also kept, to notice others in their place.
         ctx.inputs, ctx.read = len(kept), [*parameters, *_constants(couplings)]
         ctx.save_for_backward(x, condition, *kept, *ctx.read)
         return x, log_det
@@ -102,37 +102,37 @@ class _Couple(torch.autograd.Function):
 
 
 def _constants(couplings: Sequence[ConvCoupling]) -> list[Tensor]:
-    """The buffers of modules in evaluation, which computations read: running statistics."""
+    """The buffers that modules in evaluation read: running statistics."""
     modules = [m for coupling in couplings for m in coupling.modules() if not m.training]
     return [buffer for module in modules for buffer in module.buffers(recurse=False)]
 
 
 class _Settings:
-    """What the results of couplings depend on beside tensors: modes, precision, and the random numbers of dropout."""
+    """The state, besides tensors, on which the results of couplings depend: modes, precision, random generators."""
 
     def __init__(self, couplings: Sequence[ConvCoupling], device: torch.device) -> None:
         self.couplings, self.device = couplings, device
         self.modules = [module for coupling in couplings for module in coupling.modules()]
         self.modes = [module.training for module in self.modules]
         self.dtypes = [coupling.network_dtype for coupling in couplings]
-        # A network that trains in low precision has a context of its own, which begins and ends with it.
+        # A network in low precision has its own autocast context, which begins and ends with it.
         self.autocast = torch.is_autocast_enabled(device.type), torch.get_autocast_dtype(device.type)
         self.draws = any(isinstance(module, _DropoutNd) and module.training for module in self.modules)
         self.generators: list[list[Tensor]] = []
 
     def begin(self) -> None:
-        """A coupling begins in the forward."""
+        """Record the state at the start of a coupling in the forward."""
         if self.draws:
             self.generators.append(_generators(self.device))
 
     def begin_again(self, i: int) -> None:
-        """Coupling i begins in the backward."""
+        """Restore the state at the start of coupling i for the backward."""
         if self.draws:
             _set_generators(self.device, self.generators[i])
 
     @contextmanager
     def restored(self) -> Iterator[None]:
-        """All as it was in the forward, except that running statistics stay as they are."""
+        """Restore the state of the forward, but do not update running statistics again."""
         modes = [module.training for module in self.modules]
         dtypes = [coupling.network_dtype for coupling in self.couplings]
         generators = _generators(self.device) if self.draws else []
@@ -165,7 +165,7 @@ class _Settings:
 
 
 def _generators(device: torch.device) -> list[Tensor]:
-    """The states of the generators that layers on the device draw from."""
+    """The states of the random generators of layers on the device."""
     states = [torch.get_rng_state()]
     return [*states, torch.cuda.get_rng_state(device)] if device.type == "cuda" else states
 

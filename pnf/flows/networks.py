@@ -1,7 +1,7 @@
 """The conditioner networks of the couplings: a residual convolutional network and a multilayer perceptron.
 
 Source: Dinh, Sohl-Dickstein and Bengio, "Density estimation using Real NVP" (2016), section 3.6 and appendix A, and
-the authors' published code; the paper's dense couplings are three linear layers with ReLU.
+the authors' published code. The PNF paper's dense couplings are three linear layers with ReLU.
 """
 
 import math
@@ -14,7 +14,7 @@ from torch.nn.functional import conv2d, relu
 from pnf.flows.op_table import OpTable
 
 NETWORK_EPS = 1e-4
-"""Added to variances by every batch normalisation."""
+"""The number that every batch normalisation adds to variances."""
 
 MOMENTUM = 0.1
 """The weight of a batch in running statistics."""
@@ -23,8 +23,8 @@ MOMENTUM = 0.1
 class WeightNormConv2d(nn.Module):
     """A convolution whose weight has a direction and, if learnable, a magnitude for each output channel.
 
-    ``weight = magnitude * direction / ||direction||``, the norm over all but the output channels; the magnitude is 1
-    unless ``magnitude=True``. Zero padding keeps the size.
+    ``weight = magnitude * direction / ||direction||``, with the norm over all but the output channels. The magnitude is
+    1 unless ``magnitude=True``. Zero padding keeps the size.
     """
 
     def __init__(self, inputs: int, outputs: int, size: tuple[int, int], *, magnitude: bool, gain: float = 1.0) -> None:
@@ -55,15 +55,15 @@ class InputNorm(nn.Module):
         self.offset = nn.Parameter(torch.zeros(channels, 1, 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        # Of a single image, channels last, the batch can have any stride, and with another than its usual one the
-        # gradient of PyTorch's batch normalisation is wrong in evaluation (on a CPU, seen in torch 2.13).
+        # The batch of a single image with channels last can have any stride. With an unusual one, the gradient of
+        # PyTorch's batch normalisation is wrong in evaluation (on a CPU, seen in torch 2.13).
         if x.shape[0] == 1:
             x = x.flatten().view(x.shape)
         return self.norm(x) + self.offset
 
 
 class Block(nn.Module):
-    """Pre-activation residual block: ``h + conv(relu(bn(conv(relu(bn(h))))))``."""
+    """A pre-activation residual block: ``h + conv(relu(bn(conv(relu(bn(h))))))``."""
 
     def __init__(self, hidden: int, size: tuple[int, int], batch_norm: bool) -> None:
         super().__init__()
@@ -79,20 +79,20 @@ class Block(nn.Module):
 class ResidualNetwork(nn.Module):
     """The network of a convolutional coupling.
 
-    What the mask keeps of x (zero where a checkerboard drops it) becomes ``relu([bn(x), -bn(x), board])``, beside the
-    condition; a 3x3 convolution, residual blocks with 1x1 skip convolutions into one output, then BN, ReLU and a 1x1
-    convolution.
+    Its input is ``relu([bn(x), -bn(x), board])`` and the condition, where x is the kept half (zero where a checkerboard
+    drops it). Then follow a 3x3 convolution, residual blocks whose 1x1 skip convolutions add up to one output, and
+    batch normalisation, ReLU and a 1x1 convolution.
 
     Args:
-        channels: of x.
+        channels: channels of x.
         outputs: channels of the result.
         condition: channels of the condition, 0 for none.
-        mask, parity: which half of x is kept. A checkerboard is shown to the network; half of the pixels under it are
+        mask, parity: the half of x to keep. A checkerboard is an input of the network. It makes half of the pixels
             zero, so with batch normalisation they are scaled by 2.
-        hidden: width.
-        blocks: residual blocks.
+        hidden: width of the network.
+        blocks: number of residual blocks.
         kernel: size of the "3x3" convolutions, ``(1, 3)`` for signals of height 1.
-        batch_norm: with batch normalisation, or with weight normalisation alone.
+        batch_norm: whether to use batch normalisation, or only weight normalisation.
         ops: the op table.
     """
 
@@ -148,7 +148,7 @@ class ResidualNetwork(nn.Module):
 
 
 class ConvNetwork(nn.Sequential):
-    """Convolutions with ReLU between them; the last one starts at 0.
+    """Convolutions with ReLU between them. The last one starts at 0.
 
     Args:
         inputs: channels of the image.
@@ -169,7 +169,7 @@ class DenseNetwork(nn.Sequential):
     """The network of a dense coupling: ``layers`` hidden linear layers with ReLU, then a linear layer that starts at 0.
 
     Args:
-        inputs: features of the kept half beside the condition; may be 0.
+        inputs: features of the kept half and the condition; may be 0.
         outputs: features of the result.
         hidden: width of the hidden layers.
         layers: number of hidden layers.
@@ -184,7 +184,7 @@ class DenseNetwork(nn.Sequential):
 
 
 class Linear(nn.Linear):
-    """A linear layer with weights from ``gain * U(-b, b)``, ``b = sqrt(3 / inputs)``, and no bias at first."""
+    """A linear layer with initial weights from ``gain * U(-b, b)``, ``b = sqrt(3 / inputs)``, and zero bias."""
 
     def __init__(self, inputs: int, outputs: int, gain: float) -> None:
         self.gain = gain
@@ -195,7 +195,7 @@ class Linear(nn.Linear):
 
 
 class Conv2d(nn.Conv2d):
-    """A convolution that keeps the size of the image, and starts as :class:`Linear` does."""
+    """A convolution that keeps the size of the image, initialised like :class:`Linear`."""
 
     def __init__(self, inputs: int, outputs: int, kernel: tuple[int, int], gain: float) -> None:
         self.gain = gain

@@ -1,4 +1,4 @@
-"""The ops that a flow is made of, handed to it by whoever binds it."""
+"""The table of ops that a flow calls. The module that binds the flow provides it."""
 
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
@@ -57,11 +57,7 @@ class _Logit(Protocol):
 
 
 def check_bound(flow: object) -> None:
-    """Raise unless the class of the flow has its ops.
-
-    Raises:
-        TypeError: it has none: it is one of :mod:`pnf.flows`, to be bound by a subclass.
-    """
+    """Raise TypeError unless the class of the flow has its ops. The classes of :mod:`pnf.flows` have none."""
     kind = type(flow)
     if not hasattr(kind, "ops"):
         name = kind.__name__
@@ -69,7 +65,7 @@ def check_bound(flow: object) -> None:
 
 
 class OpTable(NamedTuple):
-    """One implementation of every op that the flows use; module-level functions, so that models can be pickled."""
+    """One implementation of every op that flows use, as module-level functions, so that models can be pickled."""
 
     haar_split: _HaarSplit
     haar_merge: _HaarMerge

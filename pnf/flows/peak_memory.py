@@ -1,4 +1,4 @@
-"""How much memory a computation takes, told without doing it, and batches that keep within it."""
+"""Prediction of a computation's peak memory without running it, and batches that keep within a bound."""
 
 import weakref
 from collections.abc import Callable, Sequence
@@ -12,11 +12,10 @@ from torch.utils._pytree import tree_map_only
 
 
 def peak_memory(function: Callable[[], object]) -> int:
-    """The most bytes of tensors that ``function`` holds at once, beside those that were there before.
+    """The peak of the bytes of new tensors that ``function`` holds at once.
 
-    It runs on tensors that have shapes and no memory, so that its time depends on the number of operators alone, about
-    a millisecond for each. What it makes it must make itself; tensors from outside, such as the parameters of a flow,
-    are left alone. What operators need inside themselves is not counted.
+    It runs on tensors with shapes and without memory, so its time depends only on the number of operators, about a
+    millisecond for each. Existing tensors, such as the parameters of a flow, and memory inside operators do not count.
     """
     with FakeTensorMode(allow_non_fake_inputs=True), _Live() as live:
         function()
@@ -27,7 +26,7 @@ def peak_memory(function: Callable[[], object]) -> int:
 def in_batches(
     owner: str, function: Callable[..., Tensor], tensors: Sequence[Tensor], max_memory: int | None
 ) -> Tensor:
-    """``function(*tensors)``, computed in as few batches along dim 0 as keep within so many bytes.
+    """Compute ``function(*tensors)`` in the fewest batches along dim 0 that keep within ``max_memory`` bytes.
 
     Raises:
         ValueError: one example takes more.
@@ -51,7 +50,7 @@ def in_batches(
             f"{owner}: one example takes {_mebibytes(least)}, and max_memory leaves {_mebibytes(left)} beside the "
             f"{_mebibytes(n * result)} of the result"
         )
-    # The peak is convex in the size of the batch, the largest of several that grow in proportion to it.
+    # The peak is a maximum of linear functions of the batch size, and so convex.
     size = n if most <= left + n * result else 1 + (left - least) * (n - 1) // max(most - least, 1)
     out: Tensor | None = None
     for start in range(0, n, size):
@@ -69,7 +68,7 @@ def _mebibytes(size: int) -> str:
 
 
 class _Live(TorchDispatchMode):
-    """Adds up the storages of results for as long as they live."""
+    """Adds up the bytes of results during their lifetimes."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -77,7 +76,7 @@ class _Live(TorchDispatchMode):
         self.known: set[int] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        # What an operator writes into, or makes a view of, was there before.
+        # Arguments existed before, so results that are views of them, or written into them, do not count.
         tree_map_only(Tensor, self._know, (args, kwargs))
         return tree_map_only(Tensor, self._count, func(*args, **(kwargs or {})))
 
@@ -85,7 +84,7 @@ class _Live(TorchDispatchMode):
         storage = x.untyped_storage()
         if storage._cdata not in self.known:
             self.known.add(storage._cdata)
-            # Another storage can get its address afterwards, and counts.
+            # Later, another storage can get the same address. It counts.
             weakref.finalize(storage, self.known.discard, storage._cdata)
         return x
 

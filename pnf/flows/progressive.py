@@ -1,4 +1,4 @@
-"""The Progressive Normalizing Flow: a base flow at low resolution, and conditional flows of what each doubling adds.
+"""The Progressive Normalizing Flow: a base flow at low resolution, and a conditional flow for each doubling.
 
 Source: "PNF: Progressive normalizing flows", sections 2 and 3.
 """
@@ -37,48 +37,61 @@ from pnf.flows.shapes import (
 )
 
 GAMMA_START = 0.2
-"""Where gamma starts: between a log-ratio (0), which suits flat backgrounds, and the plain detail (1)."""
+"""The initial gamma, between a log-ratio (0), which suits flat backgrounds, and the plain detail (1)."""
 
 COLOUR_GAMMA_START = 0.99
-"""The same with several channels, which vary together: only near 1 do they do so linearly."""
+"""The initial gamma with several channels. They vary together, and only near 1 linearly."""
 
 GAMMA_RATE = 4.0
-"""How much faster gamma moves than a plain logit would."""
+"""The factor by which gamma moves faster than a plain logit would."""
 
 
 class ProgressiveFlow(Pretrained):
-    """An exact density on [0, 1]^D that grows an image, or a vector, by one axis a stage.
+    """An exact density on [0, 1]^D that upscales an image, or a vector, along one axis at each stage.
 
-    With ``S x = (x0 + x1) / 2`` and ``Δ x = (x0 - x1) / 2`` over neighbours along an axis, and n pairs::
+    With ``S x = (x0 + x1) / 2`` and ``Δ x = (x0 - x1) / 2`` over neighbours along an axis, and n pairs, each stage
+    applies::
 
         log p(x) = log p(S x) + log p(Δ x | S x) - n log 2
 
-    applied once for each stage. Stage 0 is a flow of the coarsest image, stage k > 0 a conditional flow of Δ given S,
-    so stages can be trained apart.
+    Stage 0 is a flow of the coarsest image. Each later stage is a conditional flow of Δ given S, so stages can be
+    trained apart.
 
     Args:
-        shape: of one example: ``(C, H, W)``, ``(C, D)`` or ``(D,)``, with multiples of ``2**levels`` along the axes.
-        levels: how often each axis is halved; an image has ``1 + levels * len(axes)`` stages, a vector
+        shape: the shape of one example, ``(C, H, W)``, ``(C, D)`` or ``(D,)``, with multiples of ``2**levels`` along
+            the axes.
+        levels: the number of times that each axis is halved. An image has ``1 + levels * len(axes)`` stages, a vector
             ``1 + levels``.
         axes: the order in which an image grows at each level, ``"xy"`` (width first, as in the paper), ``"yx"``,
-            ``"x"`` or ``"y"``. Vectors have one axis, and take no notice of it.
-        coupling, hidden, blocks, num_couplings, norm, injector, memory: of the flow of every stage, see
+            ``"x"`` or ``"y"``. Vectors ignore it.
+        coupling, hidden, blocks, num_couplings, norm, injector, memory: the settings of every stage's flow, see
             :class:`RealNVP`.
-        scales: the most that a convolutional stage may have; by default, and where it is too small for so many, as many
-            as leave the last at least 4 pixels high and wide.
-        detail: ``"bounded"`` models ``u = m**gamma atanh(d / m)``, ``m = min(s, 1 - s)``, with gamma learned for each
-            channel, so that every sample is a valid image, and with its channels rotated, which tells brightness from
-            colour; ``"identity"`` models Δ itself, as the paper does.
+        scales: the most scales of a convolutional stage. By default, and at most, the last scale is at least 4 pixels
+            high and wide.
+        detail: ``"bounded"`` models ``u = m**gamma atanh(d / m)``, ``m = min(s, 1 - s)``, so that every sample is a
+            valid image. Gamma is learned for each channel, and the channels of u are rotated, which separates
+            brightness from colour. ``"identity"`` models Δ itself, as the paper does.
         alpha: the base flow models ``logit(alpha + (1 - 2 alpha) s)``. Default: 1e-6 for bounded details, 0.05 for
-            identity, as published. With bounded details, what of its density lies outside [0, 1] is clamped.
+            identity, as published. With bounded details, samples of the base are clamped to [0, 1].
 
     Attributes:
         stages: the base, then f1x, f1y, f2x, f2y, ...
-        stage_names: "f0", "f1x", "f1y", ...
-        stage_shapes: the shape of the image that each stage makes.
+        stage_names: ``"f0"``, ``"f1x"``, ``"f1y"``, ...
+        stage_shapes: the shape of each stage's image.
 
     Raises:
-        ValueError: a shape that cannot be halved so often, or a setting that no flow can have.
+        ValueError: the shape cannot be halved that often, or a setting is invalid.
+
+    Example:
+        >>> import torch
+        >>> from pnf import ProgressiveFlow
+        >>> flow = ProgressiveFlow((1, 8, 8), levels=1, coupling="dense", hidden=16).eval()
+        >>> x = torch.rand(4, 1, 8, 8)
+        >>> flow.log_prob(x).shape, flow.stage_names
+        (torch.Size([4]), ['f0', 'f1x', 'f1y'])
+        >>> low = flow.encode(x)
+        >>> low.shape, flow.upsample(low).shape, flow.sample(2).shape
+        (torch.Size([4, 1, 4, 4]), torch.Size([4, 1, 8, 8]), torch.Size([2, 1, 8, 8]))
     """
 
     ops: ClassVar[OpTable]
@@ -119,7 +132,7 @@ class ProgressiveFlow(Pretrained):
         self.stages = nn.ModuleList(stages)
 
     def config(self) -> dict[str, object]:
-        """The constructor's arguments, all but ``memory``."""
+        """The constructor's arguments, except ``memory``."""
         settings = {key: value for key, value in progressive_settings(self.settings).items() if key != "memory"}
         return {"shape": self.shape, "levels": self.levels, **settings}
 
@@ -129,12 +142,12 @@ class ProgressiveFlow(Pretrained):
 
     @property
     def dims(self) -> int:
-        """Number of dimensions D of one example."""
+        """The number of dimensions D of one example."""
         return math.prod(self.shape)
 
     @property
     def stage_dims(self) -> list[int]:
-        """Number of dimensions that each stage models; they sum to D."""
+        """The number of dimensions that each stage models. They sum to D."""
         sizes = [math.prod(shape) for shape in self.stage_shapes]
         return [sizes[0], *(after - before for before, after in pairwise(sizes))]
 
@@ -142,7 +155,7 @@ class ProgressiveFlow(Pretrained):
         self,
         x: Tensor,  # [B, *shape]
     ) -> tuple[Tensor, Tensor]:
-        """``z [B, D]``, the noise of all stages, coarse first, and ``log_det [B] = log |det dz/dx|``, in nats."""
+        """Map x to the noise of all stages ``z [B, D]``, coarse first, and ``log_det [B] = log |det dz/dx|`` in nats."""
         self._check(x)
         zs, log_det = [], zero_log_det(x)
         for stage in reversed(self._stages):
@@ -155,7 +168,7 @@ class ProgressiveFlow(Pretrained):
         self,
         z: Tensor,  # [B, D]
     ) -> tuple[Tensor, Tensor]:
-        """``x [B, *shape]`` and ``log_det [B] = log |det dx/dz|``, in nats."""
+        """Map z to ``x [B, *shape]`` and ``log_det [B] = log |det dx/dz|`` in nats."""
         check_batch(self, "z", z, (self.dims,))
         x, log_det = None, zero_log_det(z)
         for stage, noise in zip(self._stages, z.split(self.stage_dims, 1), strict=True):
@@ -168,16 +181,16 @@ class ProgressiveFlow(Pretrained):
         self,
         x: Tensor,  # [B, *shape]
     ) -> Tensor:
-        """``log p(x)``: ``[B]`` in nats, for a density on [0, 1]^D."""
+        """The log-likelihood ``log p(x)``: ``[B]`` in nats, for a density on [0, 1]^D."""
         return self.stage_log_probs(x).sum(1)
 
     def stage_log_probs(
         self,
         x: Tensor,  # [B, *shape]
     ) -> Tensor:
-        """The share of every stage in ``log p(x)``: ``[B, stages]`` in nats.
+        """Each stage's share in ``log p(x)``: ``[B, stages]`` in nats.
 
-        Stage 0 gives ``log p(S^k x)``, a later one ``log p(Δ | S) - n log 2`` for its n pairs.
+        That of stage 0 is ``log p(S^k x)``. That of a later stage is ``log p(Δ | S) - n log 2`` for its n pairs.
         """
         self._check(x)
         log_probs = []
@@ -191,12 +204,12 @@ class ProgressiveFlow(Pretrained):
         x: Tensor,  # [B, *shape]
         stage: int,
     ) -> Tensor:
-        """Mean negative log-likelihood of one stage, in nats for each dimension that it models: ``[]``.
+        """The mean negative log-likelihood of one stage, in nats for each dimension that it models: ``[]``.
 
-        It depends on the parameters of that stage only, so stages can be trained apart, in any order.
+        It depends only on the parameters of that stage, so stages can be trained apart, in any order.
 
         Raises:
-            ValueError: there is no such stage.
+            ValueError: the stage does not exist.
         """
         self._check(x)
         stage = check_integer("ProgressiveFlow", "stage", stage, 0)
@@ -209,7 +222,7 @@ class ProgressiveFlow(Pretrained):
         self,
         x: Tensor,  # [B, *shape]
     ) -> Tensor:
-        """``8 - log_prob / (D log 2)``: ``[B]``, for 8-bit images dequantized to [0, 1]."""
+        """Bits per dimension of 8-bit images dequantized to [0, 1]: ``8 - log_prob / (D log 2)``, ``[B]``."""
         return bits_per_dim(self.log_prob(x), self.dims)
 
     @torch.no_grad()
@@ -221,13 +234,13 @@ class ProgressiveFlow(Pretrained):
         generator: torch.Generator | None = None,
         max_memory: int | None = None,
     ) -> Tensor:  # [n, *shape]
-        """n draws, from noise ``temperature * eps``, ``eps ~ N(0, I)``; in [0, 1] with ``detail="bounded"``.
+        """Draw n samples from noise ``temperature * eps``, ``eps ~ N(0, I)``; in [0, 1] with ``detail="bounded"``.
 
-        They come without a graph, which :meth:`inverse` keeps. With ``max_memory`` they are made in batches that hold
-        at most about so many bytes at once.
+        They have no graph; use :meth:`inverse` for one. With ``max_memory`` they are made in batches that hold at most
+        about that number of bytes at once.
 
         Raises:
-            ValueError: not even one draw can be made in so little.
+            ValueError: one sample needs more than ``max_memory``.
         """
         noise = draw_noise(self, n, self.dims, temperature, generator)
         return in_batches("ProgressiveFlow", lambda z: self.inverse(z)[0], [noise], max_memory)
@@ -237,7 +250,7 @@ class ProgressiveFlow(Pretrained):
         x: Tensor,  # [B, *shape] or any intermediate resolution
         steps: int,
     ) -> Tensor:
-        """S applied ``steps`` times, one axis a step, in the order of the stages."""
+        """Apply S ``steps`` times, one axis a step, from the last stage down."""
         k = self._stage_of(x)
         steps = check_integer("ProgressiveFlow", "steps", steps, 0)
         if steps > k:
@@ -254,20 +267,22 @@ class ProgressiveFlow(Pretrained):
         generator: torch.Generator | None = None,
         max_memory: int | None = None,
     ) -> Tensor:
-        """The paper's Φ: x grown by ``steps`` stages, one axis a step.
+        """Upsample x by ``steps`` stages, one axis a step (the paper's Φ).
 
         Args:
             x: a batch of images at the resolution of any stage, which is found from their shape.
-            steps: how many stages; by default all that are left.
+            steps: the number of stages; by default all that are left.
             noise: ``None`` draws ``temperature * eps``; 0 is the paper's zero noise; or ``[B, dims of those stages]``.
-            temperature, generator: of the draw.
-            max_memory: if given, x is grown in batches that hold at most about so many bytes at once, without a graph.
+            temperature, generator: the scale of the noise, and its source.
+            max_memory: if given, x is upsampled in batches that hold at most about that number of bytes at once,
+                without a graph.
 
         Returns:
             ``[B, *shape]`` of the last stage. Downsampling it gives x back.
 
         Raises:
-            ValueError: no stage has such images, it has fewer steps left, or ``max_memory`` is too little for one.
+            ValueError: no stage has images of this shape, fewer steps are left, or one image needs more than
+                ``max_memory``.
         """
         k = self._stage_of(x)
         self._check_values(x, k)
@@ -301,7 +316,7 @@ class ProgressiveFlow(Pretrained):
         self,
         x: Tensor,  # [B, *shape]
     ) -> Tensor:
-        """The paper's encoder: x at the lowest resolution."""
+        """Downsample x to the lowest resolution (the paper's encoder)."""
         self._check(x)
         return self._down(x, len(self.stages) - 1)
 
@@ -309,7 +324,7 @@ class ProgressiveFlow(Pretrained):
         self,
         z: Tensor,  # [B, *stage_shapes[0]]
     ) -> Tensor:
-        """The paper's decoder: z upsampled to full resolution with zero noise."""
+        """Upsample z to full resolution with zero noise (the paper's decoder)."""
         check_batch(self, "z", z, self.stage_shapes[0])
         return self.upsample(z, noise=0)
 
@@ -317,11 +332,11 @@ class ProgressiveFlow(Pretrained):
         self,
         x: Tensor,  # [B, *shape]
     ) -> Tensor:
-        """``decode(encode(x))``: a true projection onto the images that the decoder makes."""
+        """Project x onto the decoder's images: ``decode(encode(x))``, a true projection."""
         return self.decode(self.encode(x))
 
     def set_network_dtype(self, dtype: torch.dtype | None) -> Self:
-        """Run the conditioner networks, and nothing else, under autocast to ``dtype``; ``None`` turns it off."""
+        """Run only the conditioner networks under autocast to ``dtype``. ``None`` turns it off."""
         set_network_dtype(self, dtype)
         return self
 
@@ -335,11 +350,11 @@ class ProgressiveFlow(Pretrained):
         self._check_values(x, -1)
 
     def _check_values(self, x: Tensor, stage: int) -> None:
-        # With identity details, images leave [0, 1], but for the coarsest.
+        # With identity details, all images but the coarsest may leave [0, 1].
         check_batch(self, "x", x, self.stage_shapes[stage], unit=self.detail == "bounded")
 
     def _stage_of(self, x: Tensor) -> int:
-        """The stage whose resolution x has."""
+        """The stage with the resolution of x."""
         if not isinstance(x, Tensor) or not x.is_floating_point():
             got = x.dtype if isinstance(x, Tensor) else type(x).__name__
             raise TypeError(f"ProgressiveFlow: x must be a floating Tensor, got {got}")
@@ -358,7 +373,7 @@ class ProgressiveFlow(Pretrained):
 
 
 class Stage(nn.Module):
-    """A stage maps an image to the next coarser one and the noise of what is lost, and back."""
+    """A stage maps an image to the next coarser one and the noise of its detail, and back."""
 
     def __init__(self, flow: RealNVP) -> None:
         super().__init__()
@@ -366,13 +381,13 @@ class Stage(nn.Module):
 
     @abstractmethod
     def inverse(self, s: Tensor | None, z: Tensor) -> tuple[Tensor, Tensor]:
-        """The image of the coarser image s and the noise z, and ``log |det dx/d(s, z)|``."""
+        """Map the coarser image s and the noise z to the image x and ``log |det dx/d(s, z)|``."""
 
     def log_prob(
         self,
         x: Tensor,  # [B, *shape of the stage]
     ) -> Tensor:
-        """The share of this stage in the log-density of the image x: ``[B]`` in nats."""
+        """This stage's share in the log-density of the image x: ``[B]`` in nats."""
         _, z, log_det = self(x)
         return self.ops.standard_normal(z) + log_det
 
@@ -385,11 +400,11 @@ class BaseStage(Stage):
         self.clamp = clamp
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """``x, z, log_det``: the image, its noise and ``log |det dz/dx|``."""
+        """Return ``x, z, log_det``: the image itself, its noise and ``log |det dz/dx|``."""
         return x, *self.flow(x)
 
     def inverse(self, s: Tensor | None, z: Tensor) -> tuple[Tensor, Tensor]:
-        """The image of the noise z and ``log |det dx/dz|``; there is no coarser image."""
+        """Map the noise z to the image and ``log |det dx/dz|``. There is no coarser image."""
         assert s is None
         x, log_det = self.flow.inverse(z)
         return x.clamp(0, 1) if self.clamp else x, log_det
@@ -399,18 +414,17 @@ def mix_channels(
     x: Tensor,  # [B, C, *spatial]
     inverse: bool = False,
 ) -> Tensor:  # as x
-    """The orthonormal cosine transform of the channels, or its inverse: what colours share, and how they differ.
+    """Apply the orthonormal cosine transform to the channels, or its inverse, which preserves volumes.
 
-    One channel is left as it is.
-
-    ``y_k = sqrt((1 + [k > 0]) / C) sum_c x_c cos(pi k (c + 1/2) / C)``, which preserves volumes.
+    ``y_k = sqrt((1 + [k > 0]) / C) sum_c x_c cos(pi k (c + 1/2) / C)``: first the brightness, then the differences of
+    colours. A single channel stays unchanged.
 
     Source: Ahmed, Natarajan and Rao, "Discrete cosine transform" (1974).
     """
     channels = x.shape[1]
     if channels == 1:
         return x
-    # In float64, which neither autocast nor TF32 touches: this is a part of the flow itself.
+    # In float64, which autocast and TF32 leave alone, since this is part of the flow itself.
     k = torch.arange(channels, dtype=torch.float64, device=x.device).unsqueeze(1)
     matrix = (math.pi / channels * k * (k.mT + 0.5)).cos() * ((1 + k.clamp(max=1)) / channels).sqrt()
     return linear(x.movedim(1, -1).double(), matrix.mT if inverse else matrix).movedim(-1, 1).to(x.dtype)
@@ -430,7 +444,7 @@ class DetailStage(Stage):
         self.pairs = math.prod(flow.shape)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """``s, z, log_det``: the mean, the noise of the detail, and ``log |det d(s, z)/dx|``."""
+        """Map x to ``s, z, log_det``: the mean, the noise of the detail, and ``log |det d(s, z)/dx|``."""
         if self.detail == "identity":
             s, d = self.ops.haar_split(x, self.dim)
             z, log_det = self.flow(d, self._condition(s))
@@ -442,7 +456,7 @@ class DetailStage(Stage):
         return s, z, log_det + flow_log_det
 
     def inverse(self, s: Tensor | None, z: Tensor) -> tuple[Tensor, Tensor]:
-        """The image with mean s and the noise z in its detail, and ``log |det dx/d(s, z)|``."""
+        """Map the mean s and the noise z of the detail to the image and ``log |det dx/d(s, z)|``."""
         assert s is not None
         d, log_det = self.flow.inverse(z, self._condition(s))
         if self.detail == "identity":
@@ -459,5 +473,5 @@ class DetailStage(Stage):
 
     @staticmethod
     def _condition(s: Tensor) -> Tensor:
-        """The mean as the networks see it, about -2 to 2."""
+        """The mean as an input of the networks, scaled to about -2 to 2."""
         return 4 * s - 2

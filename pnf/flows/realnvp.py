@@ -1,7 +1,7 @@
 """RealNVP, multi-scale convolutional or dense, unconditional or conditional.
 
-Source: Dinh, Sohl-Dickstein and Bengio, "Density estimation using Real NVP" (2016); the conditional form is that of
-the flows f1x, f1y, ... of "PNF: Progressive normalizing flows", section 3.
+Source: Dinh, Sohl-Dickstein and Bengio, "Density estimation using Real NVP" (2016). The conditional form is from the
+flows f1x, f1y, ... of "PNF: Progressive normalizing flows", section 3.
 """
 
 import math
@@ -36,34 +36,43 @@ OptionalTensor = TypeVar("OptionalTensor", Tensor, Tensor | None)
 class RealNVP(Pretrained):
     """A flow of affine couplings: ``z = f(x)``, ``log p(x) = log N(z; 0, I) + log |det df/dx|``.
 
-    The flow of every stage of a :class:`ProgressiveFlow`, and the baseline f of the paper's Table 1, for which
-    ``alpha=0.05``.
+    It is the flow of every stage of a :class:`ProgressiveFlow`, and with ``alpha=0.05`` the baseline f of the paper's
+    Table 1.
 
     Args:
-        shape: of one example: ``(C, H, W)``, ``(C, D)`` or ``(D,)``.
-        condition_shape: of one condition, ``None`` for an unconditional flow. It has the spatial size of ``shape`` and
-            any number of channels.
-        coupling: ``"conv"`` (multi-scale, residual networks; signals are taken as images of height 1) or ``"dense"``.
-        hidden: width of the networks: at the first scale of a convolutional flow, from which it doubles scale by scale
-            (default 32), or of the dense layers (default 256).
+        shape: the shape of one example, ``(C, H, W)``, ``(C, D)`` or ``(D,)``.
+        condition_shape: the shape of one condition, with the spatial size of ``shape`` and any number of channels;
+            ``None`` for an unconditional flow.
+        coupling: ``"conv"`` (multi-scale residual networks; a signal is an image of height 1) or ``"dense"``.
+        hidden: width of the networks. A convolutional flow has it at its first scale and doubles it at each next one
+            (default 32). The default for dense layers is 256.
         blocks: residual blocks of a convolutional network (default 4), hidden layers of a dense one (default 2).
         num_couplings: convolutional: couplings under each kind of mask at each scale, one more at the last (default
             3); dense: couplings in all (default 6).
-        scales: of a convolutional flow; by default as many as leave the last at least 4 pixels high and wide.
-        norm: after each coupling: ``"act"`` (ActNorm, the default; also in front of the first), ``"batch"`` (batch
-            normalisation, in the networks too, as published; ActNorm in front of an injector) or ``"none"``. Batch
+        scales: number of scales of a convolutional flow. By default the last is at least 4 pixels high and wide.
+        norm: normalisation after each coupling: ``"act"`` (ActNorm, the default; also before the first), ``"batch"``
+            (batch normalisation, in the networks too, as published; ActNorm before an injector) or ``"none"``. Batch
             normalisation trains convolutional flows faster, but in training mode the likelihood of an example then
             depends on its batch.
-        injector: a convolutional flow with a condition begins with an affine map of all of x, by a network that sees
-            the condition alone. Other flows take no notice of it.
+        injector: whether a convolutional flow with a condition begins with an affine map of all of x, by a network of
+            the condition. Other flows ignore it.
         alpha: if given, x is an image in [0, 1] and the flow models ``logit(alpha + (1 - 2 alpha) x)``.
-        memory: ``"plain"``, or ``"invertible"`` for a backward of the convolutional couplings that computes their
-            inputs from their outputs: what it holds grows with the couplings of a scale by their parameters only, for
-            about a third more time. Its gradients are as good as ``x -> z -> x``, which ``pnf check`` measures, so that
-            those of a flow that float32 cannot invert are wrong. It is no part of :meth:`config`.
+        memory: ``"plain"``, or ``"invertible"`` for a backward that computes the inputs of convolutional couplings from
+            their outputs. Then only the memory of parameters grows with the couplings of a scale, for about a third
+            more time. Gradients are as precise as ``x -> z -> x``, which ``pnf check`` measures. They are wrong if
+            float32 cannot invert the flow. :meth:`config` leaves it out.
 
     Raises:
-        ValueError: a shape or size that no flow can have.
+        ValueError: the shape or a setting is invalid.
+
+    Example:
+        >>> import torch
+        >>> from pnf import RealNVP
+        >>> flow = RealNVP((2, 8, 8), condition_shape=(1, 8, 8), hidden=8, blocks=1).eval()
+        >>> x, condition = torch.randn(4, 2, 8, 8), torch.randn(4, 1, 8, 8)
+        >>> z, log_det = flow(x, condition)
+        >>> z.shape, torch.allclose(flow.inverse(z, condition)[0], x, atol=1e-3)
+        (torch.Size([4, 128]), True)
     """
 
     ops: ClassVar[OpTable]
@@ -99,13 +108,13 @@ class RealNVP(Pretrained):
         self.flow: _ConvFlow | _DenseFlow = build(self.shape, condition, config, type(self))
 
     def config(self) -> dict[str, object]:
-        """The constructor's arguments, all but ``memory``."""
+        """The constructor's arguments, except ``memory``."""
         settings = {key: value for key, value in flow_settings(self.settings).items() if key != "memory"}
         return {"shape": self.shape, "condition_shape": self.condition_shape, **settings}
 
     @property
     def dims(self) -> int:
-        """Number of dimensions D of one example."""
+        """The number of dimensions D of one example."""
         return math.prod(self.shape)
 
     def forward(
@@ -113,7 +122,7 @@ class RealNVP(Pretrained):
         x: Tensor,  # [B, *shape]
         condition: Tensor | None = None,  # [B, *condition_shape]
     ) -> tuple[Tensor, Tensor]:
-        """``z [B, D]`` and ``log_det [B] = log |det dz/dx|``, in nats."""
+        """Map x to ``z [B, D]`` and ``log_det [B] = log |det dz/dx|`` in nats."""
         check_batch(self, "x", x, self.shape, unit=self.alpha is not None)
         condition = self._check_condition(condition, x)
         log_det = zero_log_det(x)
@@ -126,7 +135,7 @@ class RealNVP(Pretrained):
         z: Tensor,  # [B, D]
         condition: Tensor | None = None,  # [B, *condition_shape]
     ) -> tuple[Tensor, Tensor]:
-        """``x [B, *shape]`` and ``log_det [B] = log |det dx/dz|``, in nats."""
+        """Map z to ``x [B, *shape]`` and ``log_det [B] = log |det dx/dz|`` in nats."""
         check_batch(self, "z", z, (self.dims,))
         condition = self._check_condition(condition, z)
         with _running_statistics(self.flow):
@@ -142,7 +151,7 @@ class RealNVP(Pretrained):
         x: Tensor,  # [B, *shape]
         condition: Tensor | None = None,  # [B, *condition_shape]
     ) -> Tensor:
-        """``log p(x)`` or ``log p(x | condition)``: ``[B]`` in nats."""
+        """The log-likelihood ``log p(x)`` or ``log p(x | condition)``: ``[B]`` in nats."""
         z, log_det = self(x, condition)
         return self.ops.standard_normal(z) + log_det
 
@@ -151,7 +160,7 @@ class RealNVP(Pretrained):
         x: Tensor,  # [B, *shape]
         condition: Tensor | None = None,  # [B, *condition_shape]
     ) -> Tensor:
-        """``8 - log_prob / (D log 2)``: ``[B]``, for 8-bit images dequantized to [0, 1]."""
+        """Bits per dimension of 8-bit images dequantized to [0, 1]: ``8 - log_prob / (D log 2)``, ``[B]``."""
         return bits_per_dim(self.log_prob(x, condition), self.dims)
 
     @torch.no_grad()
@@ -164,19 +173,20 @@ class RealNVP(Pretrained):
         generator: torch.Generator | None = None,
         max_memory: int | None = None,
     ) -> Tensor:  # [n, *shape]
-        """``f^-1(temperature * eps)``, ``eps ~ N(0, I)``; without a graph, which :meth:`inverse` keeps.
+        """Draw n samples ``f^-1(temperature * eps)``, ``eps ~ N(0, I)``.
 
-        With ``max_memory`` it is computed in batches that hold at most about so many bytes at once.
+        They have no graph; use :meth:`inverse` for one. With ``max_memory`` they are made in batches that hold at most
+        about that number of bytes at once.
 
         Raises:
-            ValueError: not even one draw can be made in so little.
+            ValueError: one sample needs more than ``max_memory``.
         """
         noise = draw_noise(self, n, self.dims, temperature, generator)
         tensors = [noise] if condition is None else [noise, condition]
         return in_batches("RealNVP", lambda *part: self.inverse(*part)[0], tensors, max_memory)
 
     def set_network_dtype(self, dtype: torch.dtype | None) -> Self:
-        """Run the conditioner networks, and nothing else, under autocast to ``dtype``; ``None`` turns it off."""
+        """Run only the conditioner networks under autocast to ``dtype``. ``None`` turns it off."""
         set_network_dtype(self, dtype)
         return self
 
@@ -195,7 +205,7 @@ class RealNVP(Pretrained):
 
 @contextmanager
 def _running_statistics(flow: nn.Module) -> Iterator[None]:
-    """Batch normalisation has one inverse, that of its running statistics, which must stay as they are."""
+    """Let batch normalisation use its running statistics, without updates: only then it has one inverse."""
     training = [module for module in flow.modules() if module.training]
     for module in training:
         module.training = False
@@ -216,7 +226,7 @@ def set_network_dtype(module: nn.Module, dtype: torch.dtype | None) -> None:
 
 
 class _DenseFlow(nn.Module):
-    """Couplings that transform the halves of a checkerboard over ``[B, C, *size]`` in turn, odd sites first."""
+    """Couplings over ``[B, C, *size]`` that transform the halves of a checkerboard in turn, odd sites first."""
 
     def __init__(self, shape: Sequence[int], condition: int, config: FlowConfig, kind: type[RealNVP]) -> None:
         super().__init__()
@@ -266,7 +276,7 @@ class _DenseFlow(nn.Module):
 
 
 class _Scale(nn.Module):
-    """One scale of the convolutional flow: checkerboard couplings, then channel couplings but at the last."""
+    """One scale of the convolutional flow: checkerboard couplings, then channel couplings except at the last."""
 
     def __init__(
         self,
@@ -304,9 +314,9 @@ class _Scale(nn.Module):
 
 
 class _ConvFlow(nn.Module):
-    """The multi-scale flow over ``[B, C, H, W]``, half of whose dimensions are factored out after each scale.
+    """The multi-scale flow over ``[B, C, H, W]``, which factors out half of its dimensions after each scale.
 
-    The condition is squeezed beside x and never factored out.
+    The condition is squeezed like x but never factored out.
     """
 
     def __init__(self, shape: Sequence[int], condition: int, config: FlowConfig, kind: type[RealNVP]) -> None:
@@ -397,19 +407,19 @@ class _ConvFlow(nn.Module):
         return x, log_det
 
     def _laid_out(self, x: OptionalTensor) -> OptionalTensor:
-        # Under torch.vmap a tensor has another number of dims than it shows.
+        # Under torch.vmap a tensor hides its batched dim.
         return x if x is None or transformed() else x.to(memory_format=self.memory_format)
 
     def _squeezed(self, condition: Tensor | None) -> Tensor | None:
         return None if condition is None else self.ops.squeeze(condition)
 
     def _shape(self, k: int) -> tuple[int, int, int]:
-        """Shape of x at scale k."""
+        """The shape of x at scale k."""
         return self.channels << k, self.size[0] >> k, self.size[1] >> k
 
 
 def num_scales(shape: Sequence[int]) -> int:
-    """As many scales of a convolutional flow as leave the last at least 4 pixels high and wide."""
+    """The largest number of scales that leaves the last at least 4 pixels high and wide."""
     h, w = shape[-2:] if len(shape) != 1 else (1, shape[0])
     scales = 1
     while h % 2 == 0 and w % 2 == 0 and min(h, w) >= 8:

@@ -1,4 +1,4 @@
-"""Saving and loading of flows: weights as safetensors, the constructor's arguments as JSON, no pickle."""
+"""Saving and loading of flows without pickle: weights as safetensors, the constructor's arguments as JSON."""
 
 import math
 import os
@@ -18,21 +18,21 @@ CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"
 
 CHECKSUM = "crc32"
-"""In the metadata of the weights; files without it are not checked."""
+"""The key of the checksum in the metadata of the weights. Files without it are not checked."""
 
 
 class Pretrained(nn.Module):
-    """A module that is saved as a folder with ``config.json`` and ``model.safetensors``."""
+    """A module that can be saved as a folder with ``config.json`` and ``model.safetensors``."""
 
     @abstractmethod
     def config(self) -> dict[str, object]:
         """The constructor's arguments."""
 
     def save_pretrained(self, path: str | os.PathLike[str]) -> None:
-        """Write the configuration and the weights into the folder ``path``, which is made if it is missing.
+        """Write the configuration and the weights into the folder ``path``, which is created if it is missing.
 
-        Each file is replaced as a whole: whoever reads it meanwhile sees the old or the new one. If one of them cannot
-        be written, the old ones stay.
+        Each file is replaced as a whole: a reader sees the old or the new one. If one of them cannot be written, both
+        old ones stay.
 
         Raises:
             OSError: the folder cannot be written.
@@ -40,14 +40,14 @@ class Pretrained(nn.Module):
         folder = Path(path)
         config = json_bytes({"model": type(self).__name__, **self.config()})
         state = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
-        # Both are made before either is written: a configuration must not be left with the weights of another.
+        # Both are made before either is written, so that configuration and weights always match.
         weights = save(state, {CHECKSUM: _checksum(state)})
         folder.mkdir(parents=True, exist_ok=True)
         replace_files({folder / CONFIG_NAME: config, folder / WEIGHTS_NAME: weights})
 
     @classmethod
     def from_pretrained(cls, path: str | os.PathLike[str], *, device: str | torch.device = "cpu") -> Self:
-        """The flow that :meth:`save_pretrained` wrote into the folder ``path``, in evaluation mode.
+        """Load the flow that :meth:`save_pretrained` wrote into the folder ``path``, in evaluation mode.
 
         Raises:
             FileNotFoundError: the folder lacks one of the files.
@@ -60,7 +60,7 @@ class Pretrained(nn.Module):
         if model != cls.__name__:
             raise ValueError(f"from_pretrained: {folder / CONFIG_NAME} is of a {model}, wanted a {cls.__name__}")
         state = _load_weights(folder / WEIGHTS_NAME)
-        # Every coupling has more tensors than blocks: what is not in the file is never made.
+        # Every coupling has more tensors than blocks, so larger numbers than the file can hold are refused here.
         least = math.prod(n for key in ("num_couplings", "blocks") if isinstance(n := config.get(key), int) and n > 0)
         if least > len(state):
             raise ValueError(
@@ -68,13 +68,13 @@ class Pretrained(nn.Module):
                 f"{WEIGHTS_NAME} has {len(state)}"
             )
         try:
-            # No weights are made: untrusted sizes cost nothing until the file proves to have them.
+            # Without memory: untrusted sizes cost nothing until the file proves to have them.
             with torch.device("meta"):
                 flow = cls(**config)
         except (OverflowError, RuntimeError, TypeError) as error:
             raise ValueError(f"from_pretrained: {folder / CONFIG_NAME} has wrong arguments: {error}") from error
         try:
-            # Assigned, so that float64 stays float64; cloned, because the tensors may be the mapped file.
+            # Assigned, to keep float64. Cloned, because the tensors may be memory of the mapped file.
             flow.load_state_dict({name: tensor.clone() for name, tensor in state.items()}, assign=True)
         except RuntimeError as error:
             raise ValueError(
@@ -85,7 +85,7 @@ class Pretrained(nn.Module):
 
 def _load_weights(path: Path) -> dict[str, Tensor]:
     try:
-        # By its handle: safetensors takes only paths that are UTF-8.
+        # By its handle, since safetensors only takes paths in UTF-8.
         with path.open("rb") as opened, safe_open(f"/dev/fd/{opened.fileno()}", "pt") as file:
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dict
             told = (file.metadata() or {}).get(CHECKSUM)
@@ -106,10 +106,10 @@ def _checksum(state: dict[str, Tensor]) -> str:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """The constructor's arguments and the name of the model, as :meth:`Pretrained.save_pretrained` wrote them.
+    """Read the constructor's arguments and the name of the model from :meth:`Pretrained.save_pretrained`'s file.
 
     Raises:
-        FileNotFoundError: there are none.
+        FileNotFoundError: the file does not exist.
         ValueError: the file is damaged.
     """
     _require(folder, CONFIG_NAME)

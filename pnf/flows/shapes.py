@@ -1,4 +1,4 @@
-"""Shapes and argument checks that the flows share."""
+"""Shapes and checks of arguments, shared by the flows."""
 
 import math
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ ROUNDING = 1e-6
 
 
 def check_shape(owner: str, name: str, shape: Sequence[int]) -> tuple[int, ...]:
-    """The shape as a tuple, if it is ``(C, H, W)``, ``(C, D)`` or ``(D,)`` of positive sizes."""
+    """Return the shape as a tuple, or raise unless it is ``(C, H, W)``, ``(C, D)`` or ``(D,)`` of positive sizes."""
     try:
         sizes = tuple(index(n) for n in shape)
     except TypeError:
@@ -30,7 +30,7 @@ def check_choice(owner: str, name: str, value: str, choices: Sequence[str]) -> N
 
 
 def check_integer(owner: str, name: str, value: Any, least: int) -> int:
-    """The value as an int, if it is an integer and at least ``least``."""
+    """Return the value as an int, or raise unless it is an integer and at least ``least``."""
     try:
         truth = isinstance(value, bool) or (isinstance(value, Tensor) and value.dtype == torch.bool)
         number = None if truth else index(value)
@@ -44,7 +44,7 @@ def check_integer(owner: str, name: str, value: Any, least: int) -> int:
 
 
 def check_number(owner: str, name: str, value: float) -> float:
-    """The value as a float, if it is a real number; those of NumPy and PyTorch are, and JSON takes only floats."""
+    """Return the value as a float for JSON, or raise unless it is a real number, also of NumPy or PyTorch."""
     plain = _plain(value)
     if isinstance(plain, bool) or not isinstance(plain, Real):
         raise TypeError(f"{owner}: {name} must be a number, got {value!r}")
@@ -52,7 +52,7 @@ def check_number(owner: str, name: str, value: float) -> float:
 
 
 def check_flag(owner: str, name: str, value: bool) -> bool:
-    """The value as a bool, if it is True or False."""
+    """Return the value as a bool, or raise unless it is True or False."""
     plain = _plain(value)
     if not isinstance(plain, int) or plain not in (0, 1):
         raise TypeError(f"{owner}: {name} must be True or False, got {value!r}")
@@ -60,15 +60,15 @@ def check_flag(owner: str, name: str, value: bool) -> bool:
 
 
 def _plain(value: Any) -> Any:
-    """A scalar of NumPy or PyTorch as Python's own; what is no scalar as it is."""
+    """Convert a scalar of NumPy or PyTorch to Python's. Return anything else unchanged."""
     return value.item() if getattr(value, "ndim", None) == 0 else value
 
 
 def check_batch(flow: nn.Module, name: str, x: Tensor, shape: Sequence[int], *, unit: bool = False) -> None:
-    """Raise unless x is a batch of that shape and of the parameters' dtype and, if ``unit``, has values in [0, 1].
+    """Raise unless x is a batch of a shape in the parameters' dtype and, if ``unit``, has values in [0, 1].
 
-    Values are looked at on the CPU only, where the look does not wait for a device, and not inside ``torch.vmap``.
-    They may pass the bounds by what the rounding of a mean explains. Elsewhere values outside are clamped.
+    Values are only checked on the CPU, where that does not wait for a device, and not inside ``torch.vmap``. They may
+    pass the bounds by the rounding error of a mean. Values outside that are not checked are clamped.
     """
     owner, dtype = type(flow).__name__, next(flow.parameters()).dtype
     if not isinstance(x, Tensor) or not x.is_floating_point():
@@ -81,7 +81,7 @@ def check_batch(flow: nn.Module, name: str, x: Tensor, shape: Sequence[int], *, 
     if unit and x.device.type == "cpu" and x.numel() and not torch.compiler.is_compiling():
         low, high = torch.aminmax(x.detach())
         try:
-            # Not "low < 0 or high > 1": that would let NaN through.
+            # "low < 0 or high > 1" would accept NaN.
             valid = bool(low >= -ROUNDING) and bool(high <= 1 + ROUNDING)
         except RuntimeError:
             return  # torch.vmap shows no values
@@ -90,25 +90,25 @@ def check_batch(flow: nn.Module, name: str, x: Tensor, shape: Sequence[int], *, 
 
 
 def as_channels(shape: Sequence[int] | None) -> tuple[int, ...]:
-    """The shape with a channel dim in front: ``(D,)`` becomes ``(1, D)``."""
+    """Add a dim of channels to a shape without one: ``(D,)`` becomes ``(1, D)``."""
     assert shape is not None
     return (1, *shape) if len(shape) == 1 else tuple(shape)
 
 
 def bits_per_dim(log_prob: Tensor, dims: int) -> Tensor:
-    """``8 - log_prob / (D log 2)``, for 8-bit data dequantized to [0, 1]."""
+    """Bits per dimension of 8-bit data that is dequantized to [0, 1]: ``8 - log_prob / (D log 2)``."""
     return 8 - log_prob / (dims * math.log(2))
 
 
 def zero_log_det(x: Tensor) -> Tensor:  # [B]
-    """The log-determinant to start from, in float32 or wider."""
+    """The initial log-determinant of a batch, in float32 or wider."""
     return x.new_zeros(x.shape[0], dtype=torch.promote_types(x.dtype, torch.float32))
 
 
 def draw_noise(
     flow: nn.Module, n: int, dims: int, temperature: float, generator: torch.Generator | None
 ) -> Tensor:  # [n, dims]
-    """``temperature * eps``, ``eps ~ N(0, I)``, drawn on the generator's device: a seed means the same everywhere."""
+    """Draw ``temperature * eps``, ``eps ~ N(0, I)``, on the generator's device, so that a seed gives the same noise."""
     owner = type(flow).__name__
     n = check_integer(owner, "n", n, 0)
     if not 0 <= temperature < math.inf:
