@@ -16,6 +16,7 @@ from pnf import ops
 from pnf.flows import networks
 from pnf.flows.networks import NETWORK_EPS, Block, Conv2d, InputNorm, Linear, WeightNormConv2d
 from pnf.flows.transforms import transformed
+from pnf.ops.convolution import has_kernel
 from pnf.ops.residual_network import run_blocks
 
 
@@ -39,9 +40,8 @@ class ResidualNetwork(networks.ResidualNetwork):
         h = ops.convolution(self._input(x, condition, norms), weights[0], biases[0])
         if in_one:
             return ops.residual_network(h, directions[1:], magnitudes[1:], biases[1:], _statistics(after), NETWORK_EPS)
-        out = run_blocks(
-            h, zip(weights[1:], biases[1:], strict=True), lambda i, y: norms.norm_relu(after[i], y), ops.convolution
-        )
+        filters = zip(weights[1:], biases[1:], strict=True)
+        out = run_blocks(h, filters, ops.convolution, lambda i, *args: norms.convolution(after[i], *args))
         norms.track()
         return out
 
@@ -123,6 +123,42 @@ def _statistics(norms: Sequence[nn.Module]) -> list[Tensor]:
     ]
 
 
+class _NormReluConvolution(torch.autograd.Function):
+    """``convolution(relu(batch_norm(x)))`` that keeps x for the backward, and computes what is convolved again.
+
+    Each tensor between two layers is kept once, not once before and once after its normalisation.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        gain: Tensor,
+        offset: Tensor,
+        mean: Tensor | None,
+        var: Tensor | None,
+        weight: Tensor,
+        bias: Tensor,
+        add: Tensor | None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        ctx.of_batch, ctx.added = mean is None, add is not None
+        y, mean, var = ops.batch_norm_relu(x, gain, offset, mean, var, NETWORK_EPS)
+        ctx.save_for_backward(x, gain, offset, mean, var, weight)
+        ctx.mark_non_differentiable(mean, var)
+        return ops.convolution(y, weight, bias, add), mean, var
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, *_: None) -> tuple[Tensor | None, ...]:
+        x, gain, offset, mean, var, weight = ctx.saved_tensors
+        # A second derivative goes through the statistics of the batch, too.
+        through = ctx.of_batch and torch.is_grad_enabled()
+        given = [None, None] if through else [mean, var]
+        y = ops.batch_norm_relu(x, gain, offset, given[0], given[1], NETWORK_EPS)[0]
+        of_y, of_weight, of_bias = torch.ops.pnf.convolution_backward(grad, y, weight, True)
+        of_norm = torch.ops.pnf.batch_norm_relu_backward(of_y, x, gain, offset, mean, var, NETWORK_EPS, ctx.of_batch)
+        return *of_norm, None, None, of_weight, of_bias, grad if ctx.added else None
+
+
 class _Norms:
     """The batch normalisations of a network, which update their running statistics together."""
 
@@ -137,10 +173,17 @@ class _Norms:
             n = x.numel() // x.shape[1]
             self.batches.append((layer, mean, var, n / max(n - 1, 1)))
 
-    def norm_relu(self, layer: nn.Module, x: Tensor) -> Tensor:
+    def convolution(self, layer: nn.Module, x: Tensor, weight: Tensor, bias: Tensor, add: Tensor | None) -> Tensor:
+        """A convolution of x after its normalisation and ReLU."""
         if not isinstance(layer, nn.BatchNorm2d):
-            return relu(x)
-        y, mean, var = ops.batch_norm_relu(x, layer.weight, layer.bias, *self.given(layer), NETWORK_EPS)
+            return ops.convolution(relu(x), weight, bias, add)
+        norm = layer.weight, layer.bias, *self.given(layer)
+        # torch.compile chooses by itself what to keep.
+        if has_kernel(x, weight) and not torch.compiler.is_compiling():
+            y, mean, var = _NormReluConvolution.apply(x, *norm, weight, bias, add)
+        else:
+            normed, mean, var = ops.batch_norm_relu(x, *norm, NETWORK_EPS)
+            y = ops.convolution(normed, weight, bias, add)
         self.used(layer, mean, var, x)
         return y
 

@@ -31,13 +31,14 @@ def convolution(
     add: Tensor | None = None,  # [B, O, H, W]
     relu: bool = False,
 ) -> Tensor:
-    if not _has_kernel(x, weight):
+    if not has_kernel(x, weight):
         return reference(x, weight, bias, add, relu)
     check_convolution(x, weight, bias, add)
     return _convolution(x, weight, bias, add, relu)
 
 
-def _has_kernel(x: Tensor, weight: Tensor) -> bool:
+def has_kernel(x: Tensor, weight: Tensor) -> bool:
+    """Whether the compiled convolution takes the arguments."""
     if not isinstance(x, Tensor) or not isinstance(weight, Tensor) or not x.is_cpu or torch.is_autocast_enabled("cpu"):
         return False
     return x.dtype == weight.dtype == torch.float32 and filter_has_kernel(weight)
@@ -66,7 +67,7 @@ def _sizes(x: Tensor, weight: Tensor, last: bool) -> tuple[int, ...]:
 
 def _compiled(launch: Launch) -> Callable[..., Tensor]:
     def run(x: Tensor, weight: Tensor, bias: Tensor, add: Tensor | None, relu: bool) -> Tensor:
-        if not _has_kernel(x, weight):
+        if not has_kernel(x, weight):
             return KERNELS["convolution"]["reference"](x, weight, bias, add, relu)
         x = x.contiguous(memory_format=torch.channels_last)
         weight, last = dense(weight)
@@ -80,7 +81,7 @@ def _compiled(launch: Launch) -> Callable[..., Tensor]:
 
 def _compiled_backward(launch: Launch) -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
     def run(grad_y: Tensor, x: Tensor, weight: Tensor, of_input: bool) -> tuple[Tensor, Tensor, Tensor]:
-        if not _has_kernel(x, weight):
+        if not has_kernel(x, weight):
             return KERNELS["convolution_backward"]["reference"](grad_y, x, weight, of_input)
         x, grad_y = (t.contiguous(memory_format=torch.channels_last) for t in (x, grad_y))
         weight, last = dense(weight)

@@ -55,36 +55,33 @@ def residual_network(
     """
     check_residual_network(h, directions, magnitudes, biases, norms)
 
-    def norm_relu(i: int, x: Tensor) -> Tensor:
+    def normed(i: int, x: Tensor, weight: Tensor, bias: Tensor, add: Tensor | None) -> Tensor:
         if not norms:
-            return x.relu()
-        weight, bias, mean, var = norms[4 * i : 4 * i + 4]
-        return batch_norm_relu(x, weight, bias, mean, var, eps)[0]
+            return convolution(x.relu(), weight, bias, add)
+        gain, offset, mean, var = norms[4 * i : 4 * i + 4]
+        return convolution(batch_norm_relu(x, gain, offset, mean, var, eps)[0], weight, bias, add)
 
-    return run_blocks(h, zip(weight_norm(directions, magnitudes), biases, strict=True), norm_relu, convolution)
+    return run_blocks(h, zip(weight_norm(directions, magnitudes), biases, strict=True), convolution, normed)
 
 
 def run_blocks(
     h: Tensor,  # [B, hidden, H, W]
     filters: Iterator[tuple[Tensor, Tensor]],
-    norm_relu: Callable[[int, Tensor], Tensor],
     convolution: Callable[..., Tensor],
+    normed: Callable[..., Tensor],
 ) -> Tensor:
     """Run the network with given weights and biases.
 
-    ``norm_relu(i, x)`` is the normalisation ``i`` with its ReLU. ``convolution(x, weight, bias, add)`` is the op.
+    ``convolution(x, weight, bias, add)`` is the op. ``normed(i, x, weight, bias, add)`` is the same after the
+    normalisation ``i`` and its ReLU.
     """
     left = list(filters)[::-1]
-
-    def convolve(x: Tensor, add: Tensor | None = None) -> Tensor:
-        return convolution(x, *left.pop(), add)
-
-    out, i = convolve(h), 0
+    out, i = convolution(h, *left.pop(), None), 0
     while len(left) > 1:
-        inner = convolve(norm_relu(i, h))
-        h = convolve(norm_relu(i + 1, inner), h)
-        out, i = convolve(h, out), i + 2
-    return convolve(norm_relu(i, out))
+        inner = normed(i, h, *left.pop(), None)
+        h = normed(i + 1, inner, *left.pop(), h)
+        out, i = convolution(h, *left.pop(), out), i + 2
+    return normed(i, out, *left.pop(), None)
 
 
 def check_residual_network(

@@ -1,4 +1,4 @@
-"""The flows on compiled ops against the reference: the same state, and the same results within the tolerances."""
+"""Flows on compiled ops equal the reference with the same state, within the tolerances."""
 
 import copy
 import itertools
@@ -52,7 +52,7 @@ def test_equals_the_reference(
     want.sum().backward()
     got.sum().backward()
     grads = [(name, p.grad) for name, p in [*flow.named_parameters(), ("x", xs[0])]]
-    # What is 0 but for rounding, such as a bias before batch normalisation, is known no better than the others' scale.
+    # A gradient that is 0 up to rounding, such as a bias before batch normalisation, is compared at the others' scale.
     scale = max(grad.abs().max().item() for _, grad in grads)
     for (name, a), b in zip(grads, [*twin.parameters(), xs[1]], strict=True):
         assert_close(b.grad, a, rtol=1e-4, atol=1e-6 * scale, msg=lambda m, n=name: f"{n}: {m}")
@@ -77,7 +77,7 @@ def test_evaluation_without_gradients_equals_the_reference(
             want, got = (getattr(f.eval(), method)(argument) for f in (flow, twin))
             for a, b in zip(want, got, strict=True):
                 assert_close(b, a, rtol=1e-5, atol=1e-5 * a.abs().max().item())
-        # Weights are taken as they are at every call.
+        # Every call reads the current weights.
         before = twin.log_prob(x)
         for f in (flow, twin):
             for parameter in f.parameters():
@@ -94,6 +94,34 @@ def test_second_derivatives_equal_the_reference(randomise: Callable[..., nn.Modu
         (grad,) = torch.autograd.grad(flow.log_prob(x).sum(), x, create_graph=True)
         found.append(torch.autograd.grad(grad.square().sum(), x)[0])
     assert_close(found[1], found[0], rtol=1e-8, atol=1e-8 * found[0].abs().max().item())
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+def test_second_derivatives_through_what_is_computed_again(randomise: Callable[..., nn.Module], training: bool) -> None:
+    found = []
+    for flow in pair(randomise, (1, 8, 8), "conv", "bounded", "batch", hidden=16):
+        x = torch.rand(2, 1, 8, 8, generator=torch.Generator().manual_seed(1)).requires_grad_()
+        (grad,) = torch.autograd.grad(flow.train(training).log_prob(x).sum(), x, create_graph=True)
+        found.append([grad, torch.autograd.grad(grad.square().sum(), x)[0]])
+    for got, want in zip(*found[::-1], strict=True):
+        assert_close(got, want, rtol=1e-4, atol=1e-4 * want.abs().max().item())
+
+
+def test_a_coupling_keeps_each_activation_once() -> None:
+    """At most 35 MiB for 32 images of 12 x 32 x 32 and networks of two blocks of width 32."""
+    kept = []
+    for couplings in (1, 2):
+        flow = fast.RealNVP((12, 32, 32), hidden=32, blocks=2, num_couplings=couplings, scales=1, norm="batch")
+        sizes: dict[int, int] = {}
+
+        def pack(t: torch.Tensor, sizes: dict[int, int] = sizes) -> torch.Tensor:
+            sizes[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
+            return t
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+            flow.log_prob(torch.randn(32, 12, 32, 32)).sum()
+        kept.append(sum(sizes.values()))
+    assert kept[1] - kept[0] < 35 * 2**20
 
 
 def test_the_same_seed_gives_the_same_bits(randomise: Callable[..., nn.Module]) -> None:
@@ -137,7 +165,7 @@ def test_one_compiled_loss_takes_any_batch_and_stage(randomise: Callable[..., nn
 
 
 class NoSynchronisation(TorchDispatchMode):
-    """Raises where a value of a tensor is read: a host would wait for its GPU, and no CUDA graph could be made."""
+    """Raises when the host reads a value of a tensor, which would wait for a GPU and break a CUDA graph."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func.name()
@@ -151,7 +179,7 @@ class NoSynchronisation(TorchDispatchMode):
 def test_reads_no_value_of_a_tensor(coupling: str, norm: str, memory: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if memory == "invertible" and coupling == "dense":
         return
-    # The range of the pixels is looked at on a CPU only, and not where a compiler traces.
+    # The range of the pixels is only checked on a CPU, and not during compilation.
     monkeypatch.setattr("torch.compiler.is_compiling", lambda: True)
     flow = fast.ProgressiveFlow((3, 8, 8), 1, coupling=coupling, norm=norm, hidden=8, blocks=1, memory=memory)
     x = torch.rand(4, 3, 8, 8)
@@ -173,7 +201,7 @@ def test_reads_no_value_of_a_tensor(coupling: str, norm: str, memory: str, monke
 def test_deep_flows_come_back(coupling: str, norm: str, settings: dict[str, Any]) -> None:
     pixels = load("fashion-mini", "train", 8).pixels
     flow = fast.RealNVP((1, 8, 8), coupling=coupling, norm=norm, alpha=0.05, blocks=1, **{"hidden": 8, **settings})
-    # A flow as deep as this explodes at the usual rate.
+    # Such a deep flow explodes at the usual learning rate.
     adam = torch.optim.Adam(flow.parameters(), 2e-4)
     for part in pixels[:768].split(64):
         loss = -flow.log_prob(dequantize(part)).mean()
