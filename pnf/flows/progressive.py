@@ -155,7 +155,7 @@ class ProgressiveFlow(Pretrained):
         self,
         x: Tensor,  # [B, *shape]
     ) -> tuple[Tensor, Tensor]:
-        """Map x to the noise of all stages ``z [B, D]``, coarse first, and ``log_det [B] = log |det dz/dx|`` in nats."""
+        """Map x to the noise of all stages ``z [B, D]``, coarse first, and to ``log_det [B] = log |det dz/dx|``."""
         self._check(x)
         zs, log_det = [], zero_log_det(x)
         for stage in reversed(self._stages):

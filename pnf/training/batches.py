@@ -1,4 +1,4 @@
-"""Batches as a function of the step: nothing to save, and a resumed run goes on from the very batch."""
+"""Batches as a function of the step, so that a resumed run continues with the same batches without saved state."""
 
 import numpy as np
 import torch
@@ -10,13 +10,13 @@ _SHUFFLE, _NOISE, _FLIP, _HOLD_OUT, VALIDATION_NOISE, TEST_NOISE = range(6)
 
 
 def seeded(*key: int) -> torch.Generator:
-    """A CPU generator whose stream belongs to the key, far from those of other keys."""
+    """A CPU generator seeded by a key. Different keys give independent streams."""
     seed = int(np.random.SeedSequence(key).generate_state(1)[0])
     return torch.Generator().manual_seed(seed)
 
 
 def hold_out(pixels: Tensor, validation: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Training and validation images, ``[N - validation, ...]`` and ``[validation, ...]``, split by the seed."""
+    """Split images at random into training ``[N - validation, ...]`` and validation ``[validation, ...]``."""
     order = torch.randperm(len(pixels), generator=seeded(seed, _HOLD_OUT))
     cut = len(pixels) - validation
     return pixels[order[:cut]], pixels[order[cut:]]
@@ -27,9 +27,9 @@ class Batches:
 
     Args:
         pixels: ``[N, C, H, W]`` uint8.
-        batch_size: images in a batch; it may be larger than N.
-        seed: of the order, the noise and the flips.
-        flip: mirror each image with probability 1/2.
+        batch_size: the number of images in a batch. It may be larger than N.
+        seed: the seed of the order, the noise and the flips.
+        flip: whether to mirror each image with probability 1/2.
     """
 
     def __init__(self, pixels: Tensor, batch_size: int, seed: int, *, flip: bool) -> None:
@@ -37,7 +37,7 @@ class Batches:
         self._orders: dict[int, Tensor] = {}
 
     def __call__(self, step: int) -> Tensor:
-        """The batch of a step, from 0: the same for the same step, whatever came before."""
+        """The batch of a step, counted from 0. It only depends on the step."""
         start, n = step * self.batch_size, len(self.pixels)
         indices = torch.arange(start, start + self.batch_size)
         epochs = range(start // n, (start + self.batch_size - 1) // n + 1)

@@ -1,4 +1,4 @@
-"""The flow that a run trains, from its settings, and its stages."""
+"""Building of the flow of a run from its settings, and access to its stages."""
 
 from dataclasses import replace
 from typing import TypeAlias
@@ -14,17 +14,17 @@ from pnf.training.config import RunConfig, RunError
 Flow: TypeAlias = ProgressiveFlow | RealNVP
 
 MOST_PARAMETERS = 2**33
-"""A thousand times the largest preset's; their optimiser's state alone would fill 64 GiB."""
+"""The most parameters of a flow, a thousand times the largest preset's. Their optimiser state would fill 64 GiB."""
 
 BASELINE_ALPHA = 0.05
-"""Of the logit in front of the RealNVP baseline, as published."""
+"""The alpha of the RealNVP baseline, as published."""
 
 
 def build_flow(config: RunConfig, channels: int) -> Flow:
-    """The flow of the settings, with initial weights that belong to the seed.
+    """Build the flow of the settings, with initial weights from the seed.
 
     Raises:
-        RunError: settings that no flow can have.
+        RunError: the settings are invalid.
     """
     shape = (channels, config.size, config.size)
 
@@ -48,7 +48,7 @@ def build_flow(config: RunConfig, channels: int) -> Flow:
 
 
 def stage_names(flow: Flow) -> list[str]:
-    """The names of the stages; RealNVP is one stage, the paper's f."""
+    """The names of the stages. RealNVP is one stage, the paper's f."""
     return flow.stage_names if isinstance(flow, ProgressiveFlow) else ["f"]
 
 
@@ -58,7 +58,7 @@ def stage_modules(flow: Flow) -> list[nn.Module]:
 
 
 def stage_dims(flow: Flow) -> list[int]:
-    """How many dimensions each stage models."""
+    """The number of dimensions that each stage models."""
     return flow.stage_dims if isinstance(flow, ProgressiveFlow) else [flow.dims]
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or not there, and that hold tensors and numbers only."""
+"""Checkpoints that are written atomically and hold only tensors and numbers."""
 
 import io
 import zipfile
@@ -13,10 +13,10 @@ from pnf.training.config import RunError
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Fabric's checkpoint files, written beside their place, to the disk, and then put in it.
+    """Fabric's checkpoint files, written by :func:`pnf.files.replace_file`.
 
-    Fabric's own writer builds the file in the system's temporary folder; where that is another file system, moving it
-    is a copy that a kill can cut short.
+    Fabric's own writer builds the file in the system's temporary folder. If that is another file system, the move is a
+    copy, which a kill can cut short.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:  # noqa: ARG002
@@ -31,17 +31,17 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         map_location: Any = "cpu",
         weights_only: bool | None = True,
     ) -> dict[str, Any]:
-        # Nobody may ask for more: a checkpoint is untrusted input.
+        # A checkpoint is untrusted input.
         assert weights_only
         content = Path(path).read_bytes()
-        # torch.load takes a file whose checksums are wrong.
+        # torch.load would accept a file with wrong checksums.
         if not _is_sound(content):
             raise RunError(f"{path} is damaged and was not loaded; remove it to train its stage anew")
         try:
             checkpoint: dict[str, Any] = torch.load(io.BytesIO(content), map_location=map_location, weights_only=True)
             return checkpoint
         except Exception:
-            # What is whole but no checkpoint of ours can make the reader fail in any way.
+            # A whole file that is no checkpoint of ours can raise any error in the reader.
             raise RunError(
                 f"{path} holds more than tensors and numbers and was not loaded; remove it to train its stage anew"
             ) from None
@@ -50,7 +50,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 def _is_sound(content: bytes) -> bool:
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            # torch.save compresses nothing, and a compressed file can be a bomb.
+            # torch.save compresses nothing, so a compressed file may be a decompression bomb.
             stored = all(entry.compress_type == zipfile.ZIP_STORED for entry in archive.infolist())
             return stored and archive.testzip() is None
     except Exception:

@@ -1,4 +1,4 @@
-"""What a training run is made of: its settings, checked field by field, and the presets."""
+"""The settings of a training run, checked field by field, and the presets."""
 
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -15,7 +15,7 @@ CONFIG_NAME = "run.json"
 
 
 class RunError(Exception):
-    """A run that cannot go on, for a reason that the user can mend; the text says how, in one line."""
+    """A run cannot go on, for a reason that the user can mend. The message is one line with the remedy."""
 
     def __init__(self, message: object) -> None:
         super().__init__(printable(str(message)))
@@ -27,7 +27,7 @@ def _text(value: object) -> str:
     return value
 
 
-# A path may have bytes that are no UTF-8, and then its characters are none that pydantic takes or writes.
+# A path may hold bytes that are no UTF-8, and so characters that pydantic neither takes nor writes.
 _Source = Annotated[
     str,
     PlainValidator(_text),
@@ -37,10 +37,10 @@ _Source = Annotated[
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))
 class RunConfig(ProgressiveConfig):
-    """The settings of one training run; docs/training.md says where each preset comes from.
+    """The settings of one training run.
 
     Raises:
-        pydantic.ValidationError: a setting that no run can have.
+        pydantic.ValidationError: a setting is invalid.
     """
 
     model: Literal["progressive", "realnvp"] = setting("progressive", "progressive, or the realnvp baseline.")
@@ -76,26 +76,26 @@ class RunConfig(ProgressiveConfig):
 
     @classmethod
     def from_dict(cls, settings: object) -> Self:
-        """The settings in a dictionary.
+        """Read the settings in a dictionary.
 
         Raises:
-            pydantic.ValidationError: one of them is unknown or out of range.
+            pydantic.ValidationError: a setting is unknown or out of range.
         """
         return TypeAdapter(cls).validate_python(settings)
 
     def to_json(self) -> str:
-        """The settings as JSON; bytes of a path that are no UTF-8 are escaped."""
+        """The settings as JSON. Bytes of a path that are no UTF-8 are escaped."""
         return TypeAdapter(type(self)).dump_json(self).decode()
 
     @property
     def source(self) -> str | Path:
-        """What :func:`pnf.data.load` reads the run's own data from, whatever lies in the working folder."""
+        """The source of the run's data for :func:`pnf.data.load`, in any working folder."""
         return bundled() if self.data == BUNDLED else self.data
 
     def same_model(self, settings: object) -> bool:
-        """Whether settings, or their JSON in a checkpoint, are these, but for the place of the data.
+        """Whether settings, or their JSON in a checkpoint, equal these except for the path of the data.
 
-        Stages can be trained on several machines; that their images are the same is checked by themselves.
+        Stages can be trained on several machines with different paths. The images are checked separately.
         """
         try:
             other = settings if isinstance(settings, RunConfig) else TypeAdapter(RunConfig).validate_json(str(settings))
@@ -109,7 +109,7 @@ class RunConfig(ProgressiveConfig):
 
     @classmethod
     def load(cls, folder: Path) -> Self:
-        """The settings of the run in a folder.
+        """Load the settings of the run in a folder.
 
         Raises:
             RunError: there is no run, or its settings are damaged.
@@ -126,12 +126,12 @@ class RunConfig(ProgressiveConfig):
 
 
 def one_line(error: Exception) -> str:
-    """The message of an error, but for what fills further lines: load_state_dict puts a line for each tensor."""
+    """The first line of an error's message. load_state_dict adds a line for each tensor."""
     return " ".join(line.strip() for line in str(error).splitlines()[:2])
 
 
 def describe(error: ValidationError) -> str:
-    """The mistakes in the settings, in one line."""
+    """Describe the mistakes in settings in one line."""
     return "; ".join(f"{'.'.join(map(str, e['loc'])) or 'settings'}: {e['msg']}" for e in error.errors())
 
 
@@ -177,18 +177,18 @@ PRESETS: dict[str, dict[str, object]] = {
         "steps": 100000,
     },
 }
-"""Settings of the paper's set-ups, and a small one that trains in minutes on two CPU cores."""
+"""The settings of the paper's experiments, and small ones that train in minutes on two CPU cores."""
 
 BASELINE_HIDDEN = {"demo": 240, "mnist-dense": 480}
-"""Width of the RealNVP baseline where the preset's own would make it a smaller model than its ProgressiveFlow."""
+"""The width of the RealNVP baseline in presets whose own width would make it smaller than their ProgressiveFlow."""
 
 
 def preset_config(name: str, **overrides: object) -> RunConfig:
-    """The settings of a preset, with some of them overridden; the data's path is made absolute.
+    """The settings of a preset, with overrides. The path of the data becomes absolute.
 
     Raises:
-        RunError: there is no such preset, or a value is out of range.
-        DataError: the data's path is empty.
+        RunError: the preset is unknown, or a value is out of range.
+        DataError: the path of the data is empty.
     """
     if name not in PRESETS:
         raise RunError(f"there is no preset {name!r}; there are {', '.join(PRESETS)}")

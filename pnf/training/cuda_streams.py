@@ -1,4 +1,4 @@
-"""Work that does not depend on one another, at once on a GPU."""
+"""Concurrent execution of independent work on CUDA streams."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,14 +7,14 @@ import torch
 
 
 class Branches:
-    """A CUDA stream for each of several pieces of work, which one graph may capture; elsewhere they take turns.
+    """A CUDA stream for each of several branches of work. On other devices the branches take turns.
 
-    Each branch sees what was done before it on the stream around it, which sees what the branches did after
-    :meth:`join`. Small stages of a flow leave most of a GPU idle, and share nothing.
+    A branch starts after all earlier work on the surrounding stream, which waits for the branches in :meth:`join`. One
+    CUDA graph can capture them. Small stages of a flow are independent, and each leaves most of a GPU idle.
 
     Args:
-        device: of the work.
-        count: of the branches.
+        device: the device of the work.
+        count: the number of branches.
     """
 
     def __init__(self, device: torch.device, count: int) -> None:
@@ -23,7 +23,7 @@ class Branches:
 
     @contextmanager
     def branch(self, i: int) -> Iterator[None]:
-        """What is launched inside goes to branch i."""
+        """Launch the work of the context on branch i."""
         if not self.streams:
             yield
             return
@@ -32,6 +32,6 @@ class Branches:
             yield
 
     def join(self) -> None:
-        """Go on after all branches."""
+        """Let the surrounding stream wait for all branches."""
         for stream in self.streams:
             torch.cuda.current_stream(self.device).wait_stream(stream)

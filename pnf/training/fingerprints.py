@@ -1,4 +1,4 @@
-"""What a run remembers of its data in ``data.json``: enough to see later that other images lie there now."""
+"""Fingerprints of a run's data in ``data.json``, to notice later that the images have changed."""
 
 import zlib
 from contextlib import suppress
@@ -15,7 +15,7 @@ DATA_NAME = "data.json"
 
 
 class HeldOut(BaseModel):
-    """What is remembered of test images; ``crc32`` is of the first 1, 2, 4, ... images and of all."""
+    """The fingerprint of test images. ``crc32`` holds checksums of the first 1, 2, 4, ... images and of all."""
 
     images: int
     shape: list[int]
@@ -23,14 +23,14 @@ class HeldOut(BaseModel):
 
     @classmethod
     def of(cls, images: Images) -> Self:
-        """What is remembered of these."""
+        """Make the fingerprint of test images."""
         return cls(images=len(images), shape=list(images.shape), crc32=_checksums(images))
 
 
 class Fingerprint(BaseModel):
-    """What a run remembers of its training images, and of the test images beside them, if there were any.
+    """The fingerprint of a run's training images, and of the test images beside them, if there were any.
 
-    Runs of older versions remember no test images.
+    Runs of older versions have none of test images.
     """
 
     images: int
@@ -40,20 +40,20 @@ class Fingerprint(BaseModel):
 
     @classmethod
     def of(cls, images: Images) -> Self:
-        """What is remembered of these training images."""
+        """Make the fingerprint of training images."""
         return cls(images=len(images), shape=list(images.shape), crc32=_checksums(images)[len(images)])
 
     def same_training(self, other: Self) -> bool:
-        """Whether both are of the same training images."""
+        """Whether both fingerprints are of the same training images."""
         return (self.images, self.shape, self.crc32) == (other.images, other.shape, other.crc32)
 
     def save(self, folder: Path) -> None:
-        """Write it into a run's folder."""
+        """Write the fingerprint into a run's folder."""
         replace_json(folder / DATA_NAME, self.model_dump(exclude_none=True))
 
     @classmethod
     def load(cls, folder: Path) -> Self | None:
-        """What the run in a folder remembers, if it does.
+        """Load the fingerprint in a run's folder, if there is one.
 
         Raises:
             RunError: the file is damaged.
@@ -68,11 +68,11 @@ class Fingerprint(BaseModel):
 
 
 def remember(folder: Path, config: RunConfig, images: Images) -> None:
-    """Write down what a run is trained on, and which test images lie beside, as many of them as it takes to train.
+    """Write the fingerprint of a run's training images, and of as many test images beside them.
 
     Args:
-        folder: of the run.
-        config: its settings.
+        folder: the folder of the run.
+        config: the run's settings.
         images: the training images.
     """
     found = Fingerprint.of(images)
@@ -83,10 +83,10 @@ def remember(folder: Path, config: RunConfig, images: Images) -> None:
 
 
 def check_training(folder: Path, config: RunConfig, images: Images) -> None:
-    """Raise unless images are those that a run was trained on, as far as it remembers them.
+    """Raise if training images do not match the fingerprint of a run. A run without one is not checked.
 
     Raises:
-        RunError: they are others, or what the run remembers is damaged.
+        RunError: the images differ, or the fingerprint is damaged.
     """
     known = Fingerprint.load(folder)
     if known is not None and not known.same_training(Fingerprint.of(images)):
@@ -96,16 +96,16 @@ def check_training(folder: Path, config: RunConfig, images: Images) -> None:
 
 
 def check_test(folder: Path, config: RunConfig, images: Images, limit: int | None = None) -> None:
-    """Raise unless test images lay beside those that a run was trained on, as far as it remembers them.
+    """Raise if test images do not match the fingerprint of a run. A run without one is not checked.
 
     Args:
-        folder: of the run.
-        config: its settings.
-        images: what was read as its test images.
-        limit: how many were asked for, all by default.
+        folder: the folder of the run.
+        config: the run's settings.
+        images: the test images.
+        limit: the largest number of images that was requested, all by default.
 
     Raises:
-        RunError: they are others, or what the run remembers is damaged.
+        RunError: the images differ, or the fingerprint is damaged.
     """
     fingerprint = Fingerprint.load(folder)
     if fingerprint is None or fingerprint.test is None:
@@ -113,7 +113,7 @@ def check_test(folder: Path, config: RunConfig, images: Images, limit: int | Non
     known, found = fingerprint.test, HeldOut.of(images)
     fewer = found.images < known.images and (limit is None or found.images < limit)
     more = found.images > known.images and (config.limit is None or known.images < config.limit)
-    # As many of the first images as both have a checksum of.
+    # The largest number of first images with a checksum in both.
     common = max(known.crc32.keys() & found.crc32.keys(), default=0)
     if fewer or more or found.shape != known.shape or found.crc32.get(common) != known.crc32.get(common):
         raise RunError(

@@ -1,4 +1,4 @@
-"""The machine that a run is on: what it is called, and its memory."""
+"""The name of a run's processor, and its memory."""
 
 import platform
 import resource
@@ -19,24 +19,24 @@ def processor(device: torch.device) -> str:
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that the device has left."""
+    """The free bytes of the device."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     return int(psutil.virtual_memory().available)
 
 
 def reset_peak_memory(device: torch.device) -> None:
-    """Let :func:`most_memory` count from now."""
+    """Let :func:`most_memory` measure from now on."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     else:
-        # Where Linux does not allow it, the peak is that of all that was before, too.
+        # If Linux does not allow it, the peak includes the time before.
         with suppress(OSError):
             Path("/proc/self/clear_refs").write_text("5")
 
 
 def most_memory(device: torch.device) -> int:
-    """The most bytes held since the reset: by tensors on a GPU, else by the process, with the data and PyTorch."""
+    """The peak of bytes since the reset: of tensors on a GPU, else of the process, with the data and PyTorch."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated()
     status = Path("/proc/self/status")

@@ -1,4 +1,4 @@
-"""Stages that were trained in folders of their own, put together into one run."""
+"""Joining of stages that were trained in separate folders into one run."""
 
 from collections.abc import Sequence
 from contextlib import suppress
@@ -13,17 +13,17 @@ from pnf.training.trainer import checkpoint_path, export
 
 
 def join(runs: Sequence[Path], folder: Path) -> list[str]:
-    """Make one run of runs of the same settings and images, each stage from the run that trained it furthest.
+    """Join runs of the same settings and images into one. Each stage is from the run that trained it furthest.
 
     Args:
-        runs: their folders, which stay as they are.
-        folder: of the new run, which gets the flow in ``model/`` too if every stage is trained.
+        runs: the folders of the runs, which do not change.
+        folder: the folder of the new run. It also gets the flow in ``model/`` if every stage is trained.
 
     Returns:
-        The names of the stages that are still to be trained.
+        The names of the stages that still need training.
 
     Raises:
-        RunError: the runs do not belong together, a checkpoint is damaged, or the folder holds a run.
+        RunError: the runs have different settings or images, a checkpoint is damaged, or the folder holds a run.
     """
     if (folder / CONFIG_NAME).exists():
         raise RunError(f"{folder} holds a run already: choose another --out")

@@ -1,4 +1,4 @@
-"""What a run has logged, over all its resumptions."""
+"""Reading of a run's logs, over all its resumptions."""
 
 import csv
 from collections import defaultdict
@@ -9,7 +9,7 @@ from pnf.training.config import RunConfig, RunError
 
 
 def read_logs(folder: Path) -> dict[str, dict[int, float]]:
-    """The values of each metric by step; what a resumed run logged again counts.
+    """The values of each metric by step. If a resumed run repeated a step, its later value counts.
 
     Raises:
         RunError: a file is damaged.
@@ -26,7 +26,7 @@ def read_logs(folder: Path) -> dict[str, dict[int, float]]:
                     if value:
                         logged[metric][step] = float(value)
         except (AttributeError, KeyError, TypeError, ValueError, csv.Error):
-            # Too many cells are a list under no name, too few are None.
+            # The reader gives surplus cells as a list under no name, and missing ones as None.
             raise RunError(f"{path} is damaged; restore it, or remove it to go on without what it holds") from None
     return logged
 
@@ -36,7 +36,7 @@ def _version(path: Path) -> str:
 
 
 def training_seconds(folder: Path) -> float:
-    """How long the steps of a run took, from the speeds in its logs: without validation, and each step once."""
+    """The seconds of a run's steps, from the speeds in its logs: without validation, and each step once."""
     config = RunConfig.load(folder)
     speeds = sorted(read_logs(folder)["train/images_per_second"].items())
     batch = config.batch_size * config.accumulate

@@ -1,4 +1,4 @@
-"""Whether a run fits into memory, told before it starts."""
+"""Prediction of a run's peak memory. A run that will not fit is refused before it starts."""
 
 from collections.abc import Iterable
 
@@ -16,9 +16,10 @@ GIB = 2**30
 
 
 def step_memory(config: RunConfig, channels: int, at_once: bool = False) -> int:
-    """The bytes of tensors that a run holds at once: weights, optimisers' states, averages, and a step of a stage.
+    """The peak of the bytes of a run's tensors: weights, optimiser states, averages, and a step of one stage.
 
-    With ``at_once`` a step of all stages: on a GPU they run side by side, and PyTorch's memory is of one stream each.
+    With ``at_once`` it is a step of all stages, since they run concurrently on a GPU, and PyTorch keeps the memory of
+    each stream separate.
     """
 
     def run() -> None:
@@ -40,10 +41,10 @@ def step_memory(config: RunConfig, channels: int, at_once: bool = False) -> int:
 
 
 def check_memory(config: RunConfig, channels: int, accelerator: str) -> None:
-    """Raise unless a run of these settings fits into the device; the accelerator is as Fabric takes it.
+    """Raise unless a run of these settings fits into the memory of the device. ``accelerator`` is Fabric's.
 
     Raises:
-        RunError: it does not, or this machine has more processes than GPUs.
+        RunError: the run does not fit, or this machine has more processes than GPUs.
     """
     cuda = accelerator in ("auto", "cuda", "gpu") and torch.cuda.is_available()
     needed = step_memory(config, channels, at_once=cuda)

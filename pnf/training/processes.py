@@ -1,4 +1,4 @@
-"""The processes of a run that ``torchrun`` started, and what they tell each other; without it there is one."""
+"""The processes of a run under ``torchrun``, and their communication. Without it there is one process."""
 
 import atexit
 import inspect
@@ -18,21 +18,21 @@ from pnf.training.config import RunError
 T = TypeVar("T")
 
 PATIENCE = timedelta(minutes=10)
-"""How long a process waits for the others before it takes them for lost: they meet in every step."""
+"""The time after which a process takes the others for lost. They communicate in every step."""
 
 
 def rank() -> int:
-    """The number of this process; process 0 writes what is written."""
+    """The number of this process. Process 0 writes all files."""
     return _environment("RANK", 0)
 
 
 def size() -> int:
-    """How many processes there are."""
+    """The number of processes."""
     return _environment("WORLD_SIZE", 1)
 
 
 def local_rank() -> int:
-    """The number of this process on its machine, and of its GPU."""
+    """The number of this process on its machine, which is that of its GPU."""
     return _environment("LOCAL_RANK", 0)
 
 
@@ -52,17 +52,17 @@ def gpu() -> torch.device:
 
 
 def restarted() -> bool:
-    """Whether torchrun has started this process again, after one of them failed."""
+    """Whether torchrun has restarted the processes after one of them failed."""
     return _environment("TORCHELASTIC_RESTART_COUNT", 0) > 0
 
 
 def make_fabric(accelerator: str, **settings: Any) -> Fabric:
-    """The engine over all processes, each with one device."""
+    """Make the engine over all processes, each with one device."""
     if size() == 1:
         return Fabric(accelerator=accelerator, devices=1, **settings)
     atexit.register(_leave)
     local = _environment("LOCAL_WORLD_SIZE", 1)
-    # Running statistics are put together once a step: see StageTrainer. PyTorch has renamed the option.
+    # StageTrainer combines running statistics once a step. PyTorch has renamed the option.
     names = inspect.signature(DistributedDataParallel).parameters
     option: Any = {"forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers": False}
     strategy = DDPStrategy(timeout=PATIENCE, **option)
@@ -70,13 +70,13 @@ def make_fabric(accelerator: str, **settings: Any) -> Fabric:
 
 
 def reduce(fabric: Fabric, value: Tensor, how: Literal["sum", "mean", "min", "max"]) -> Tensor:
-    """The sum, mean, least or largest of a tensor over the processes."""
+    """The sum, mean, minimum or maximum of a tensor over the processes."""
     result: Any = fabric.all_reduce(value.clone(), reduce_op=how)
     return cast("Tensor", result)
 
 
 def gather(value: T) -> list[T]:
-    """The value of every process, in their order, on each of them."""
+    """Return the values of all processes in order, on each of them."""
     if size() == 1:
         return [value]
     if not distributed.is_initialized():
@@ -88,22 +88,22 @@ def gather(value: T) -> list[T]:
 
 
 def gather_parts(own: Mapping[int, T]) -> list[T]:
-    """The parts of all processes in the order of their numbers, on each of them."""
+    """Return the parts of all processes in the order of their numbers, on each of them."""
     parts = {number: part for found in gather(own) for number, part in found.items()}
     return [parts[number] for number in sorted(parts)]
 
 
 def lost(error: RuntimeError) -> bool:
-    """Whether the error says that another process is gone."""
+    """Whether an error means that another process is gone."""
     return isinstance(error, distributed.DistError) or "gloo" in str(error)
 
 
 def _leave() -> None:
-    # Else a thread of Gloo may release its last tensor when there is no interpreter any more, and abort the process.
+    # Otherwise a thread of Gloo may release its last tensor after the interpreter has ended, and abort the process.
     if distributed.is_initialized():
         distributed.destroy_process_group()
 
 
 def _environment(name: str, default: int) -> int:
-    # Other launchers set the same names for processes that do not belong together.
+    # Other launchers set the same variables for independent processes.
     return int(os.environ.get(name, default)) if distributed.is_torchelastic_launched() else default

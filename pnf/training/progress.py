@@ -1,4 +1,4 @@
-"""The progress bar of a run: how good, how fast, how long still."""
+"""The progress bar of a run: likelihood, speed and time remaining."""
 
 import math
 from collections.abc import Iterator
@@ -13,12 +13,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 class StepBar:
     """A bar over the steps of a run with nats/dim, bits/dim, images/s and the time left.
 
-    Where it cannot be drawn any more, because its reader is gone or its terminal is dead, the run goes on without it.
+    If drawing fails, because the reader is gone or the terminal is dead, the run goes on without the bar.
 
     Args:
-        title: what is trained.
-        steps: of the whole run.
-        console: where the bar is drawn; ``None`` draws nothing.
+        title: the names of the stages.
+        steps: the number of steps of the whole run.
+        console: the console for the bar; ``None`` draws nothing.
     """
 
     def __init__(self, title: str, steps: int, console: Console | None) -> None:
@@ -46,12 +46,12 @@ class StepBar:
             self._progress.stop()
 
     def move(self, step: int) -> None:
-        """The run stands after ``step`` steps."""
+        """Move the bar to ``step`` finished steps."""
         with self._drawing():
             self._progress.update(self._task, completed=step)
 
     def report(self, step: int, nats_per_dim: float) -> None:
-        """Show the log-likelihood of held-out images; a line of its own where no bar can be drawn."""
+        """Show the log-likelihood of held-out images, on a separate line if there is no bar."""
         console = self._progress.console
         if not self._progress.disable and not console.is_terminal:
             bits = 8 - nats_per_dim / math.log(2)
@@ -72,5 +72,5 @@ class StepBar:
         try:
             yield
         except (OSError, ValueError, SystemExit):
-            # Encodings fail with ValueError; SystemExit is what rich makes of a reader that is gone.
+            # Encodings fail with ValueError, and rich raises SystemExit if the reader is gone.
             self._progress.disable = True

@@ -1,9 +1,8 @@
 """The training loop.
 
-It stands on Lightning Fabric, which brings devices, strategies, checkpoints and loggers, and leaves the loop to us.
-Lightning's Trainer would bring a loop too, but one that counts a step of each of several optimisers as a step of the
-run, and resumes inside an epoch only with loaders that save their state; here stages have trainers of their own, and
-a batch is a function of its step.
+It builds on Lightning Fabric, which brings devices, strategies, checkpoints and loggers, but no loop. The loop of
+Lightning's Trainer would count a step of each optimiser as a step of the run, and would resume inside an epoch only
+with loaders that save their state. Here each stage has its own trainer, and a batch is a function of its step.
 """
 
 import itertools
@@ -45,7 +44,7 @@ MODEL, LOGS, CHECKPOINTS = "model", "logs", "checkpoints"
 
 
 class Interrupted(RunError):  # noqa: N818 - it is no error
-    """The run was asked to stop, and has saved where it stood."""
+    """A signal stopped the run, which has saved its state."""
 
     def __init__(self, folder: Path, step: int, signal_number: int) -> None:
         self.signal_number = signal_number
@@ -62,28 +61,28 @@ def train(
     accelerator: str = "auto",
     console: Console | None = None,
 ) -> list[str]:
-    """Train the stages of a flow, together or apart, in a folder of their own.
+    """Train the stages of a flow, together or apart, in the folder of a run.
 
-    The folder holds the settings, a checkpoint of each stage, logs and, once every stage has been trained, the flow
-    with the averaged weights in ``model/``. Under ``torchrun`` the batches of a step are shared out to the processes,
-    of which the first one writes; the results are those of one process, but for the order of sums.
+    The folder holds the settings, a checkpoint of each stage, and logs. Once every stage is trained, it also holds the
+    flow with the averaged weights in ``model/``. Under ``torchrun`` the processes share the batches of a step, and the
+    first one writes. The results are those of one process, up to the order of sums.
 
     Args:
         config: the settings.
         images: the training images, ``[N, C, size, size]`` uint8.
-        folder: of the run.
-        stages: names of the stages to train, all by default. Their results do not depend on what else is trained.
-        resume: go on from the checkpoints in the folder.
-        accelerator: as Fabric takes it, "auto", "cpu" or "cuda".
-        console: where progress is shown; ``None`` shows none.
+        folder: the folder of the run.
+        stages: names of the stages to train, all by default. Their results do not depend on the other stages.
+        resume: whether to resume from the checkpoints in the folder.
+        accelerator: Fabric's accelerator: ``"auto"``, ``"cpu"`` or ``"cuda"``.
+        console: the console for progress; ``None`` shows none.
 
     Returns:
-        The names of the stages that are still to be trained.
+        The names of the stages that still need training.
 
     Raises:
-        RunError: settings, folder, checkpoints or data that do not fit each other, or the memory; a loss that is not
+        RunError: settings, folder, checkpoints and data do not fit together, the memory is too small, or a loss is not
             finite.
-        Interrupted: SIGINT, SIGTERM or SIGHUP came; everything is saved.
+        Interrupted: the process received SIGINT, SIGTERM or SIGHUP. Everything is saved.
     """
     flow = build_flow(config, images.shape[0])
     names = stage_names(flow)
@@ -98,10 +97,10 @@ def train(
     loggers: list[Logger] = []
     if processes.rank() == 0:
         _claim(folder, config, images, chosen, resume or processes.restarted())
-        # Every row goes to the file at once: curves can be drawn while the run goes on.
+        # Each row is written at once, so that curves can be drawn during the run.
         csv_logger = CSVLogger(folder, name=LOGS, version=_new_version(folder), flush_logs_every_n_steps=1)
         loggers = [csv_logger]
-        # TensorBoard takes only paths that are UTF-8; Python decodes the bytes of others as surrogates.
+        # TensorBoard only takes paths in UTF-8. Python decodes the bytes of others as surrogates.
         if not any("\udc80" <= c <= "\udcff" for c in str(folder)):
             loggers.append(TensorBoardLogger(folder, name="tensorboard", version=""))
 
@@ -130,14 +129,14 @@ def step_seconds(
     stages: Sequence[str] | None = None,
     accelerator: str = "auto",
 ) -> list[float]:
-    """How long a step of each run takes on this machine: the median over steps that the runs take by turns.
+    """Measure the seconds of a step of each run on this machine: the median over steps that the runs take by turns.
 
-    By turns, because a machine's speed drifts. What is trained meanwhile is thrown away.
+    They take turns because a machine's speed drifts. The trained weights are discarded.
 
     Args:
         configs: the settings of the runs.
-        images: the training images of all of them.
-        seconds: how long to measure each run; three steps of each are measured at least.
+        images: the training images of all runs.
+        seconds: the time for measuring each run. At least three steps of each are measured.
         stages, accelerator: as for :func:`train`.
     """
     exact_arithmetic()
@@ -148,7 +147,7 @@ def step_seconds(
         flow = build_flow(config, images.shape[0])
         loops.append(_loop(config, flow, images, _choose(stage_names(flow), stages), fabric, Path(), None))
     taken: list[list[float]] = [[] for _ in loops]
-    # The first steps fill caches and lay out memory, and are not measured.
+    # The first steps, which fill caches and allocate memory, are not measured.
     for step in itertools.count(-1):
         for loop, times in zip(loops, taken, strict=True):
             started = time.perf_counter()
@@ -163,8 +162,8 @@ def step_seconds(
 
 
 def exact_arithmetic() -> None:
-    """Full float32 and repeatable convolutions: a likelihood must not depend on the shortcuts of a processor."""
-    backends: Any = torch.backends  # the stubs of PyTorch do not know all of it
+    """Use full float32 and repeatable convolutions, since likelihoods must not depend on a processor's shortcuts."""
+    backends: Any = torch.backends  # PyTorch's stubs lack some of it
     backends.cudnn.allow_tf32 = False
     backends.cuda.matmul.allow_tf32 = False
     # PyTorch has a second interface, under which the first one may mean "as elsewhere". To set it last leaves both
@@ -177,7 +176,7 @@ def exact_arithmetic() -> None:
 
 
 class _Loop:
-    """The steps of the trainers that are trained in one go."""
+    """The loop over the steps of several stage trainers."""
 
     def __init__(
         self,
@@ -198,7 +197,7 @@ class _Loop:
         self.sums = {trainer.name: torch.zeros((), device=fabric.device) for trainer in trainers}
         self.counts = dict.fromkeys(self.sums, 0)
         self.size, self.rank = fabric.world_size, fabric.global_rank
-        # The first step whose loss was not finite, on the device: nobody waits for it before the logs are due.
+        # The first step with a loss that is not finite. Kept on the device and read only for logs, to avoid a sync.
         self.broken = {name: torch.full((), config.steps, device=fabric.device) for name in self.sums}
 
     def run(self) -> None:
@@ -211,12 +210,12 @@ class _Loop:
         ):
             bar.move(first)
             for step in range(first, self.config.steps):
-                # Units that a kill left ahead of the others wait for them.
+                # After a kill some trainers may be ahead. They wait for the others.
                 active, done = [trainer for trainer in self.trainers if trainer.step == step], step + 1
                 try:
                     self.train(self.batches(step), active)
                 except ValueError as error:
-                    # What a flow says of values that it cannot take: NaN, or images outside [0, 1].
+                    # A flow refuses NaN and images outside [0, 1].
                     raise RunError(f"step {done} cannot be made, and the last checkpoint is sound: {error}") from None
                 except RuntimeError as error:
                     if processes.lost(error):
@@ -239,7 +238,7 @@ class _Loop:
         self._flush()
 
     def _asked_to_stop(self, received: list[int], step: int) -> int:
-        """The signal that came, or 0; the processes agree on it when they meet for the logs."""
+        """The received signal, or 0. The processes agree on it when they write logs."""
         if self.size == 1:
             return received[0] if received else 0
         if step % self.config.log_every:
@@ -248,7 +247,7 @@ class _Loop:
         return int(processes.reduce(self.fabric, asked, "max"))
 
     def train(self, x: Tensor, active: list[StageTrainer]) -> None:
-        """A step of some trainers on a batch."""
+        """Take a step of some trainers on a batch."""
         own = self.config.accumulate // self.size
         inputs = [
             dict(zip(self.names, stage_inputs(self.flow, self.fabric.to_device(part)), strict=True))
@@ -317,12 +316,12 @@ class _Loop:
         try:
             self.fabric.log_dict(metrics, step)
         except ValueError as error:
-            # Fabric's TensorBoardLogger makes this of a full disk too.
+            # Fabric's TensorBoardLogger also turns a full disk into a ValueError.
             raise error.__cause__ if isinstance(error.__cause__, OSError) else error from None
 
     def _save(self, active: list[StageTrainer]) -> None:
         for trainer in active:
-            # A checkpoint with weights that are not finite would replace the last sound one.
+            # Otherwise a checkpoint with weights that are not finite would replace the last sound one.
             if not all(p.isfinite().all() for p in trainer.stage.parameters()):
                 raise RunError(
                     f"the weights of stage {trainer.name} are not finite after step {trainer.step}; the last "
@@ -344,7 +343,7 @@ def _loop(
     folder: Path,
     console: Console | None,
 ) -> _Loop:
-    """The loop over the chosen stages of a flow, before the first step."""
+    """Make the loop over the chosen stages of a flow."""
     pixels, held_out = hold_out(images.pixels, config.validation, config.seed)
     if config.precision == "bf16":
         flow.set_network_dtype(torch.bfloat16)
@@ -367,7 +366,7 @@ def _choose(names: list[str], stages: Sequence[str] | None) -> list[str]:
 
 
 def _claim(folder: Path, config: RunConfig, images: Images, chosen: list[str], resume: bool) -> None:
-    """Make the folder of a new run, or make sure that the run in it is this one."""
+    """Create the folder of a new run, or check that the run in it is this one."""
     if (folder / CONFIG_NAME).exists():
         if RunConfig.load(folder) != config:
             raise RunError(f"{folder} holds a run with other settings: choose another --out")
@@ -383,7 +382,7 @@ def _claim(folder: Path, config: RunConfig, images: Images, chosen: list[str], r
 
 
 def _tidy(folder: Path, names: list[str]) -> None:
-    """Remove what a kill in the middle of writing left."""
+    """Remove temporary files that a kill left."""
     files = [folder / MODEL / CONFIG_FILE, folder / MODEL / WEIGHTS_NAME]
     for path in [*files, *(checkpoint_path(folder, name) for name in names)]:
         remove_unfinished(path)
@@ -395,7 +394,7 @@ def checkpoint_path(folder: Path, name: str) -> Path:
 
 
 def _new_version(folder: Path) -> int:
-    """A folder for the logs that no other process takes, even if both start at once."""
+    """Create a folder for logs that no other process uses, even if both start at once, and return its number."""
     version = 0
     while True:
         try:
@@ -407,7 +406,7 @@ def _new_version(folder: Path) -> int:
 
 
 def export(config: RunConfig, channels: int, folder: Path) -> list[str]:
-    """Write the flow with the averaged weights to keep, if every stage has been trained; the stages that have not."""
+    """Write the flow with the averaged weights to keep if every stage is trained. Return the untrained stages."""
     flow = build_flow(config, channels)
     named = zip(stage_names(flow), stage_modules(flow), strict=True)
     missing = [name for name, stage in named if not load_stage(config, stage, folder, name)]
@@ -417,7 +416,7 @@ def export(config: RunConfig, channels: int, folder: Path) -> list[str]:
 
 
 def load_stage(config: RunConfig, stage: nn.Module, folder: Path, name: str) -> bool:
-    """Load the averaged weights to keep of a stage from a run's folder, if it has been trained to its end."""
+    """Load a stage's averaged weights to keep from a run's folder. Return whether its training is finished."""
     path = checkpoint_path(folder, name)
     checkpoint: dict[str, Any] = AtomicCheckpointIO().load_checkpoint(path) if path.exists() else {"step": 0}
     if checkpoint["step"] < config.steps:
@@ -431,7 +430,7 @@ def held_out_log_probs(config: RunConfig, images: Images, folder: Path, name: st
     """The log-likelihood of each held-out training image under one trained stage of a run, in nats.
 
     Raises:
-        RunError: the stage has not been trained to its end.
+        RunError: the training of the stage is not finished.
     """
     flow = build_flow(config, images.shape[0])
     index = stage_names(flow).index(name)
@@ -445,7 +444,10 @@ def held_out_log_probs(config: RunConfig, images: Images, folder: Path, name: st
 
 @contextmanager
 def _one_report() -> Iterator[None]:
-    """Python need not print what threads cannot write: TensorBoard's raises it in the next call, the bar is a bar."""
+    """Do not print errors of threads that cannot write.
+
+    TensorBoard raises its thread's error in the next call, and the progress bar does not matter.
+    """
     previous = threading.excepthook
     told = OSError, UnicodeError
     threading.excepthook = lambda args: None if issubclass(args.exc_type, told) else previous(args)
@@ -457,10 +459,10 @@ def _one_report() -> Iterator[None]:
 
 @contextmanager
 def _stop_signals(alone: bool) -> Iterator[list[int]]:
-    """SIGINT, SIGTERM and SIGHUP end the run after the step in progress; another SIGINT or SIGTERM ends it at once.
+    """Let SIGINT, SIGTERM and SIGHUP end the run after the current step, and a second SIGINT or SIGTERM at once.
 
-    Not so another SIGHUP, for a terminal that is closed sends several; what ``nohup`` has told to ignore it does.
-    Not so under torchrun, which hands on what the terminal has sent to every process already.
+    A second SIGHUP does not, since a closing terminal sends several. Under ``nohup`` SIGHUP stays ignored. Under
+    torchrun every process already receives the terminal's signal, so a second one does not mean "stop now".
     """
     received: list[int] = []
 
