@@ -1,9 +1,10 @@
-"""StageTrainers of training: one stage each, with its own optimiser, average of weights, clock and checkpoint."""
+"""The trainer of one stage, with its own optimiser, average of weights, step count and checkpoint."""
 
 import copy
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 import torch
 from lightning.fabric import Fabric
@@ -17,33 +18,30 @@ from pnf.training.config import RunConfig, RunError, one_line
 
 
 class Objective(nn.Module):
-    """Mean negative log-likelihood of a stage in nats for each image, and the penalty on its scale parameters."""
+    """The mean negative log-likelihood of a stage, in nats for each image."""
 
-    def __init__(self, stage: nn.Module, scale_l2: float) -> None:
+    def __init__(self, stage: nn.Module) -> None:
         super().__init__()
-        self.stage, self.scale_l2, self._scales = stage, scale_l2, scale_parameters(stage)
+        self.stage = stage
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The loss, and the negative log-likelihood alone, detached."""
-        nll = -self.stage.log_prob(x).mean()  # type: ignore[operator]
-        penalty = torch.cat([p.flatten() for p in self._scales]).square().sum()
-        return nll + self.scale_l2 * penalty, nll.detach()
+    def forward(self, x: Tensor) -> Tensor:
+        return -self.stage.log_prob(x).mean()  # type: ignore[operator]
 
 
 class StageTrainer:
     """One stage in training.
 
     Args:
-        name: of the stage.
+        name: the name of the stage.
         stage: a module with ``log_prob(x) [B]``.
-        dims: number of dimensions that it models.
+        dims: the number of dimensions that the stage models.
         config: the run's settings.
         fabric: the engine.
 
     Attributes:
         averaged: a copy of the stage with the moving average of its weights and buffers, all in float32.
-        best: the state of ``averaged`` that held-out images were most likely under, if the settings keep it.
-        step: how many steps it has been trained.
+        best: the state of ``averaged`` with the best likelihood of held-out images, if the settings keep it.
+        step: the number of steps so far.
     """
 
     def __init__(self, name: str, stage: nn.Module, dims: int, config: RunConfig, fabric: Fabric) -> None:
@@ -51,8 +49,8 @@ class StageTrainer:
         self.step = 0
         self.best: dict[str, Tensor] = {}
         self._best_nats = -math.inf
-        objective = Objective(stage, config.scale_l2)
-        # The fused implementation differs in its bits from the others, so it is asked for by name, on every device.
+        objective = Objective(stage)
+        # Explicitly fused on every device, since the other implementations give different bits.
         optimizer = torch.optim.Adam(objective.parameters(), lr=config.lr, fused=True)
         self.objective, self.optimizer = fabric.setup(objective, optimizer)
         self.objective.train()
@@ -63,9 +61,9 @@ class StageTrainer:
         self._flags = [pair for pair in pairs if not pair[0].is_floating_point()]
 
     def train_step(self, batches: Sequence[Tensor]) -> Tensor:
-        """One step of the optimiser on the mean gradient of the batches; the negative log-likelihood, in nats.
+        """Take a step with the mean gradient of the batches, and return the mean negative log-likelihood in nats.
 
-        With several processes each has as many of the batches, in their order, and returns the mean of its own.
+        Each of several processes has the same number of consecutive batches, and returns the mean of its own.
         """
         shared = self.fabric.world_size > 1
         if shared and self.step == 0:
@@ -74,11 +72,12 @@ class StageTrainer:
         nll = torch.zeros((), device=self.fabric.device)
         for i, x in enumerate(batches):
             with self.fabric.no_backward_sync(self.objective, enabled=shared and i < len(batches) - 1):
-                loss, each = self.objective(x)
-                self.fabric.backward(loss / len(batches))
-            nll += each / len(batches)
+                loss = self.objective(x) / len(batches)
+                self.fabric.backward(loss)
+            nll += loss.detach()
         if shared:
             self._join_statistics(before, len(batches))
+        self._penalise()
         nn.utils.clip_grad_norm_(self.objective.parameters(), self.config.clip, foreach=True)
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.lr * schedule(self.config, self.step)
@@ -95,13 +94,13 @@ class StageTrainer:
         return stage
 
     def validated(self, nats: float) -> None:
-        """Take the mean log-likelihood of held-out images into account, under the average of weights of this step."""
+        """Keep the current average of weights if its mean log-likelihood of held-out images is the best so far."""
         if self.config.keep == "best" and not nats <= self._best_nats:
             self._best_nats = nats
             self.best = {key: value.clone() for key, value in self.averaged.state_dict().items()}
 
     def save(self, path: Path) -> None:
-        """Write the checkpoint, as a whole."""
+        """Write the checkpoint atomically."""
         checkpoint = {
             "name": self.name,
             "settings": self.config.to_json(),
@@ -115,7 +114,7 @@ class StageTrainer:
         self.fabric.save(path, checkpoint)
 
     def load(self, path: Path) -> None:
-        """Go on from a checkpoint.
+        """Load a checkpoint.
 
         Raises:
             RunError: the file is damaged, or of another stage or model.
@@ -137,12 +136,12 @@ class StageTrainer:
 
     @torch.no_grad()
     def _start_alike(self, x: Tensor) -> None:
-        """ActNorm starts from the first batch of the first process, as it does with one process."""
+        """Start ActNorm from the first batch of the first process, as with one process."""
         norms = [module for module in self.stage.modules() if isinstance(module, ActNorm)]
         if not norms:
             return
         if self.fabric.is_global_zero:
-            # On a copy: the step itself is still to move the running statistics of batch normalisation.
+            # On a copy, since the step itself must still update the running statistics of batch normalisation.
             twin = copy.deepcopy(self.stage)
             twin.log_prob(x)  # type: ignore[operator]
             started = [module for module in twin.modules() if isinstance(module, ActNorm)]
@@ -153,10 +152,10 @@ class StageTrainer:
 
     @torch.no_grad()
     def _join_statistics(self, before: list[Tensor], count: int) -> None:
-        """Running statistics as if this step's batches had come one after the other.
+        """Combine running statistics as if one process had seen this step's batches in order.
 
-        A process that has seen n batches holds ``a r + b`` with ``a = (1 - momentum)**n`` and r what all started from;
-        the next would have made ``a (a r + b) + b'`` of it.
+        After n batches, a process holds ``a r + b`` with ``a = (1 - momentum)**n`` and the common start r. The next
+        process would turn this into ``a (a r + b) + b'``.
         """
         size, decay = self.fabric.world_size, (1 - MOMENTUM) ** count
         running = []
@@ -167,20 +166,26 @@ class StageTrainer:
                 buffer.copy_(start + size * (buffer - start))
         if not running:
             return
-        # In one message: there are hundreds of them, and each would cost more time than the numbers it carries.
+        # In one message, since there are hundreds of small tensors.
         own = torch.cat([(buffer - decay * start).flatten() for start, buffer in running])
         joined = processes.reduce(self.fabric, decay ** (size - 1 - self.fabric.global_rank) * own, "sum")
         for (start, buffer), total in zip(running, joined.split([b.numel() for _, b in running]), strict=True):
             buffer.copy_(decay**size * start + total.view_as(buffer))
 
     @torch.no_grad()
+    def _penalise(self) -> None:
+        """Add the gradient of ``scale_l2 * sum(p**2)`` over the scale parameters p, all in one call."""
+        scales = scale_parameters(self.stage)
+        torch._foreach_add_([cast("Tensor", p.grad) for p in scales], [*scales], alpha=2 * self.config.scale_l2)
+
+    @torch.no_grad()
     def _move_average(self) -> None:
-        # A short memory at first: the average must not carry the random start along.
+        # A short memory at first, so that the average forgets the random start.
         decay = min(self.config.ema, (1 + self.step) / (10 + self.step)) if self.step else 0.0
         averages, values = [average for average, _ in self._floating], [value for _, value in self._floating]
         torch._foreach_lerp_(averages, values, 1 - decay)
-        for average, value in self._flags:
-            average.copy_(value)
+        if self._flags:
+            torch._foreach_copy_([average for average, _ in self._flags], [value for _, value in self._flags])
 
 
 def _tensors(module: nn.Module) -> list[Tensor]:
