@@ -48,7 +48,7 @@ def check_command(
     if failed:
         raise RunError(f"{model} fails: {', '.join(failed)}")
     left_out = sum(each.bound is None for each in checks)
-    note = f", {left_out} left out: Jacobians of so many dims are not computed" if left_out else ""
+    note = f", {left_out} left out: their Jacobians are too large" if left_out else ""
     console.say(f"{model}: every check holds{note}")
 
 

@@ -110,7 +110,7 @@ def summarise(
     by_stage: Tensor,  # [N, stages]
     seconds: float,
 ) -> Evaluation:
-    """Summarise the log-likelihoods of :func:`stage_log_probs`, which took so many ``seconds``."""
+    """Summarise the log-likelihoods of :func:`stage_log_probs`, measured in ``seconds``."""
     total, unit = by_stage.sum(1), flow.dims * math.log(2)
     nats, error = total.mean().item(), (total.std() / math.sqrt(len(total))).item()
     stage_nats = dict(zip(stage_names(flow), by_stage.mean(0).tolist(), strict=True))

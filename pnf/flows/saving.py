@@ -88,10 +88,10 @@ def _load_weights(path: Path) -> dict[str, Tensor]:
         # By its handle, since safetensors only takes paths in UTF-8.
         with path.open("rb") as opened, safe_open(f"/dev/fd/{opened.fileno()}", "pt") as file:
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dict
-            told = (file.metadata() or {}).get(CHECKSUM)
+            stored = (file.metadata() or {}).get(CHECKSUM)
     except SafetensorError as error:
         raise ValueError(f"from_pretrained: {path} is no safetensors file: {error}") from error
-    if told is not None and told != _checksum(state):
+    if stored is not None and stored != _checksum(state):
         raise ValueError(f"from_pretrained: {path} is damaged: its checksum is not that of its tensors")
     return state
 

@@ -1,4 +1,4 @@
-"""The GPU that a kernel is launched on, and whether it can run the kernels at all."""
+"""The GPU of a launch, and the test whether it can run the kernels."""
 
 import importlib
 import warnings
@@ -10,21 +10,21 @@ from torch import Tensor
 
 Run = Callable[..., Any]
 
-# (kind of kernel, number of the GPU) -> why it does not run there; empty if it does
+# (kind of kernel, number of the GPU) -> the reason why it cannot run there; empty if it can
 _REASONS: dict[tuple[str, int], str] = {}
 
 
 class CannotRunError(Exception):
-    """The kernels of a kind do not run on a GPU."""
+    """A GPU cannot run the kernels of a kind."""
 
 
 def common_device(op: str, tensors: Sequence[Tensor]) -> int:
-    """The number of the GPU that all tensors are on, or -1 for the CPU.
+    """The number of the GPU of all tensors, or -1 for the CPU.
 
-    A kernel that is handed a pointer to another device's memory ends the process.
+    A pointer to another device's memory would crash the process in a kernel.
 
     Raises:
-        RuntimeError: they are on several devices.
+        RuntimeError: the tensors are on several devices.
     """
     index = tensors[0].get_device()
     for x in tensors:
@@ -42,22 +42,22 @@ def _current_stream(index: int) -> int:
     return stream
 
 
-# What Triton takes too: a twentieth of the time.
+# Triton uses it too. It takes a twentieth of the time.
 current_stream: Callable[[int], int] = getattr(torch._C, "_cuda_getCurrentRawStream", _current_stream)
-"""The stream on which PyTorch works on a GPU, as the number that CUDA takes."""
+"""PyTorch's current stream on a GPU, as a CUDA handle."""
 
 
 def why_not(kind: str, index: int) -> str:
-    """Why the kernels of a kind, "cuda" or "triton", do not run on the GPU of that number; empty if they do.
+    """The reason why a GPU cannot run the kernels of a kind, ``"cuda"`` or ``"triton"``; empty if it can.
 
-    It is found out once. If they do not, a warning says so.
+    It is determined once, with a warning if there is one.
     """
     reason = _REASONS.get((kind, index))
     if reason is not None:
         return reason
     with torch.cuda.device(index):
         if torch.cuda.is_current_stream_capturing():
-            return ""  # nothing can be loaded now, which says nothing of the GPU
+            return ""  # nothing can be loaded now, so the GPU is not tested
         reason = _REASONS[kind, index] = _PROBES[kind]()
         if reason:
             name = torch.cuda.get_device_name(index)
@@ -71,17 +71,17 @@ def why_not(kind: str, index: int) -> str:
 
 
 def check_runs(kind: str, index: int) -> None:
-    """Raise unless the kernels of a kind run on the GPU of that number; -1, the CPU, stands for Triton's interpreter.
+    """Raise unless a GPU can run the kernels of a kind. -1, the CPU, stands for Triton's interpreter.
 
     Raises:
-        CannotRunError: they do not.
+        CannotRunError: the GPU cannot run them.
     """
     if index >= 0 and why_not(kind, index):
         raise CannotRunError
 
 
 def or_reference(run: Run, reference: Run) -> Run:
-    """The function, or its reference where the GPU cannot run its kernel."""
+    """Wrap a function so that its reference runs instead if the GPU cannot run its kernel."""
 
     def run_or_reference(*args: Any) -> Any:
         try:
@@ -101,7 +101,7 @@ def _probe_cuda() -> str:
 def _probe_triton() -> str:
     try:
         importlib.import_module("pnf.kernels._common").probe(torch.empty(1, device="cuda"))
-    except Exception as error:  # a compiler or a driver that is missing or too old raises errors of its own
+    except Exception as error:  # a missing or old compiler or driver can raise any error
         lines = str(error).strip().splitlines() or [""]
         return f"{type(error).__name__}: {lines[0]}"
     return ""

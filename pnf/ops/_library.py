@@ -1,9 +1,9 @@
 """Registration of ops with PyTorch, the same for every family.
 
 The dispatcher chooses the implementation: the reference is registered for every device, and a compiled kernel for a
-device replaces it there. So an op works without its kernels, and no op asks for the device of a tensor.
-A GPU that cannot run a kernel, which is found out at its first launch, takes the reference, too.
-Convolutions are the exception: those that PyTorch does faster on a CPU are left to it.
+device replaces it there. So an op works without its kernels, and no op asks for the device of a tensor. A GPU that
+cannot run a kernel takes the reference, too. The kernel's first launch decides that. Convolutions are the exception:
+PyTorch computes those that it does faster on a CPU.
 """
 
 import functools
@@ -123,7 +123,7 @@ DEVICES = {"cpp": "cpu", "cuda": "cuda", "triton": "cuda"}
 
 
 class Backward(NamedTuple):
-    """The backward of an op as an op of its own, ``<name>_backward``, whose derivative is that of its reference.
+    """The backward of an op as another op, ``<name>_backward``, whose derivative is that of its reference.
 
     Attributes:
         schema: ``"(Tensor grad, Tensor x, ...) -> Tensor"``, the op's arguments and results.
@@ -190,7 +190,7 @@ def register(
         device = DEVICES[kernel.kind]
         IMPLEMENTATIONS.setdefault(family, {})[device] = kernel.kind, kernel.run is not None
         if kernel.run is not None:
-            run = kernel.run if device == "cpu" else or_reference(kernel.run, KERNELS[name]["reference"])
+            run = kernel.run if kernel.kind == "cpp" else or_reference(kernel.run, KERNELS[name]["reference"])
             KERNELS[name][kernel.kind] = runs[device.upper()] = run
             LIBRARY.impl(name, run, device.upper())
     torch.library.register_fake(f"pnf::{name}", fake, lib=LIBRARY)

@@ -46,7 +46,7 @@ class RunConfig(ProgressiveConfig):
     model: Literal["progressive", "realnvp"] = setting("progressive", "progressive, or the realnvp baseline.")
     data: _Source = setting(BUNDLED, "Data set; see docs/data.md.", group="Data")
     size: int = setting(32, "Height and width, in pixels.", group="Data", ge=1, le=4096)
-    limit: int | None = setting(None, "Use the first so many images.", group="Data", ge=1)
+    limit: int | None = setting(None, "Use at most this number of images.", group="Data", ge=1)
     flip: bool = setting(False, "Mirror images at random.", group="Data")
     validation: int = setting(1000, "Training images held out for the curves.", group="Data", ge=0)
     steps: int = setting(10000, "Steps of the optimiser.", group="Training", ge=1, le=10**9)

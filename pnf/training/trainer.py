@@ -449,8 +449,8 @@ def _one_report() -> Iterator[None]:
     TensorBoard raises its thread's error in the next call, and the progress bar does not matter.
     """
     previous = threading.excepthook
-    told = OSError, UnicodeError
-    threading.excepthook = lambda args: None if issubclass(args.exc_type, told) else previous(args)
+    silent = OSError, UnicodeError
+    threading.excepthook = lambda args: None if issubclass(args.exc_type, silent) else previous(args)
     try:
         yield
     finally:

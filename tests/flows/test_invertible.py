@@ -56,7 +56,7 @@ def test_in_float32_with_many_couplings(randomise: Callable[..., nn.Module]) -> 
         (-flow.to(dtype).log_prob(x.to(dtype)).mean()).backward()
         found.append(torch.cat([p.grad.flatten().double() for p in flow.parameters()]))
     exact, plain, reconstructed = found
-    # Reconstruction adds rounding errors of its own, of the same kind.
+    # Reconstruction adds rounding errors of the same kind.
     assert (reconstructed - exact).norm() <= 3 * (plain - exact).norm()
 
 
