@@ -1,4 +1,4 @@
-"""The calls by which every Triton implementation of an op is compiled and traced; none of them needs any data."""
+"""The calls for compiling and tracing every Triton implementation of an op. None of them needs data."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -11,7 +11,7 @@ Shape = Sequence[int]
 
 ORDINARY = (16, 12, 32, 32)
 
-# More than 2^31 entries, as many examples and as one example.
+# More than 2^31 entries, in many examples and in one.
 HUGE = [(2**31 // (12 * 32 * 32) + 3, 12, 32, 32), (1, 12, 2**14, 2**14 + 2)]
 
 
@@ -19,8 +19,8 @@ class Meta(NamedTuple):
     """Makes tensors without memory.
 
     Attributes:
-        dtype: of the main tensors.
-        channels_last: their layout in memory.
+        dtype: the dtype of the main tensors.
+        channels_last: whether their channels come last in memory.
     """
 
     dtype: torch.dtype
@@ -41,13 +41,13 @@ class Case(NamedTuple):
 
     Attributes:
         op: its name in ``torch.ops.pnf``.
-        arguments: makes them from a shape ``[B, C, H, W]``.
-        mode: what sets the case apart from the others of the op.
-        channels_last: whether the op's kernels see that layout.
-        moved: bytes that its kernels move over the least, its arguments and its results once each; more than 1 where
-            something must be read twice.
-        moved_last: the same with the channels last, where it differs.
-        narrow: the kernels' tensors that they cannot access in 128 bits at a time, and why.
+        arguments: makes the arguments from a shape ``[B, C, H, W]``.
+        mode: the name of the case among those of the op.
+        channels_last: whether the op's kernels take that layout.
+        moved: the bytes that its kernels move, over the least, which is its arguments and its results once each. It is
+            more than 1 if something must be read twice.
+        moved_last: the same with channels last, if it differs.
+        narrow: the tensors that its kernels cannot access in 128 bits at a time, and the reasons.
     """
 
     op: str
@@ -96,10 +96,10 @@ def haar_parts(x: Meta, s: Shape, levels: int, axes: str) -> list[Tensor]:
 
 def pyramid(levels: int, axes: str) -> list[Case]:
     def whole(s: Shape) -> Shape:
-        """The width is halved three times."""
+        """The shape of the image, whose width is halved three times."""
         return *s[:3], s[3] + -s[3] % 8
 
-    # Wider accesses would have more rows in a tile, and move its entries from thread to thread.
+    # Wider accesses would need more rows in a tile, and move its entries between threads.
     coarse = "a thread holds 32 bytes of a row of x, and a fourth or an eighth of them of a coarse row"
     narrow = dict.fromkeys(("base", "d_3", "d_4", "d_5"), coarse) if (levels, len(axes)) == (3, 2) else {}
     return [
@@ -145,9 +145,9 @@ def batch_norm_relu(batch: bool) -> list[Case]:
         return [x(*s), x(*s), *parameters(x, s, 4), 1e-4, batch]
 
     return [
-        # The statistics are those of all of x, which is read again to apply them.
+        # The statistics need all of x, which is then read again.
         Case("batch_norm_relu", forward, mode, moved=3 / 2 if batch else 1.0),
-        # The sums of all of grad_y times x are part of each entry of grad_x.
+        # Each entry of grad_x needs the sum of all of grad_y times x.
         Case("batch_norm_relu_backward", backward, mode, moved=5 / 3 if batch else 1.0),
     ]
 
@@ -176,23 +176,23 @@ def conditioner_input(mask: str, norm: str) -> list[Case]:
         return [x(s[0], columns(s), *s[2:]), x(*s), offset, *given, *others, norm == "batch"]
 
     def moved(last: bool) -> float:
-        """Channels read and written, over those there are. The statistics are those of all that is kept of x."""
+        """Channels read and written, over the channels of all tensors. The statistics need the whole kept half of x."""
         read = (2 if norm == "batch" else 1) * kept(ORDINARY) * share(last)
         h = columns(ORDINARY)
         return (read + CONDITIONS + h) / (ORDINARY[1] + CONDITIONS + h)
 
     def moved_backward(last: bool) -> float:
-        """The same of the gradients; the sums of all grad_h are part of each entry of grad_x.
+        """The same for the gradients. Each entry of grad_x needs the sums of all grad_h.
 
-        Nothing is read of the gradients of the board and the condition. Where a board keeps nothing grad_h is part of
-        the sums, but grad_x is zero whatever it is.
+        The gradients of the board and the condition are not read. At sites that a board does not keep, grad_h is part
+        of the sums, but grad_x is zero.
         """
         once = kept(ORDINARY) * (share(last) + 2 * (share(last) if norm != "given" else 1))
         sums = kept(ORDINARY) * (share(last) + 2) if norm == "batch" else 0
         return (sums + once + ORDINARY[1]) / (columns(ORDINARY) + 2 * ORDINARY[1])
 
     def share(last: bool) -> float:
-        """How much is read where a board keeps every other entry; neighbours share the bytes of an access."""
+        """The share that is read where a board keeps every other entry, since neighbours share an access."""
         return 1 / 2 if board and last else 1
 
     mode, others = f"{mask} {norm}", [mask, 0, 2.0, 1e-4]
@@ -233,3 +233,6 @@ CASES = [
     *conditioner_input("channel", "batch"),
     *conditioner_input("channel", "none"),
 ]
+
+FIRST = [next(case for case in CASES if case.op == op) for op in dict.fromkeys(case.op for case in CASES)]
+"""One case of each op."""

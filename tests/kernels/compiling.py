@@ -1,9 +1,10 @@
-"""Compile Triton kernels for GPUs that need not be there, and print as JSON what came out: ``compiling.py first|rest``.
+"""Compile Triton kernels for GPUs that this machine need not have, and print JSON: ``compiling.py first|rest``.
 
-The first part is every kernel in bfloat16 for one GPU; the rest are the other GPUs, float32 and huge tensors.
+The first part is one case of each op in bfloat16 for one GPU; the rest are the other cases and GPUs, float32 and huge
+tensors.
 
-The launchers themselves are called, with tensors that have no memory: the driver is a fake one, and a launch stops when
-the kernel is compiled. ``TRITON_INTERPRET`` must not be set.
+The launchers are called with tensors that have no memory. The driver is a fake, and a launch stops after the
+compilation. ``TRITON_INTERPRET`` must not be set.
 """
 
 import itertools
@@ -20,7 +21,7 @@ from typing import Any, NamedTuple
 
 import torch
 import triton
-from cases import CASES, HUGE, ORDINARY, Case, Meta, Shape
+from cases import CASES, FIRST, HUGE, ORDINARY, Case, Meta, Shape
 from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
@@ -36,9 +37,8 @@ TARGETS = [
     GPUTarget("hip", "gfx942", 64),
 ]
 DTYPES = [torch.float32, torch.bfloat16]
-FIRST = 90
 
-# Of the largest tensor; below are log-determinants, parameters and partial sums.
+# The least size of a main tensor, over the largest. Smaller ones are log-determinants, parameters and partial sums.
 MAIN = 1 / 64
 
 compile_kernel = JITFunction.run
@@ -64,7 +64,7 @@ fake = FakeDriver()
 
 
 def resources(cubin: bytes) -> dict[str, int]:
-    """Registers, and bytes of stack and local memory, to which spills go."""
+    """Registers, and bytes of stack and local memory, which hold spills."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
@@ -81,7 +81,7 @@ def amd_resources(assembly: str) -> dict[str, int]:
 
 
 def widths(ptx: str, names: list[str]) -> dict[str, list[int]]:
-    """The bits of each access to global memory, by the argument that its address comes from, if the kernel takes it."""
+    """The bits of each access to global memory, by the argument with its address, for the kernel's arguments."""
     sources: dict[str, set[str]] = defaultdict(set)
     accesses = []
     for statement in re.split(r"[;\n]", ptx):
@@ -115,7 +115,7 @@ def widths(ptx: str, names: list[str]) -> dict[str, list[int]]:
         seen.add(register)
         return set().union(*(roots(source, seen) for source in sources[register]))
 
-    # Which of its arguments a kernel takes depends on its constants; one that it takes and never accesses is suspect.
+    # A kernel's constants decide which arguments it takes. An argument that it takes and never accesses is suspect.
     found: dict[str, list[int]] = {name: [] for name in set().union(*sources.values()) & {*names}}
     for address, bits in accesses:
         for name in roots(address, set()):
@@ -134,11 +134,12 @@ def describe(module: str, kernel: Any, tensors: dict[str, Tensor], target: GPUTa
     told["widths"] = {name: sorted(set(taken[name])) for name in arguments if name in taken}
     told["main"] = [name for name in told["widths"] if tensors[name].nbytes >= MAIN * largest]
     told["atomics"] = len(re.findall(r"\b(?:atom|red)\.", kernel.asm["ptx"]))
+    told["approximate"] = len(re.findall(r"\.approx\b|\bdiv\.full\b", kernel.asm["ptx"]))
     return told | resources(kernel.asm["cubin"])
 
 
 def compile_case(case: Case, meta: Meta, shape: tuple[int, ...], target: GPUTarget) -> list[dict[str, Any]]:
-    """What the kernels that one call launches were compiled to."""
+    """Compile the kernels that one call launches, and return their properties."""
     found: list[dict[str, Any]] = []
 
     def launch(self: JITFunction, *args: Any, grid: Any, warmup: bool, **options: Any) -> Any:  # noqa: ARG001
@@ -164,7 +165,7 @@ def compile_case(case: Case, meta: Meta, shape: tuple[int, ...], target: GPUTarg
 
 
 class Call(NamedTuple):
-    """A call for which the kernels of a case are compiled."""
+    """A call that compiles the kernels of a case."""
 
     case: Case
     meta: Meta
@@ -172,8 +173,8 @@ class Call(NamedTuple):
     target: GPUTarget
 
     def part(self) -> str:
-        first = self.meta.dtype is torch.bfloat16 and self.shape == ORDINARY and self.target.arch == FIRST
-        return "first" if first else "rest"
+        one = self.case in FIRST and self.meta.dtype is torch.bfloat16
+        return "first" if one and self.shape == ORDINARY and self.target == TARGETS[1] else "rest"
 
     def compile(self) -> list[dict[str, Any]]:
         driver.set_active(fake)
@@ -182,7 +183,7 @@ class Call(NamedTuple):
 
 
 def calls() -> list[Call]:
-    """All there are; that of one huge example for one GPU only, for its indices are the same on all.
+    """All calls. That with one huge example is for one GPU only, since its indices are the same on all.
 
     With many examples the arguments have as many bits as for ordinary tensors.
     """
