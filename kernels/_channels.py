@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from pnf.kernels._common import on_board, wide
+from pnf.kernels._common import divide, on_board, sqrt, wide
 
 TILE = 4096
 WARPS = 8
@@ -208,7 +208,7 @@ def moments(
     i_block, i_part, first, last = program(tiles)
     _, _, o_site, m_x, o_x = tile_of_x(i_block, first, tiles, kept)
     b_x = load_kept(x, o_x, o_site, m_x, tiles, kept)
-    b_shift = over_rows(b_x, tiles) / tl.maximum(over_rows(m_x.to(b_x.dtype), tiles), 1.0)
+    b_shift = divide(over_rows(b_x, tiles), tl.maximum(over_rows(m_x.to(b_x.dtype), tiles), 1.0))
     b_sum = tl.where(m_x, b_x - b_shift, 0.0)
     b_squares = b_sum * b_sum
     for i_tile in range(first + 1, last):
@@ -232,7 +232,7 @@ def batch_statistics(
     b_mean, b_var = b_mean.to(mean.dtype.element_ty), b_var.to(var.dtype.element_ty)
     tl.store(mean + o_channel, b_mean, mask=m_channel & (i_part == 0))
     tl.store(var + o_channel, b_var, mask=m_channel & (i_part == 0))
-    return b_mean, 1.0 / tl.sqrt(b_var + EPS)
+    return b_mean, divide(1.0, sqrt(b_var + EPS))
 
 
 @triton.jit
@@ -240,7 +240,7 @@ def given_statistics(mean, var, o_channel, m_channel, EPS: tl.constexpr):  # mea
     """Mean and reciprocal standard deviation of each channel."""
     b_mean = tl.load(mean + o_channel, mask=m_channel, other=0.0)
     b_var = tl.load(var + o_channel, mask=m_channel, other=0.0)
-    return b_mean, 1.0 / tl.sqrt(b_var + EPS)
+    return b_mean, divide(1.0, sqrt(b_var + EPS))
 
 
 @triton.jit

@@ -13,6 +13,66 @@ def wide(b_x):
 
 
 @triton.jit
+def exp(b_x):
+    """The exponential, in float32 within about a unit in the last place, by the polynomial of csrc/cpu/math.h.
+
+    A GPU's own, ``exp2`` of a rounded product, loses as many bits as x has before its point.
+    """
+    if b_x.dtype == tl.float64:
+        b_exp = tl.exp(b_x)
+    else:
+        b_x = tl.maximum(b_x, -104.0, propagate_nan=tl.PropagateNan.ALL)
+        b_x = tl.minimum(b_x, 89.0, propagate_nan=tl.PropagateNan.ALL)
+        # Adding 1.5 * 2^23 rounds to an integer and leaves it in the low bits.
+        b_shifted = b_x * 1.44269504088896341 + 12582912.0
+        b_n = b_shifted - 12582912.0
+        b_r = b_x - b_n * 0.693359375 + b_n * 2.12194440e-4
+        b_2 = b_r * b_r
+        b_p = (b_r * 1.9875691500e-4 + 1.3981999507e-3) * b_2 + (b_r * 8.3334519073e-3 + 4.1665795894e-2)
+        b_p = (b_p * b_2 + (b_r * 1.6666665459e-1 + 5.0000001201e-1)) * b_2 + b_r
+        # In two steps, since 2^n may be out of range where exp(x) is not.
+        b_power = b_shifted.to(tl.int32, bitcast=True) - 0x4B400000
+        b_half = b_power >> 1
+        b_first = ((b_half + 127) << 23).to(tl.float32, bitcast=True)
+        b_exp = (1.0 + b_p) * b_first * ((b_power - b_half + 127) << 23).to(tl.float32, bitcast=True)
+    return b_exp
+
+
+@triton.jit
+def log(b_x):
+    """The logarithm of a positive number that is no denormal, NaN or an infinity; by a polynomial as :func:`exp`."""
+    if b_x.dtype == tl.float64:
+        b_log = tl.log(b_x)
+    else:
+        # The fraction is taken to [sqrt(1/2), sqrt(2)).
+        b_bits = b_x.to(tl.int32, bitcast=True) - 0x3F3504F3
+        b_e = (b_bits >> 23).to(tl.float32)
+        b_f = ((b_bits & 0x7FFFFF) + 0x3F3504F3).to(tl.float32, bitcast=True) - 1.0
+        b_2 = b_f * b_f
+        b_p = b_2 * 7.0376836292e-2 + (1.1676998740e-1 - b_f * 1.1514610310e-1)
+        b_p = b_p * b_2 + (1.4249322787e-1 - b_f * 1.2420140846e-1)
+        b_p = b_p * b_2 + (2.0000714765e-1 - b_f * 1.6668057665e-1)
+        b_p = b_p * b_2 + (3.3333331174e-1 - b_f * 2.4999993993e-1)
+        b_log = b_p * b_f * b_2 - b_e * 2.12194440e-4 - b_2 * 0.5 + b_f + b_e * 0.693359375
+        b_log = tl.where(b_x < float("inf"), b_log, b_x)
+    return b_log
+
+
+@triton.jit
+def divide(b_x, b_y):
+    """The quotient, rounded to the nearest; a GPU's own errs by up to two units in float32."""
+    b_quotient = b_x / b_y if b_y.dtype == tl.float64 else tl.div_rn(b_x, b_y)
+    return b_quotient
+
+
+@triton.jit
+def sqrt(b_x):
+    """The square root, rounded to the nearest; a GPU's own is not in float32."""
+    b_root = tl.sqrt(b_x) if b_x.dtype == tl.float64 else tl.sqrt_rn(b_x)
+    return b_root
+
+
+@triton.jit
 def on_board(o_site, width, parity):
     """Whether a checkerboard keeps a site."""
     o_row = o_site // width
@@ -23,8 +83,8 @@ def on_board(o_site, width, parity):
 def tanh(b_u):
     """The hyperbolic tangent and its slope, 1 minus its square, by one exp that cannot overflow; neither cancels."""
     b_a = tl.abs(b_u)
-    b_e = tl.exp(-2.0 * b_a)
-    b_q = b_e / (1.0 + b_e)
+    b_e = exp(-2.0 * b_a)
+    b_q = divide(b_e, 1.0 + b_e)
     b_2 = b_u * b_u
     if b_u.dtype == tl.float64:
         b_p = (b_2 * -9.64399179425052238628e-1 - 9.92877231001918586564e1) * b_2 - 1.61468768441708447952e3

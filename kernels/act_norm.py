@@ -11,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from pnf.kernels._channels import WARPS, merge_sums, of_block, over_rows, place, program, store_parts, tile, tiling
-from pnf.kernels._common import wide
+from pnf.kernels._common import exp, wide
 
 BLOCK = 1024
 """Log-determinants or log-scales that are taken at a time."""
@@ -21,7 +21,7 @@ BLOCK = 1024
 def _scale(log_scale, o_channel, m_channel, INVERSE: tl.constexpr):
     """What is multiplied for each channel: after the shift, or before it by the inverse."""
     b_log_scale = tl.load(log_scale + o_channel, mask=m_channel, other=0.0)
-    return tl.exp(-b_log_scale if INVERSE else b_log_scale)
+    return exp(-b_log_scale if INVERSE else b_log_scale)
 
 
 @triton.jit

@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from pnf.kernels._common import add_parts, on_board, tanh, wide
+from pnf.kernels._common import add_parts, exp, on_board, tanh, wide
 
 TILE = 1024
 COLUMNS = 128  # of a tile of the backward with the channels last, which leaves it enough rows to add up
@@ -67,7 +67,7 @@ def _forward(
     b_x = wide(tl.load(x + places.moved + o, mask=m, other=0.0))
     b_shift = wide(tl.load(raw + o, mask=m, other=0.0))
     b_s = b_scale * tanh(wide(tl.load(raw + places.half + o, mask=m, other=0.0)))[0]
-    b_y = (b_x - b_shift) * tl.exp(-b_s) if INVERSE else b_x * tl.exp(b_s) + b_shift
+    b_y = (b_x - b_shift) * exp(-b_s) if INVERSE else b_x * exp(b_s) + b_shift
     if MASK == CHECKERBOARD:
         m_kept = _on_board(o_row, o, tiles)
         b_y = tl.where(m_kept, b_x, b_y)
@@ -137,11 +137,11 @@ def _backward(
     b_tanh, b_slope = tanh(wide(tl.load(raw + o_raw + places.half + o, mask=m, other=0.0)))
     b_s = b_scale * b_tanh
     if INVERSE:
-        b_gx = b_g * tl.exp(-b_s)
+        b_gx = b_g * exp(-b_s)
         b_gshift = -b_gx
         b_gs = b_gshift * (b_x - wide(tl.load(raw + o_raw + o, mask=m, other=0.0))) - b_grad
     else:
-        b_gx = b_g * tl.exp(b_s)
+        b_gx = b_g * exp(b_s)
         b_gshift = b_g
         b_gs = b_gx * b_x + b_grad
     b_gu = b_gs * b_scale * b_slope

@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from pnf.kernels._common import add_parts, wide
+from pnf.kernels._common import add_parts, divide, exp, log, wide
 
 BLOCK = 1024
 CHANNELS = 64
@@ -90,7 +90,7 @@ def _inside(b_x):
 
 @triton.jit
 def _bounded_exp(b_exponent):
-    return tl.exp(tl.where(b_exponent > LARGEST_EXPONENT, LARGEST_EXPONENT, b_exponent))
+    return exp(tl.where(b_exponent > LARGEST_EXPONENT, LARGEST_EXPONENT, b_exponent))
 
 
 @triton.jit
@@ -105,8 +105,8 @@ def _ends(b_x0, b_x1):
 @triton.jit
 def _sigmoids(b_v):
     """``exp(-|v|)``, ``1 / (1 + exp(-|v|))``, ``sigmoid(v)`` and ``sigmoid(-v)``."""
-    b_small = tl.exp(-tl.abs(b_v))
-    b_inverse = 1.0 / (1.0 + b_small)
+    b_small = exp(-tl.abs(b_v))
+    b_inverse = divide(1.0, 1.0 + b_small)
     b_other = b_small * b_inverse
     m_negative = b_v < 0.0
     return b_small, b_inverse, tl.where(m_negative, b_other, b_inverse), tl.where(m_negative, b_inverse, b_other)
@@ -154,7 +154,7 @@ def _split(
     b_gamma = _gamma(gamma, i_row, channels, o_c, LAST)
     b_x0, b_x1 = _load_pixels(x + start_x, o_x, m_s, pairs, stride * step, BLOCK, ADJACENT)
     b_s, _, b_m, b_a, b_b = _ends(b_x0, b_x1)
-    b_log_m, b_log_a, b_log_b = tl.log(_inside(b_m)), tl.log(_inside(b_a)), tl.log(_inside(b_b))
+    b_log_m, b_log_a, b_log_b = log(_inside(b_m)), log(_inside(b_a)), log(_inside(b_b))
     b_u = _bounded_exp(b_gamma * b_log_m) * 0.5 * (b_log_a - b_log_b)
     b_log_det = (1.0 + b_gamma) * b_log_m - b_log_a - b_log_b - LOG_2
     tl.store(s + start_s + o_s, b_s, mask=m_s)
@@ -187,16 +187,16 @@ def _split_backward(
     b_grad = tl.load(grad_log_det + (i_row if LAST else i_row // channels))
     b_x0, b_x1 = _load_pixels(x + start_x, o_x, m_s, pairs, stride * step, BLOCK, ADJACENT)
     _, m_low, b_m, b_a, b_b = _ends(b_x0, b_x1)
-    b_log_m = tl.log(_inside(b_m))
+    b_log_m = log(_inside(b_m))
     b_exponent = b_gamma * b_log_m
     b_u = wide(tl.load(grad_u + start_s + o_s, mask=m_s, other=0.0))
     b_half = b_u * _bounded_exp(b_exponent) * 0.5
-    b_of_u = b_half * (tl.log(_inside(b_a)) - tl.log(_inside(b_b)))
+    b_of_u = b_half * (log(_inside(b_a)) - log(_inside(b_b)))
     b_of_exponent = tl.where(b_exponent <= LARGEST_EXPONENT, b_of_u, 0.0)
-    b_of_a = tl.where(b_a >= BOUNDARY, (b_half - b_grad) / _inside(b_a), 0.0)
-    b_of_b = tl.where(b_b >= BOUNDARY, (-b_half - b_grad) / _inside(b_b), 0.0)
+    b_of_a = tl.where(b_a >= BOUNDARY, divide(b_half - b_grad, _inside(b_a)), 0.0)
+    b_of_b = tl.where(b_b >= BOUNDARY, divide(-b_half - b_grad, _inside(b_b)), 0.0)
     b_of_log_m = b_of_exponent * b_gamma + b_grad * (1.0 + b_gamma)
-    b_of_m = tl.where(b_m >= BOUNDARY, b_of_log_m / _inside(b_m), 0.0)
+    b_of_m = tl.where(b_m >= BOUNDARY, divide(b_of_log_m, _inside(b_m)), 0.0)
     b_s = wide(tl.load(grad_s + start_s + o_s, mask=m_s, other=0.0))
     b_of_both = (b_s + tl.where(m_low, b_of_m, -b_of_m)) * 0.5
     b_of_x0 = b_of_both + tl.where(m_low, b_of_a, -b_of_b)
@@ -230,7 +230,7 @@ def _merge(
     b_u = wide(tl.load(u + start_s + o_s, mask=m_s, other=0.0))
     m_low = b_s <= 0.5
     b_m = tl.where(m_low, b_s, 1.0 - b_s)
-    b_log_m = tl.log(_inside(b_m))
+    b_log_m = log(_inside(b_m))
     b_v = 2.0 * b_u * _bounded_exp(-b_gamma * b_log_m)
     b_small, b_inverse, b_up, b_down = _sigmoids(b_v)
     b_a, b_b = 2.0 * b_m * b_up, 2.0 * b_m * b_down
@@ -240,7 +240,7 @@ def _merge(
     _store_pixels(x + start_x, b_x0, b_x1, o_x, m_s, pairs, stride * step, BLOCK, ADJACENT)
     # log(1 + small), with what the rounding of the sum lost put back.
     b_sum = 1.0 + b_small
-    b_cost = tl.abs(b_v) + 2.0 * (tl.log(b_sum) + (b_small - (b_sum - 1.0)) * b_inverse)
+    b_cost = tl.abs(b_v) + 2.0 * (log(b_sum) + (b_small - (b_sum - 1.0)) * b_inverse)
     b_log_det = (1.0 - b_gamma) * b_log_m + 3.0 * LOG_2 - b_cost
     tl.store(parts + tl.program_id(0), tl.sum(tl.where(m_s, b_log_det, 0.0)))
 
@@ -273,7 +273,7 @@ def _merge_backward(
     b_u = wide(tl.load(u + start_s + o_s, mask=m_s, other=0.0))
     m_low = b_s <= 0.5
     b_m = tl.where(m_low, b_s, 1.0 - b_s)
-    b_log_m = tl.log(_inside(b_m))
+    b_log_m = log(_inside(b_m))
     b_exponent = -b_gamma * b_log_m
     b_factor = 2.0 * _bounded_exp(b_exponent)
     _, _, b_up, b_down = _sigmoids(b_u * b_factor)
@@ -288,7 +288,7 @@ def _merge_backward(
     b_of_exponent = tl.where(b_exponent <= LARGEST_EXPONENT, b_of_u * b_u, 0.0)
     b_of_log_m = b_grad * (1.0 - b_gamma) - b_of_exponent * b_gamma
     b_of_m = 2.0 * (b_of_a * b_up + b_of_b * b_down)
-    b_of_m += tl.where(b_m >= BOUNDARY, b_of_log_m / _inside(b_m), 0.0)
+    b_of_m += tl.where(b_m >= BOUNDARY, divide(b_of_log_m, _inside(b_m)), 0.0)
     tl.store(grad_s + start_s + o_s, tl.where(m_low, b_of_m, -b_of_m), mask=m_s)
     tl.store(grad_u + start_s + o_s, b_of_u, mask=m_s)
     b_of_gamma = tl.where(m_s, -(b_of_exponent + b_grad) * b_log_m, 0.0)

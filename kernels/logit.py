@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from pnf.kernels._common import add_parts, tanh, wide
+from pnf.kernels._common import add_parts, divide, exp, log, tanh, wide
 
 BLOCK = 2048
 WARPS = 4
@@ -31,7 +31,7 @@ def _at_least(b_x):
 @triton.jit
 def _ratio(b_p, b_q):
     """``exp(-|y|)``, with an end that is infinite too."""
-    return tl.where(b_p < b_q, b_p, b_q) / tl.where(b_p < b_q, b_q, b_p)
+    return divide(tl.where(b_p < b_q, b_p, b_q), tl.where(b_p < b_q, b_q, b_p))
 
 
 @triton.jit
@@ -55,16 +55,17 @@ def _forward(
     b_x = wide(tl.load(x + at + o_x, mask=m_x, other=0.0))
     if INVERSE:
         b_magnitude = tl.abs(b_x)
-        b_ratio = tl.exp(-b_magnitude)
-        b_out = (tl.where(b_x < 0, b_ratio, 1.0) / (1 + b_ratio) - ALPHA) / SLOPE
+        b_ratio = exp(-b_magnitude)
+        b_sigmoid = divide(tl.where(b_x < 0, b_ratio, 1.0), 1 + b_ratio)
+        b_out = divide(b_sigmoid - ALPHA, tl.full([1], SLOPE, b_sigmoid.dtype))
     else:
         b_p, b_q = _ends(b_x, ALPHA, SLOPE)
         b_p, b_q = _at_least(b_p), _at_least(b_q)
-        b_out = tl.log(b_p) - tl.log(b_q)
+        b_out = log(b_p) - log(b_q)
         b_magnitude = tl.abs(b_out)
         b_ratio = _ratio(b_p, b_q)
     # Without log(4) a term is small where y is, so that it is not rounded the same way in every entry of the sum.
-    b_log_det = tl.where(m_x, b_magnitude + 2 * tl.log((1 + b_ratio) * 0.5), 0.0)
+    b_log_det = tl.where(m_x, b_magnitude + 2 * log((1 + b_ratio) * 0.5), 0.0)
     total = tl.sum(b_log_det, 0) + tl.minimum(length - first, BLOCK).to(tl.float64) * CONSTANT
     tl.store(out + at + o_x, b_out, mask=m_x)
     tl.store(log_det + tl.program_id(0), -total if INVERSE else total)
@@ -99,9 +100,10 @@ def _backward(
         b_free_p, b_free_q = _ends(b_x, ALPHA, SLOPE)
         b_p, b_q = _at_least(b_free_p), _at_least(b_free_q)
         # 1 / p + 1 / q, whose product overflows nowhere: where one is large, the other is clamped.
-        b_inverse = (tl.where(b_free_p == b_p, b_q, 0.0) + tl.where(b_free_q == b_q, b_p, 0.0)) / (b_p * b_q)
+        b_sum = tl.where(b_free_p == b_p, b_q, 0.0) + tl.where(b_free_q == b_q, b_p, 0.0)
+        b_inverse = divide(b_sum, b_p * b_q)
         b_ratio = _ratio(b_p, b_q)
-        b_tanh = (1 - b_ratio) / (1 + b_ratio)
+        b_tanh = divide(1 - b_ratio, 1 + b_ratio)
         b_out = (b_grad + grad * tl.where(b_p < b_q, -b_tanh, b_tanh)) * (SLOPE * b_inverse)
     tl.store(grad_in + at + o_x, b_out, mask=m_x)
 

@@ -230,6 +230,18 @@ class OpTests:
     def test_accuracy_and_strides_in_every_layout(
         self, case: Case, implementation: Implementation, dtype: torch.dtype
     ) -> None:
+        self.check_accuracy(case, implementation, dtype)
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("units", [1, 2])
+    def test_accuracy_with_the_functions_of_a_gpu(self, case: Case, units: int) -> None:
+        if "triton" in KERNELS[case.op]:
+            from approximate import approximate
+
+            with approximate(units):
+                self.check_accuracy(case, Implementation("triton", DEVICES[-1]), torch.float32)
+
+    def check_accuracy(self, case: Case, implementation: Implementation, dtype: torch.dtype) -> None:
         fallback = KERNELS[case.op]["reference"]
         # The values are float32 numbers, so that errors in float64 come from arithmetic alone.
         source, low, exact, errors = draw(case.op, lambda: convert(case.arguments(), lambda x: x.float().to(dtype)))
