@@ -16,6 +16,7 @@ from pnf import ops
 from pnf.flows import networks
 from pnf.flows.networks import NETWORK_EPS, Block, Conv2d, InputNorm, Linear, WeightNormConv2d
 from pnf.flows.transforms import transformed
+from pnf.ops._processor import LINEAR_BY_LIBRARY
 from pnf.ops.convolution import has_kernel
 from pnf.ops.residual_network import run_blocks
 
@@ -210,10 +211,13 @@ class ConvNetwork(networks.ConvNetwork):
 
 
 class DenseNetwork(networks.DenseNetwork):
-    """Linear layers as 1x1 convolutions, each with its ReLU."""
+    """Linear layers as 1x1 convolutions, each with its ReLU, on a CPU where that is faster.
+
+    On a GPU they would be convolutions with TF32, which PyTorch allows by default, where linear layers are exact.
+    """
 
     def forward(self, x: Tensor) -> Tensor:  # [B, inputs] -> [B, outputs]
-        if transformed() or not _is_chain(self, Linear):
+        if LINEAR_BY_LIBRARY or transformed() or not x.is_cpu or not _is_chain(self, Linear):
             return super().forward(x)
         return _convolve(x[:, :, None, None], list(self)[::2], (1, 1)).flatten(1)
 
