@@ -1,7 +1,7 @@
 """The networks of :mod:`pnf.flows.networks`, with the same parameters, scheduled for speed.
 
-The schedule takes a network that is exactly as it was built. A layer that was exchanged, has hooks, or normalises in
-another way, runs as a layer, in the networks of :mod:`pnf.flows.networks`, and so does everything under a transform.
+The schedule holds for networks as they were built. A network with an exchanged layer, with hooks, or with another
+normalisation runs layer by layer, as in :mod:`pnf.flows.networks`, and so does every network under a transform.
 """
 
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ from pnf.ops.residual_network import run_blocks
 
 
 class ResidualNetwork(networks.ResidualNetwork):
-    """All weights in one launch, each normalisation with its ReLU in one, and sums by the convolutions."""
+    """All weights are one launch, each normalisation with its ReLU is one, and convolutions add the sums."""
 
     def forward(
         self,
@@ -47,9 +47,9 @@ class ResidualNetwork(networks.ResidualNetwork):
         return out
 
     def _parts(self, x: Tensor) -> "tuple[list[WeightNormConv2d], list[nn.Module]] | None":
-        """The convolutions, and the normalisations behind the first one, in the order in which they are run.
+        """The convolutions, and the normalisations behind the first one, in the order of their runs.
 
-        None if they are not what the constructor puts there, so that layers would compute something else.
+        None if a layer is not as the constructor built it.
         """
         blocks = cast("list[Block]", list(self.blocks))
         normed = type(self.norm) is InputNorm
@@ -69,7 +69,7 @@ class ResidualNetwork(networks.ResidualNetwork):
         return (layers, after) if built else None
 
     def _in_one(self, x: Tensor, after: Sequence[nn.Module]) -> bool:
-        """Whether one op does it: on a CPU, in float32, where nothing is learnt and no gradients are asked for."""
+        """Whether one op runs the network: on a CPU, in float32, in evaluation and without gradients."""
         learnt = torch.is_grad_enabled() or self.training or any(norm.training for norm in after)
         return not learnt and x.is_cpu and x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
 
@@ -86,7 +86,7 @@ class ResidualNetwork(networks.ResidualNetwork):
 
 
 def _as_built(modules: Sequence[nn.Module], kind: type[nn.Module]) -> bool:
-    """Whether modules are of that very class, and their calls do nothing but their forward."""
+    """Whether all modules are of exactly this class, and a call runs their forward alone."""
     for m in modules:
         if type(m) is not kind or m._forward_hooks or m._forward_pre_hooks or "forward" in m.__dict__:
             return False
@@ -96,13 +96,13 @@ def _as_built(modules: Sequence[nn.Module], kind: type[nn.Module]) -> bool:
 
 
 def _is_plain(layer: WeightNormConv2d) -> bool:
-    """Whether the ops compute the convolution: it keeps the size and has a bias."""
+    """Whether the ops can compute the convolution: it keeps the size and has a bias."""
     _, _, height, width = layer.direction.shape
     return layer.padding == (height // 2, width // 2) and layer._parameters.get("bias") is not None
 
 
 def _normalise_alike(after: Sequence[Any], first: Any, x: Tensor) -> bool:
-    """Whether batch normalisations are as they were built, but for one momentum, and the batch has statistics."""
+    """Whether batch normalisations are as they were built, with one momentum, and the batch has statistics."""
     if not _as_built([first], nn.BatchNorm2d):
         return False
     momentum = first.momentum
@@ -117,7 +117,7 @@ def _normalise_alike(after: Sequence[Any], first: Any, x: Tensor) -> bool:
 
 
 def _statistics(norms: Sequence[nn.Module]) -> list[Tensor]:
-    """What batch normalisations use in evaluation; nothing of other layers."""
+    """The parameters and running statistics of the batch normalisations among the layers."""
     layers = [norm for norm in norms if isinstance(norm, nn.BatchNorm2d)]
     return [
         cast("Tensor", x) for layer in layers for x in (layer.weight, layer.bias, layer.running_mean, layer.running_var)
@@ -189,7 +189,7 @@ class _Norms:
         return y
 
     def track(self) -> None:
-        """Update as PyTorch's layers do, with the unbiased variance."""
+        """Update the running statistics as PyTorch's layers do, with the unbiased variance."""
         if not self.batches:
             return
         layers, means, variances, ratios = (list(column) for column in zip(*self.batches, strict=True))
@@ -202,7 +202,7 @@ class _Norms:
 
 
 class ConvNetwork(networks.ConvNetwork):
-    """Convolutions in Winograd's form, each with its ReLU."""
+    """Each convolution is one op with its ReLU, in Winograd's form where there is a kernel."""
 
     def forward(self, x: Tensor) -> Tensor:  # [B, inputs, H, W] -> [B, outputs, H, W]
         if transformed() or not _is_chain(self, Conv2d):
@@ -223,7 +223,7 @@ class DenseNetwork(networks.DenseNetwork):
 
 
 def _is_chain(network: nn.Sequential, kind: type[nn.Module]) -> bool:
-    """Whether the layers are as they were built: of that kind, with ReLU between them."""
+    """Whether the layers are as they were built: of this kind, with ReLU between them."""
     layers = list(network)
     return (
         len(layers) % 2 == 1
@@ -235,14 +235,14 @@ def _is_chain(network: nn.Sequential, kind: type[nn.Module]) -> bool:
 
 
 def _keeps_size(layer: nn.Conv2d) -> bool:
-    """Whether a convolution is one that the op computes."""
+    """Whether the op can compute the convolution."""
     height, width = layer.kernel_size
     plain = (height // 2, width // 2), (1, 1), (1, 1), 1, "zeros"
     return (layer.padding, layer.stride, layer.dilation, layer.groups, layer.padding_mode) == plain
 
 
 def _convolve(h: Tensor, layers: Sequence[nn.Module], size: tuple[int, ...]) -> Tensor:
-    """The layers with ReLU between them, each weight with a size appended."""
+    """Apply the layers with ReLU between them, each weight with ``size`` appended to its shape."""
     for i, layer in enumerate(layers):
         weight, bias = cast("Tensor", layer.weight), cast("Tensor", layer.bias)
         h = ops.convolution(h, weight.view(*weight.shape, *size), bias, relu=i + 1 < len(layers))

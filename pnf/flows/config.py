@@ -68,7 +68,7 @@ class FlowConfig:
     num_couplings: int = setting(None, "Dense: in all; conv: under each mask at each scale.", ge=1, le=256)
     norm: NormKind = setting("act", "Normalisation: ActNorm, batch or none.")
     injector: bool = setting(True, "Start convolutional stages with an affine map made from the coarser image.")
-    scales: int | None = setting(None, "Most scales of a convolutional flow.", ge=1, le=12)
+    scales: int | None = setting(None, "Upper bound of the scales of a convolutional flow.", ge=1, le=12)
     alpha: float | None = setting(None, "The base models logit(alpha + (1 - 2 alpha) x).", ge=0, lt=0.5)
     memory: MemoryKind = setting("plain", "plain, or invertible: less memory for a third more time.")
 
@@ -105,7 +105,7 @@ class ProgressiveConfig(FlowConfig):
 
     flow: ClassVar[str] = "ProgressiveFlow"
 
-    levels: int = setting(2, "Times that each axis is halved.", ge=0, le=12)
+    levels: int = setting(2, "How often each axis is halved.", ge=0, le=12)
     axes: AxesKind = setting("xy", "Order in which axes grow.")
     detail: DetailKind = setting("bounded", "How stages see details: bounded, or identity as in the paper.")
 

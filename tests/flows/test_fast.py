@@ -86,6 +86,20 @@ def test_evaluation_without_gradients_equals_the_reference(
         assert not torch.equal(twin.log_prob(x), before)
 
 
+@pytest.mark.parametrize("by_library", [True, False])
+def test_linear_layers_by_either_library(
+    randomise: Callable[..., nn.Module], monkeypatch: pytest.MonkeyPatch, by_library: bool
+) -> None:
+    monkeypatch.setattr(fast.networks, "LINEAR_BY_LIBRARY", by_library)
+    found = []
+    for flow in pair(randomise, (1, 8, 8), "dense", "bounded", "act"):
+        x = torch.rand(5, 1, 8, 8, generator=torch.Generator().manual_seed(1)).requires_grad_()
+        log_prob = flow.log_prob(x)
+        found.append([log_prob, *torch.autograd.grad(log_prob.sum(), [x, *flow.parameters()])])
+    for want, got in zip(*found, strict=True):
+        assert_close(got, want, rtol=1e-4, atol=1e-4 * want.abs().max().item())
+
+
 def test_second_derivatives_equal_the_reference(randomise: Callable[..., nn.Module]) -> None:
     found = []
     for flow in pair(randomise, (1, 8, 8), "conv", "bounded", "act"):
