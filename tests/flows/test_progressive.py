@@ -396,9 +396,12 @@ def test_samples_repeat_with_a_generator_and_leave_the_global_one_alone(coupling
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0, 50.0, 1e6])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("levels", [0, 2])
 @every_coupling
-def test_every_bounded_sample_is_an_image(coupling: str, dtype: torch.dtype, temperature: float, make: Make) -> None:
-    flow = make((3, 4, 4), 2, coupling=coupling).to(dtype)
+def test_every_bounded_sample_is_an_image(
+    coupling: str, levels: int, dtype: torch.dtype, temperature: float, make: Make
+) -> None:
+    flow = make((3, 4, 4), levels, coupling=coupling).to(dtype)
     x = flow.sample(200, temperature=temperature)
     assert x.dtype == dtype
     assert x.min() >= 0
