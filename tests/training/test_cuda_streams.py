@@ -5,6 +5,35 @@ import torch
 
 from pnf.training.cuda_streams import Branches
 
+
+def test_branches_start_after_what_came_before_and_end_before_what_comes(monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[object] = []
+
+    class Stream:
+        def __init__(self, name: object) -> None:
+            self.name = name
+
+        def wait_stream(self, other: "Stream") -> None:
+            done.append((self.name, "waits for", other.name))
+
+        def __enter__(self) -> None:
+            done.append(self.name)
+
+        def __exit__(self, *_: object) -> None:
+            done.append("around")
+
+    names, around = iter(["first", "second"]), Stream("around")
+    monkeypatch.setattr(torch.cuda, "Stream", lambda _: Stream(next(names)))
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: stream)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda _: around)
+    branches = Branches(torch.device("cuda"), 2)
+    with branches.branch(1):
+        done.append("work")
+    assert done == [("second", "waits for", "around"), "second", "work", "around"]
+    branches.join()
+    assert done[4:] == [("around", "waits for", "first"), ("around", "waits for", "second")]
+
+
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 
 
