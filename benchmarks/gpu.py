@@ -1,11 +1,13 @@
-"""What a GPU reaches: ``python benchmarks/gpu.py FILE.json``, without one ``--small`` on the CPU.
+"""What a GPU reaches: ``python benchmarks/gpu.py FILE.json PART``, without one ``--small`` on the CPU.
 
-First a large copy and a large product of matrices, then every op against the bandwidth of that copy, from sizes where
-launches are all to more than 1 GB, then the presets whole: a step of training, log-likelihoods and samples, plain and
-as one CUDA graph, their stages in turn and at once.
+First a large copy and a large product of matrices, then a part. ``ops``: every op against the bandwidth of that copy,
+from sizes where launches are all to more than 1 GB. ``presets``: a step of training, log-likelihoods and samples, plain
+and as one CUDA graph, stages in turn and at once. ``stages``: a step of the largest stage of each, torch.compile's too.
+Results are checked before they are timed. SIGINT ends it with a table of what there is.
 """
 
 import argparse
+import gc
 import json
 import statistics
 import time
@@ -26,7 +28,7 @@ from torch.utils._pytree import tree_leaves
 
 from pnf import fast, ops, reference
 from pnf.flows.config import progressive_settings
-from pnf.training import preset_config
+from pnf.training import exact_arithmetic, preset_config
 from pnf.training.build import stage_inputs, stage_modules
 from pnf.training.cuda_streams import Branches
 
@@ -100,8 +102,10 @@ def limits(small: bool) -> dict[str, float]:
     return found
 
 
-def op_calls(shape: tuple[int, ...], dtype: torch.dtype) -> dict[str, tuple[Callable[..., Any], list[Tensor], float]]:
-    """By op: the function, its arguments, and how many of their bytes the backward reads again."""
+def op_calls(
+    m: Any, shape: tuple[int, ...], dtype: torch.dtype
+) -> dict[str, tuple[Callable[..., Any], list[Tensor], float]]:
+    """By op of a module: the function, its arguments, and how many of their bytes the backward reads again."""
     b, c = shape[:2]
 
     def normal(*size: int) -> Tensor:
@@ -114,29 +118,29 @@ def op_calls(shape: tuple[int, ...], dtype: torch.dtype) -> dict[str, tuple[Call
     vector = torch.rand(c, device=DEVICE)
     again = (x.numel() + raw.numel() / 2) / (x.numel() + raw.numel())
     return {
-        "haar_split": (lambda x: ops.haar_split(x, -1), [x], 0),
-        "haar_split, height": (lambda x: ops.haar_split(x, -2), [x], 0),
-        "haar_merge": (lambda s, d: ops.haar_merge(s, d, -1), [half, half.clone()], 0),
-        "haar_pyramid": (lambda x: ops.haar_pyramid(x, 2), [x], 0),
-        "haar_bounded_split": (lambda x, g: ops.haar_bounded_split(x, g, -1), [pixels, vector], 1),
-        "act_norm": (ops.act_norm, [last, vector, vector.clone(), log_det], 1),
-        "affine_coupling": (lambda *a: ops.affine_coupling(*a, "checkerboard"), [x, raw, vector, log_det], again),
+        "haar_split": (lambda x: m.haar_split(x, -1), [x], 0),
+        "haar_split, height": (lambda x: m.haar_split(x, -2), [x], 0),
+        "haar_merge": (lambda s, d: m.haar_merge(s, d, -1), [half, half.clone()], 0),
+        "haar_pyramid": (lambda x: m.haar_pyramid(x, 2), [x], 0),
+        "haar_bounded_split": (lambda x, g: m.haar_bounded_split(x, g, -1), [pixels, vector], 1),
+        "act_norm": (m.act_norm, [last, vector, vector.clone(), log_det], 1),
+        "affine_coupling": (lambda *a: m.affine_coupling(*a, "checkerboard"), [x, raw, vector, log_det], again),
         "affine_coupling_inverse": (
-            lambda *a: ops.affine_coupling_inverse(*a, "checkerboard"),
+            lambda *a: m.affine_coupling_inverse(*a, "checkerboard"),
             [x, raw, vector, log_det],
             1,
         ),
-        "batch_norm_relu": (lambda x, w, v: ops.batch_norm_relu(x, w, v)[0], [last, vector, vector.clone()], 1),
+        "batch_norm_relu": (lambda x, w, v: m.batch_norm_relu(x, w, v)[0], [last, vector, vector.clone()], 1),
         "conditioner_input": (
-            lambda x, v: ops.conditioner_input(x, None, v, mask="checkerboard", parity=0)[0],
+            lambda x, v: m.conditioner_input(x, None, v, mask="checkerboard", parity=0)[0],
             [last, vector],
             1,
         ),
-        "mask_apply": (lambda x: ops.mask_apply(x, "checkerboard", 0), [x], 0),
-        "mask_pack": (lambda x: ops.mask_pack(x, "checkerboard", 0), [x], 0),
-        "squeeze": (lambda x: ops.squeeze(x), [x], 0),
-        "logit": (lambda x: ops.logit(x, 0.05), [pixels], 1),
-        "standard_normal": (ops.standard_normal, [x], 1),
+        "mask_apply": (lambda x: m.mask_apply(x, "checkerboard", 0), [x], 0),
+        "mask_pack": (lambda x: m.mask_pack(x, "checkerboard", 0), [x], 0),
+        "squeeze": (lambda x: m.squeeze(x), [x], 0),
+        "logit": (lambda x: m.logit(x, 0.05), [pixels], 1),
+        "standard_normal": (m.standard_normal, [x], 1),
     }
 
 
@@ -144,10 +148,13 @@ def op_rows(small: bool, bandwidth: float) -> Iterator[dict[str, Any]]:
     shapes = [(8, 4, 8, 8), (64, 12, 64, 64), (256, 16, 256, 256)]
     for shape in shapes[:1] if small else shapes:
         for dtype in (torch.float32, torch.bfloat16):
-            for name, (function, arguments, saved) in op_calls(shape, dtype).items():
+            plain = op_calls(reference, shape, dtype)
+            for name, (function, arguments, saved) in op_calls(ops, shape, dtype).items():
                 for backward in (False, True):
                     leaves = [a.detach().requires_grad_(backward) for a in arguments]
                     outputs = as_list(function(*leaves))
+                    if not backward:
+                        check(outputs, as_list(plain[name][0](*leaves)))
                     grads = [torch.randn_like(y) for y in outputs]
 
                     def call(
@@ -172,6 +179,13 @@ def op_rows(small: bool, bandwidth: float) -> Iterator[dict[str, Any]]:
                         "launches": profiled(call)["launches"],
                         "share": moved / taken / 1e9 / bandwidth,
                     }
+
+
+def check(got: list[Tensor], want: list[Tensor]) -> None:
+    """Nothing is timed that is wrong; what the reference itself errs by is for the tests to say."""
+    for a, b in zip(got, want, strict=True):
+        rtol = 2e-2 if b.dtype == torch.bfloat16 else 1e-4
+        torch.testing.assert_close(a, b, rtol=rtol, atol=rtol * b.abs().max().item())
 
 
 def as_list(out: Any) -> list[Tensor]:
@@ -209,83 +223,116 @@ def together(flow: Any) -> Callable[[Tensor], Tensor]:
     return loss
 
 
-def preset_rows(small: bool, compiled: bool) -> Iterator[dict[str, Any]]:
+def preset_rows(small: bool, stage_alone: bool) -> Iterator[dict[str, Any]]:
     for name in ("mnist-dense", "cifar10", "celeba64"):
         for batch in (4,) if small else (64, 256):
-            yield from rows_of(name, batch, small, compiled)
+            yield from (stage_rows if stage_alone else flow_rows)(name, batch, small)
 
 
-def rows_of(name: str, batch: int, small: bool, compiled: bool) -> Iterator[dict[str, Any]]:
+Work = dict[str, Callable[[], Call]]
+"""By label, what makes a call: a graph and the states of an optimiser are there only while they are timed."""
+
+
+def stage_rows(name: str, batch: int, small: bool) -> Iterator[dict[str, Any]]:
+    """The largest stage alone: code for a whole preset takes torch.compile tens of minutes."""
+    plain, ours = (build(module, name, small).train() for module in (reference, fast))
+    x = torch.rand(batch, *ours.shape, device=DEVICE)
+
+    def loss(flow: Any) -> Callable[[Tensor], Tensor]:
+        return lambda y: -flow.stages[-1].log_prob(y).mean()
+
+    def compiled(mode: str) -> Call:
+        torch.compiler.reset()
+        return step(plain.stages[-1], torch.compile(loss(plain), mode=mode, dynamic=False), x)
+
+    work: Work = {
+        "reference": lambda: step(plain.stages[-1], loss(plain), x),
+        "pnf": lambda: step(ours.stages[-1], loss(ours), x),
+        "pnf, one graph": lambda: graphed(step(ours.stages[-1], loss(ours), x)),
+        "torch.compile": lambda: compiled("default"),
+        "torch.compile, max-autotune": lambda: compiled("max-autotune-no-cudagraphs" if small else "max-autotune"),
+    }
+    yield from measured(work, [plain, ours], preset=name, batch=batch, what="training step, largest stage")
+
+
+def flow_rows(name: str, batch: int, small: bool) -> Iterator[dict[str, Any]]:
     plain, ours = (build(module, name, small) for module in (reference, fast))
     low = build(fast, name, small).set_network_dtype(torch.bfloat16)
+    flows = [plain, ours, low]
     x = torch.rand(batch, *ours.shape, device=DEVICE)
     noise = torch.randn(batch, ours.dims, device=DEVICE)
     coarse = ours.encode(x)
-    last, image = ours.stages[-1], x
-    work: dict[str, dict[str, Call]] = {
-        "training step": {
-            "reference": step(plain, nll(plain), x),
-            "pnf": step(ours, nll(ours), x),
-            "pnf, one graph": graphed(step(ours, nll(ours), x)),
-            "pnf, one graph, stages at once": graphed(step(ours, together(ours), x)),
-            "pnf, one graph, largest stage alone": graphed(step(last, lambda y: -last.log_prob(y).mean(), image)),
-            "pnf, bfloat16": step(low, nll(low), x),
-            "pnf, bfloat16, one graph": graphed(step(low, nll(low), x)),
-        }
+    with torch.no_grad():
+        check([ours.eval().log_prob(x)], [plain.eval().log_prob(x)])
+    training: Work = {
+        "reference": lambda: step(plain, nll(plain), x),
+        "pnf": lambda: step(ours, nll(ours), x),
+        "pnf, one graph": lambda: graphed(step(ours, nll(ours), x)),
+        "pnf, one graph, stages at once": lambda: graphed(step(ours, together(ours), x)),
+        "pnf, bfloat16": lambda: step(low, nll(low), x),
+        "pnf, bfloat16, one graph": lambda: graphed(step(low, nll(low), x)),
     }
     if CUDA:
-        exact = step(ours, nll(ours), x)
-
-        def tf32() -> None:
-            torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = True
-            try:
-                exact()
-            finally:
-                torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
-
-        work["training step"]["pnf, TF32"] = tf32
-    if compiled:
-        # One stage, since code for a whole preset takes torch.compile tens of minutes.
-        other = build(reference, name, small).stages[-1]
-        for mode in ("default", "max-autotune-no-cudagraphs") if small else ("default", "max-autotune"):
-            torch.compiler.reset()
-            code = torch.compile(lambda y: -other.log_prob(y).mean(), mode=mode, dynamic=False)
-            work["training step"][f"largest stage alone, torch.compile {mode}"] = step(other, code, image)
-    for mode, flows in (("log_prob", (plain, ours)), ("sample", (plain, ours)), ("upsample", (plain, ours))):
-        functions = {
-            "log_prob": lambda f: quiet(f.log_prob, x),
-            "sample": lambda f: quiet(f.inverse, noise),
-            "upsample": lambda f: quiet(lambda: f.upsample(coarse, noise=0)),
+        training["pnf, TF32"] = lambda: with_tf32(step(ours, nll(ours), x))
+    for flow in flows:
+        flow.train()
+    yield from measured(training, flows, preset=name, batch=batch, what="training step")
+    functions: dict[str, Callable[[Any], None]] = {
+        "log_prob": lambda f: quiet(f.log_prob, x),
+        "sample": lambda f: quiet(f.inverse, noise),
+        "upsample": lambda f: quiet(lambda: f.upsample(coarse, noise=0)),
+    }
+    for flow in flows:
+        flow.eval()
+    for what, function in functions.items():
+        work: Work = {
+            "reference": lambda f=function: lambda: f(plain),
+            "pnf": lambda f=function: lambda: f(ours),
+            "pnf, one graph": lambda f=function: graphed(lambda: f(ours)),
         }
+        yield from measured(work, flows, preset=name, batch=batch, what=what)
+
+
+def with_tf32(call: Call) -> Call:
+    """The call with the card's shortcuts; they are off everywhere else."""
+
+    def run() -> None:
+        backends: Any = torch.backends
+        backends.cudnn.conv.fp32_precision = backends.cuda.matmul.fp32_precision = "tf32"
+        try:
+            call()
+        finally:
+            exact_arithmetic()
+
+    return run
+
+
+def measured(work: Work, flows: list[Any], **labels: Any) -> Iterator[dict[str, Any]]:
+    """Each call by itself; what does not fit into the device's memory has no time."""
+    for label, make in work.items():
         for flow in flows:
-            flow.eval()
-        work[mode] = {
-            label: (graphed if "graph" in label else lambda c: c)(lambda f=f, g=functions[mode]: g(f))
-            for label, f in {"reference": plain, "pnf": ours, "pnf, one graph": ours}.items()
-        }
-    for what, calls in work.items():
-        for flow in (plain, ours, low):
-            flow.train(what == "training step")
-        for label, call in calls.items():
-            if CUDA:
-                torch.cuda.reset_peak_memory_stats()
-            taken = seconds(call)
-            yield {
-                "preset": name,
-                "batch": batch,
-                "what": what,
-                "by": label,
-                "seconds": taken,
-                "images_per_second": batch / taken,
-                "mib": torch.cuda.max_memory_allocated() / 2**20 if CUDA else None,
-                **({} if "graph" in label else profiled(call)),
-            }
+            flow.zero_grad()
+        gc.collect()
+        row: dict[str, Any] = {**labels, "by": label, "seconds": None, "images_per_second": None, "mib": None}
+        if CUDA:
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+        try:
+            call = make()
+            row["seconds"] = seconds(call)
+            row["images_per_second"] = labels["batch"] / row["seconds"]
+            row["mib"] = torch.cuda.max_memory_allocated() / 2**20 if CUDA else None
+            row |= {} if "graph" in label else profiled(call)
+            del call
+        except torch.OutOfMemoryError:
+            pass
+        yield row
 
 
 def table(results: dict[str, Any]) -> str:
     """The results as Markdown."""
     parts = [
-        f"- {results['machine']['processor']}, torch {results['machine']['torch']}\n"
+        f"- {results['machine']['cuda'] or results['machine']['processor']}, torch {results['machine']['torch']}\n"
         + "\n".join(f"- {name}: {value:.4g}" for name, value in results["limits"].items())
     ]
     cells = [
@@ -302,9 +349,9 @@ def table(results: dict[str, Any]) -> str:
                 f"{r['preset']}, {r['batch']}",
                 r["what"],
                 r["by"],
-                show_time(r["seconds"]),
-                f"{r['seconds'] / first['seconds']:.2f}",
-                f"{r['images_per_second']:.0f}",
+                show_time(r["seconds"]) if r["seconds"] else "out of memory",
+                f"{r['seconds'] / first['seconds']:.2f}" if r["seconds"] and first["seconds"] else "",
+                f"{r['images_per_second']:.0f}" if r["seconds"] else "",
                 f"{r['mib']:.0f}" if r["mib"] is not None else "",
                 str(r.get("launches", "")),
                 f"{r['convolutions']:.0%}" if "convolutions" in r else "",
@@ -320,22 +367,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("results", type=Path)
     parser.add_argument("--small", action="store_true", help="sizes that take no time, which prove the script")
-    parser.add_argument("--compile", action="store_true", help="torch.compile of the largest stage, too: minutes")
-    parser.add_argument("--only", choices=["ops", "presets"], help="one of the parts")
+    parser.add_argument("part", choices=["ops", "presets", "stages"])
     options = parser.parse_args()
+    exact_arithmetic()
     found = limits(options.small)
     results: dict[str, Any] = {"machine": machine(), "limits": found, "ops": [], "presets": []}
-    parts = {
-        "ops": op_rows(options.small, found["copy, GB/s"]),
-        "presets": preset_rows(options.small, options.compile),
-    }
-    for name, rows in parts.items():
-        if options.only in (None, name):
-            for row in track(rows, name):
-                results[name].append(row)
-                # What a time limit cuts off keeps what was measured.
-                options.results.write_text(json.dumps(results, indent=2) + "\n")
-    print(table(results))
+    rows = (
+        op_rows(options.small, found["copy, GB/s"])
+        if options.part == "ops"
+        else preset_rows(options.small, stage_alone=options.part == "stages")
+    )
+    try:
+        for row in track(rows, options.part):
+            results["ops" if options.part == "ops" else "presets"].append(row)
+            options.results.write_text(json.dumps(results, indent=2) + "\n")
+    except KeyboardInterrupt:
+        print("stopped; what was measured:")
+    finally:
+        print(table(results))
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import pnf
 from pnf import fast, reference
+from pnf.training import exact_arithmetic
 from pnf.training.hardware import most_memory, processor, reset_peak_memory
 
 Call = Callable[[], Any]
@@ -381,6 +382,7 @@ def main() -> None:
     parser.add_argument("--only", default="", help="only rows whose name contains this")
     parser.add_argument("--no-compile", action="store_true", help="without torch.compile, which takes minutes")
     options = parser.parse_args()
+    exact_arithmetic()
     if options.step:
         print(json.dumps(memory_of_a_step(options.step[0], int(options.step[1]))))
         return
@@ -392,18 +394,22 @@ def main() -> None:
         "memory": [],
         "scaling": [],
     }
-    makers = [training_rows(), inference_rows(), peer_rows(), *([] if options.no_compile else [compiled_rows()])]
-    for maker in track(makers, "models"):
-        for row in maker:
-            if options.only in row.name:
-                seconds = {name: statistics.median(times) for name, times in race(row).items()}
-                results["rows"].append({"name": row.name, "seconds": seconds})
-                options.results.write_text(json.dumps(results, indent=2) + "\n")
-    for name, rows in (("memory", memory_rows()), ("scaling", scaling_rows())):
-        results[name] = list(rows) if options.only in name else []
-    results["first_step"] = first_step()
-    options.results.write_text(json.dumps(results, indent=2) + "\n")
-    print(report([results]))
+    try:
+        makers = [training_rows(), inference_rows(), peer_rows(), *([] if options.no_compile else [compiled_rows()])]
+        for maker in track(makers, "models"):
+            for row in maker:
+                if options.only in row.name:
+                    seconds = {name: statistics.median(times) for name, times in race(row).items()}
+                    results["rows"].append({"name": row.name, "seconds": seconds})
+                    options.results.write_text(json.dumps(results, indent=2) + "\n")
+        for name, rows in (("memory", memory_rows()), ("scaling", scaling_rows())):
+            results[name] = list(rows) if options.only in name else []
+        results["first_step"] = first_step()
+        options.results.write_text(json.dumps(results, indent=2) + "\n")
+    except KeyboardInterrupt:
+        print("stopped; what was measured:")
+    finally:
+        print(report([results]))
 
 
 def machine() -> dict[str, Any]:
