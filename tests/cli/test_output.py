@@ -266,7 +266,12 @@ def test_what_needs_no_torch_does_not_import_it(args: list[str]) -> None:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 @pytest.mark.parametrize("wait", [0.2, pytest.param(0.6, marks=pytest.mark.slow), 1.2])
 def test_a_signal_during_the_imports(number: int, wait: float) -> None:
-    code = "print(flush=True); from pnf.cli import main; main()"
+    # Under nohup or in the background the signals would be ignored.
+    code = (
+        "import signal; signal.signal(signal.SIGHUP, signal.SIG_DFL)\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "print(flush=True); from pnf.cli import main; main()"
+    )
     process = subprocess.Popen(
         [sys.executable, "-c", code, "doctor"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -281,6 +286,7 @@ def test_a_signal_during_the_imports(number: int, wait: float) -> None:
 def test_signals_that_are_ignored_stay_so() -> None:
     code = (
         "import os, signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "from pnf.cli import stopping_at_once\n"
         "with stopping_at_once(): os.kill(os.getpid(), signal.SIGHUP)\n"
         "assert signal.getsignal(signal.SIGINT) is signal.default_int_handler"

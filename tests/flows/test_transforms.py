@@ -41,8 +41,13 @@ def pixels(batch: int, shape: tuple[int, ...] = SHAPE) -> Tensor:
     return 0.1 + 0.8 * torch.rand(batch, *shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 
 
+some_flows = pytest.mark.parametrize(
+    "name", [name if name.endswith("bounded") else pytest.param(name, marks=pytest.mark.slow) for name in FLOWS]
+)
+
+
 @pytest.mark.parametrize("outer", TRANSFORMS)
-@pytest.mark.parametrize("name", FLOWS)
+@some_flows
 def test_two_transforms(randomise: Callable[..., nn.Module], name: str, outer: str) -> None:
     want, got = pair(randomise, name)
     x = pixels(1)
@@ -51,7 +56,7 @@ def test_two_transforms(randomise: Callable[..., nn.Module], name: str, outer: s
     compare(outer, *shares, x.flatten(), rtol=1e-8)
 
 
-@pytest.mark.parametrize("name", FLOWS)
+@some_flows
 def test_two_transforms_of_the_inverse(randomise: Callable[..., nn.Module], name: str) -> None:
     want, got = pair(randomise, name)
     for outer in ("jacfwd", "jacrev"):

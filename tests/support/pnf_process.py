@@ -30,7 +30,7 @@ _SETTINGS = {
 
 # Imports everything once and forks. It skips Python's shutdown, so that a kill hits the run.
 _SERVER = """
-import atexit, json, os, sys
+import atexit, json, os, signal, sys
 import pnf.cli.train, torch.utils.tensorboard
 from pnf.cli import main
 for line in sys.stdin:
@@ -41,6 +41,9 @@ for line in sys.stdin:
         os.dup2(output, 1)
         os.dup2(output, 2)
         sys.argv = ["pnf", *request["args"]]
+        # Under nohup or in the background these would be ignored.
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         exec(request["before"])
         try:
             main()

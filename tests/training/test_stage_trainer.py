@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 
@@ -13,7 +14,7 @@ from pnf.flows import scale_parameters
 from pnf.training import RunConfig
 from pnf.training.batches import seeded
 from pnf.training.build import build_flow, stage_dims, stage_inputs, stage_modules, stage_names
-from pnf.training.stage_trainer import StageTrainer, schedule
+from pnf.training.stage_trainer import Objective, StageTrainer, schedule
 
 Make = Callable[..., RunConfig]
 
@@ -92,6 +93,20 @@ def test_the_penalty_touches_only_scale_parameters(tiny: Make, fabric: Fabric, x
     for name, gradient in plain.items():
         torch.testing.assert_close(penalised[name], gradient + before[name] if name in before else gradient)
     assert torch.equal(*losses), "the logged likelihood is without the penalty"
+
+
+def test_a_step_takes_its_own_gradient_only(tiny: Make, fabric: Fabric, x: Tensor) -> None:
+    config = tiny(clip=1e9)
+    unit = units_of(config, fabric)[-1]
+    seen = gradients_at_steps(unit)
+    unit.train_step([x])
+    for step in (1, 2):
+        objective = Objective(copy.deepcopy(unit.stage), config.scale_l2)
+        objective.zero_grad()
+        objective(x)[0].backward()
+        unit.train_step([x])
+        for name, p in objective.stage.named_parameters():
+            torch.testing.assert_close(seen[step][name], p.grad)
 
 
 def test_each_stage_is_clipped_by_itself(tiny: Make, fabric: Fabric, x: Tensor) -> None:
