@@ -43,6 +43,19 @@ def test_is_what_its_card_says(name: str, limit: int | None) -> None:
 
 
 @each_model
+def test_loads_by_its_name(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    state = fast.ProgressiveFlow.from_pretrained(pretrained.folder(name) / "model").state_dict()
+    for kind in (fast, reference):
+        found = kind.ProgressiveFlow.from_pretrained(name).state_dict()
+        assert all(torch.equal(found[key], value) for key, value in state.items())
+    monkeypatch.chdir(tmp_path)
+    fast.ProgressiveFlow((1, 4, 4), 1, coupling="dense", hidden=4).save_pretrained(name)
+    assert fast.ProgressiveFlow.from_pretrained(name).shape == (1, 4, 4), "a folder of that name comes first"
+    with pytest.raises(FileNotFoundError, match=rf"is it a folder of save_pretrained\? Models .* pnf: {name}\.$"):
+        fast.ProgressiveFlow.from_pretrained("nothing")
+
+
+@each_model
 def test_loads_into_both_flows(name: str) -> None:
     model: Path = pretrained.folder(name) / "model"
     x = torch.rand(2, 1, 32, 32)

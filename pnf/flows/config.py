@@ -11,6 +11,7 @@ CouplingKind: TypeAlias = Literal["conv", "dense"]
 NormKind: TypeAlias = Literal["act", "batch", "none"]
 MemoryKind: TypeAlias = Literal["plain", "invertible"]
 DetailKind: TypeAlias = Literal["bounded", "identity"]
+SupportKind: TypeAlias = Literal["unit", "real"]
 AxesKind: TypeAlias = Literal["xy", "yx", "x", "y"]
 
 SIZES = {

@@ -8,20 +8,23 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
-from typing import ClassVar, Self, Unpack, cast
+from typing import ClassVar, Self, Unpack, cast, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
+from pnf.flows.conditions import Condition
 from pnf.flows.config import (
     FlowSettings,
     ProgressiveConfig,
     ProgressiveSettings,
+    SupportKind,
     flow_settings,
     progressive_settings,
     shows_settings,
 )
+from pnf.flows.distribution import FlowDistribution
 from pnf.flows.op_table import OpTable, check_bound
 from pnf.flows.peak_memory import in_batches
 from pnf.flows.realnvp import RealNVP, num_scales, set_network_dtype
@@ -30,6 +33,7 @@ from pnf.flows.shapes import (
     as_channels,
     bits_per_dim,
     check_batch,
+    check_choice,
     check_integer,
     check_shape,
     draw_noise,
@@ -47,7 +51,7 @@ GAMMA_RATE = 4.0
 
 
 class ProgressiveFlow(Pretrained):
-    """An exact density on [0, 1]^D that upscales an image, or a vector, along one axis at each stage.
+    """An exact density on [0, 1]^D, or R^D, that upscales an image, or a vector, along one axis at each stage.
 
     With ``S x = (x0 + x1) / 2`` and ``Δ x = (x0 - x1) / 2`` over neighbours along an axis, and n pairs, each stage
     applies::
@@ -57,11 +61,20 @@ class ProgressiveFlow(Pretrained):
     Stage 0 is a flow of the coarsest image. Each later stage is a conditional flow of Δ given S, so stages can be
     trained apart.
 
+    With ``num_classes`` or ``condition_shape`` every stage is conditioned, so that ``log p(x | c)`` is exact.
+
     Args:
         shape: the shape of one example, ``(C, H, W)``, ``(C, D)`` or ``(D,)``, with multiples of ``2**levels`` along
             the axes.
         levels: the number of times that each axis is halved. An image has ``1 + levels * len(axes)`` stages, a vector
             ``1 + levels``.
+        num_classes: K, if the flow is conditioned on labels: methods then take ``condition``, integers ``[B]`` from 0
+            to K - 1.
+        condition_shape: ``(F,)`` if the flow is conditioned on a vector, ``[B, F]``; or ``(C', *spatial)``, with the
+            spatial size of ``shape``, if it is conditioned on a map. Each stage sees a map averaged down by S to the
+            resolution of its own flow.
+        support: ``"unit"``, or ``"real"`` for a density on R^D of data that is no image: ``detail="identity"``, and no
+            logit in the base. The networks see such data as it is, so it should have a scale near 1.
         axes: the order in which an image grows at each level, ``"xy"`` (width first, as in the paper), ``"yx"``,
             ``"x"`` or ``"y"``. Vectors ignore it.
         coupling, hidden, blocks, num_couplings, norm, injector, memory: the settings of every stage's flow, see
@@ -98,17 +111,33 @@ class ProgressiveFlow(Pretrained):
     flow_class: ClassVar[type[RealNVP]]
 
     @shows_settings(ProgressiveConfig)
-    def __init__(self, shape: Sequence[int], levels: int, **settings: Unpack[ProgressiveSettings]) -> None:
+    def __init__(
+        self,
+        shape: Sequence[int],
+        levels: int,
+        *,
+        num_classes: int | None = None,
+        condition_shape: Sequence[int] | None = None,
+        support: SupportKind = "unit",
+        **settings: Unpack[ProgressiveSettings],
+    ) -> None:
         check_bound(self)
         super().__init__()
+        check_choice("ProgressiveFlow", "support", support, get_args(SupportKind))
+        self.support: SupportKind = support
+        if support == "real":
+            settings.setdefault("detail", "identity")
+            if settings["detail"] != "identity" or settings.get("alpha") is not None:
+                raise ValueError('ProgressiveFlow: with support="real", detail must be "identity" and alpha None')
         config = ProgressiveConfig(levels=levels, **settings)  # type: ignore[arg-type]  # sizes of None become the default
         if config.levels > 62:
             raise ValueError(f"ProgressiveFlow: levels must be at most 62, got {levels}")
-        if config.alpha is None:
+        if config.alpha is None and support == "unit":
             config = replace(config, alpha=1e-6 if config.detail == "bounded" else 0.05)
         self.settings, self.alpha = config, config.alpha
         self.levels, self.axes, self.detail = config.levels, config.axes, config.detail
         self.shape = check_shape("ProgressiveFlow", "shape", shape)
+        self.given, self.condition_shape = Condition.of(self.shape, num_classes, condition_shape)
         self._dims = [-1 if axis == "x" else -2 for axis in self.axes] if len(self.shape) == 3 else [-1]
         for dim in self._dims:
             if self.shape[dim] % 2**self.levels:
@@ -124,17 +153,27 @@ class ProgressiveFlow(Pretrained):
         for k, shape_in in enumerate(self.stage_shapes[:1] + self.stage_shapes[:-1]):
             scales = None if config.scales is None else min(config.scales, num_scales(shape_in))
             own: FlowSettings = {**flow_settings(config), "scales": scales, "alpha": self.alpha if k == 0 else None}
+            own_channels, *size = as_channels(shape_in)
+            channels = self.given.channels + (own_channels if k else 0)
+            flow = self.flow_class(
+                shape_in,
+                condition_shape=(channels, *size) if channels else None,
+                features=self.given.vector,
+                **own,
+            )
+            embedding = self.given.embedding()
             if k == 0:
-                stages.append(BaseStage(self.flow_class(shape_in, **own), clamp=self.detail == "bounded"))
+                stages.append(BaseStage(flow, embedding, clamp=self.detail == "bounded"))
             else:
-                flow = self.flow_class(shape_in, condition_shape=shape_in, **own)
-                stages.append(DetailStage(flow, self._dims[(k - 1) % len(self._dims)], self.detail))
+                dim, real = self._dims[(k - 1) % len(self._dims)], support == "real"
+                stages.append(DetailStage(flow, embedding, dim, self.detail, real))
         self.stages = nn.ModuleList(stages)
 
     def config(self) -> dict[str, object]:
         """The constructor's arguments, except ``memory``."""
         settings = {key: value for key, value in progressive_settings(self.settings).items() if key != "memory"}
-        return {"shape": self.shape, "levels": self.levels, **settings}
+        conditions = {"num_classes": self.given.classes or None, "condition_shape": self.condition_shape}
+        return {"shape": self.shape, "levels": self.levels, **conditions, "support": self.support, **settings}
 
     @property
     def _stages(self) -> "list[Stage]":
@@ -154,12 +193,14 @@ class ProgressiveFlow(Pretrained):
     def forward(
         self,
         x: Tensor,  # [B, *shape]
+        condition: Tensor | None = None,  # [B], [B, F] or [B, C', *spatial]
     ) -> tuple[Tensor, Tensor]:
         """Map x to the noise of all stages ``z [B, D]``, coarse first, and to ``log_det [B] = log |det dz/dx|``."""
         self._check(x)
+        conditions = self._conditions(condition, x.shape[0])
         zs, log_det = [], zero_log_det(x)
-        for stage in reversed(self._stages):
-            x, z, stage_log_det = stage(x)
+        for stage, given in zip(self._stages[::-1], conditions[::-1], strict=True):
+            x, z, stage_log_det = stage(x, given)
             zs.append(z)
             log_det = log_det + stage_log_det
         return torch.cat(zs[::-1], 1), log_det
@@ -167,12 +208,14 @@ class ProgressiveFlow(Pretrained):
     def inverse(
         self,
         z: Tensor,  # [B, D]
+        condition: Tensor | None = None,  # [B], [B, F] or [B, C', *spatial]
     ) -> tuple[Tensor, Tensor]:
         """Map z to ``x [B, *shape]`` and ``log_det [B] = log |det dx/dz|`` in nats."""
         check_batch(self, "z", z, (self.dims,))
+        conditions = self._conditions(condition, z.shape[0])
         x, log_det = None, zero_log_det(z)
-        for stage, noise in zip(self._stages, z.split(self.stage_dims, 1), strict=True):
-            x, stage_log_det = stage.inverse(x, noise)
+        for stage, noise, given in zip(self._stages, z.split(self.stage_dims, 1), conditions, strict=True):
+            x, stage_log_det = stage.inverse(x, noise, given)
             log_det = log_det + stage_log_det
         assert x is not None
         return x, log_det
@@ -180,22 +223,25 @@ class ProgressiveFlow(Pretrained):
     def log_prob(
         self,
         x: Tensor,  # [B, *shape]
+        condition: Tensor | None = None,  # [B], [B, F] or [B, C', *spatial]
     ) -> Tensor:
-        """The log-likelihood ``log p(x)``: ``[B]`` in nats, for a density on [0, 1]^D."""
-        return self.stage_log_probs(x).sum(1)
+        """The log-likelihood ``log p(x)`` or ``log p(x | condition)``: ``[B]`` in nats."""
+        return self.stage_log_probs(x, condition).sum(1)
 
     def stage_log_probs(
         self,
         x: Tensor,  # [B, *shape]
+        condition: Tensor | None = None,  # [B], [B, F] or [B, C', *spatial]
     ) -> Tensor:
         """Each stage's share in ``log p(x)``: ``[B, stages]`` in nats.
 
         That of stage 0 is ``log p(S^k x)``. That of a later stage is ``log p(Δ | S) - n log 2`` for its n pairs.
         """
         self._check(x)
+        conditions = self._conditions(condition, x.shape[0])
         log_probs = []
-        for stage in reversed(self._stages):
-            x, z, log_det = stage(x)
+        for stage, given in zip(self._stages[::-1], conditions[::-1], strict=True):
+            x, z, log_det = stage(x, given)
             log_probs.append(self.ops.standard_normal(z) + log_det)
         return torch.stack(log_probs[::-1], 1)
 
@@ -203,6 +249,7 @@ class ProgressiveFlow(Pretrained):
         self,
         x: Tensor,  # [B, *shape]
         stage: int,
+        condition: Tensor | None = None,  # [B], [B, F] or [B, C', *spatial]
     ) -> Tensor:
         """The mean negative log-likelihood of one stage, in nats for each dimension that it models: ``[]``.
 
@@ -215,20 +262,50 @@ class ProgressiveFlow(Pretrained):
         stage = check_integer("ProgressiveFlow", "stage", stage, 0)
         if stage >= len(self.stages):
             raise ValueError(f"ProgressiveFlow: stage must be from 0 to {len(self.stages) - 1}, got {stage}")
-        log_prob = self._stages[stage].log_prob(self._down(x, len(self.stages) - 1 - stage))
+        given = self._conditions(condition, x.shape[0])[stage]
+        log_prob = self._stages[stage].log_prob(self._down(x, len(self.stages) - 1 - stage), given)
         return -log_prob.mean() / self.stage_dims[stage]
 
     def bits_per_dim(
         self,
         x: Tensor,  # [B, *shape]
+        condition: Tensor | None = None,  # [B], [B, F] or [B, C', *spatial]
     ) -> Tensor:
-        """Bits per dimension of 8-bit images dequantized to [0, 1]: ``8 - log_prob / (D log 2)``, ``[B]``."""
-        return bits_per_dim(self.log_prob(x), self.dims)
+        """Bits per dimension of 8-bit images dequantized to [0, 1]: ``8 - log_prob / (D log 2)``, ``[B]``.
+
+        Raises:
+            ValueError: the flow has ``support="real"``, whose data has no bits.
+        """
+        if self.support == "real":
+            raise ValueError('ProgressiveFlow: bits_per_dim is of images in [0, 1]; with support="real" use log_prob')
+        return bits_per_dim(self.log_prob(x, condition), self.dims)
+
+    def distribution(
+        self,
+        condition: Tensor | None = None,  # [B], [B, F] or [B, C', *spatial]
+    ) -> FlowDistribution:
+        """The flow as a :class:`torch.distributions.Distribution`, with a batch of distributions for conditions.
+
+        ``event_shape`` is ``shape``, ``batch_shape`` is ``[B]`` with a condition and empty without one. It has
+        ``log_prob``, ``sample``, ``rsample`` and ``support``.
+
+        Example:
+            >>> import torch
+            >>> from pnf import ProgressiveFlow
+            >>> flow = ProgressiveFlow((1, 4, 4), levels=1, coupling="dense", hidden=8, num_classes=3).eval()
+            >>> digits = flow.distribution(torch.tensor([0, 2]))
+            >>> digits.sample((5,)).shape, digits.log_prob(torch.rand(5, 2, 1, 4, 4)).shape
+            (torch.Size([5, 2, 1, 4, 4]), torch.Size([5, 2]))
+        """
+        batch_shape = torch.Size() if condition is None else condition.shape[:1]
+        self.given.check(self, condition, 1 if condition is None else condition.shape[0], self.condition_shape)
+        return FlowDistribution(self, condition, unit=self.detail == "bounded", batch_shape=batch_shape)
 
     @torch.no_grad()
     def sample(
         self,
         n: int,
+        condition: Tensor | None = None,  # [n], [n, F] or [n, C', *spatial]
         *,
         temperature: float = 1.0,
         generator: torch.Generator | None = None,
@@ -243,7 +320,9 @@ class ProgressiveFlow(Pretrained):
             ValueError: one sample needs more than ``max_memory``.
         """
         noise = draw_noise(self, n, self.dims, temperature, generator)
-        return in_batches("ProgressiveFlow", lambda z: self.inverse(z)[0], [noise], max_memory)
+        self.given.check(self, condition, n, self.condition_shape)
+        tensors = [noise] if condition is None else [noise, condition]
+        return in_batches("ProgressiveFlow", lambda *part: self.inverse(*part)[0], tensors, max_memory)
 
     def downsample(
         self,
@@ -263,6 +342,7 @@ class ProgressiveFlow(Pretrained):
         steps: int | None = None,
         *,
         noise: Tensor | float | None = None,
+        condition: Tensor | None = None,  # [B], [B, F] or [B, C', *spatial]
         temperature: float = 1.0,
         generator: torch.Generator | None = None,
         max_memory: int | None = None,
@@ -273,6 +353,7 @@ class ProgressiveFlow(Pretrained):
             x: a batch of images at the resolution of any stage, which is found from their shape.
             steps: the number of stages; by default all that are left.
             noise: ``None`` draws ``temperature * eps``; 0 is the paper's zero noise; or ``[B, dims of those stages]``.
+            condition: the condition of each image; a map has the spatial size of ``shape``.
             temperature, generator: the scale of the noise, and its source.
             max_memory: if given, x is upsampled in batches that hold at most about that number of bytes at once,
                 without a graph.
@@ -301,16 +382,20 @@ class ProgressiveFlow(Pretrained):
             raise ValueError(
                 f"ProgressiveFlow: noise must be {[x.shape[0], sum(dims)]} for {steps} steps, got {list(noise.shape)}"
             )
-        stages = self._stages[k + 1 : k + 1 + steps]
+        self.given.check(self, condition, x.shape[0], self.condition_shape)
+        chosen = slice(k + 1, k + 1 + steps)
 
-        def grow(image: Tensor, noise: Tensor) -> Tensor:
-            for stage, z in zip(stages, noise.split(dims, 1) if dims else (), strict=True):
-                image, _ = stage.inverse(image, z)
+        def grow(image: Tensor, noise: Tensor, condition: Tensor | None = None) -> Tensor:
+            conditions = self._conditions(condition, image.shape[0])[chosen]
+            noises = noise.split(dims, 1) if dims else ()
+            for stage, z, given in zip(self._stages[chosen], noises, conditions, strict=True):
+                image, _ = stage.inverse(image, z, given)
             return image
 
         if max_memory is None:
-            return grow(x, noise)
-        return in_batches("ProgressiveFlow", grow, [x, noise], max_memory)
+            return grow(x, noise, condition)
+        tensors = [x, noise] if condition is None else [x, noise, condition]
+        return in_batches("ProgressiveFlow", grow, tensors, max_memory)
 
     def encode(
         self,
@@ -323,17 +408,21 @@ class ProgressiveFlow(Pretrained):
     def decode(
         self,
         z: Tensor,  # [B, *stage_shapes[0]]
+        *,
+        condition: Tensor | None = None,  # [B], [B, F] or [B, C', *spatial]
     ) -> Tensor:
         """Upsample z to full resolution with zero noise (the paper's decoder)."""
         check_batch(self, "z", z, self.stage_shapes[0])
-        return self.upsample(z, noise=0)
+        return self.upsample(z, noise=0, condition=condition)
 
     def project(
         self,
         x: Tensor,  # [B, *shape]
+        *,
+        condition: Tensor | None = None,  # [B], [B, F] or [B, C', *spatial]
     ) -> Tensor:
         """Project x onto the decoder's images: ``decode(encode(x))``, a true projection."""
-        return self.decode(self.encode(x))
+        return self.decode(self.encode(x), condition=condition)
 
     def set_network_dtype(self, dtype: torch.dtype | None) -> Self:
         """Run only the conditioner networks under autocast to ``dtype``. ``None`` turns it off."""
@@ -345,6 +434,17 @@ class ProgressiveFlow(Pretrained):
         for i in range(k, k - steps, -1):
             x, _ = self.ops.haar_split(x, self._dims[(i - 1) % len(self._dims)])
         return x
+
+    def _conditions(self, condition: Tensor | None, batch: int) -> list[Tensor | None]:
+        """The checked condition of each stage."""
+        self.given.check(self, condition, batch, self.condition_shape)
+        if condition is None or not self.given.channels:
+            return [condition] * len(self.stages)
+        # A stage's flow works at the resolution below, but that of the base.
+        maps = [condition]
+        for i in range(len(self.stages) - 1, 0, -1):
+            maps.append(self.ops.haar_split(maps[-1], self._dims[(i - 1) % len(self._dims)])[0])
+        return [maps[-1], *maps[:0:-1]]
 
     def _check(self, x: Tensor) -> None:
         self._check_values(x, -1)
@@ -375,38 +475,55 @@ class ProgressiveFlow(Pretrained):
 class Stage(nn.Module):
     """A stage maps an image to the next coarser one and the noise of its detail, and back."""
 
-    def __init__(self, flow: RealNVP) -> None:
+    def __init__(self, flow: RealNVP, embedding: nn.Embedding | None) -> None:
         super().__init__()
-        self.flow, self.ops = flow, flow.ops
+        self.flow, self.ops, self.embedding = flow, flow.ops, embedding
 
     @abstractmethod
-    def inverse(self, s: Tensor | None, z: Tensor) -> tuple[Tensor, Tensor]:
+    def inverse(self, s: Tensor | None, z: Tensor, condition: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Map the coarser image s and the noise z to the image x and ``log |det dx/d(s, z)|``."""
 
     def log_prob(
         self,
         x: Tensor,  # [B, *shape of the stage]
+        condition: Tensor | None = None,  # [B], [B, F] or [B, C', *spatial of the stage's flow]
     ) -> Tensor:
         """This stage's share in the log-density of the image x: ``[B]`` in nats."""
-        _, z, log_det = self(x)
+        _, z, log_det = self(x, condition)
         return self.ops.standard_normal(z) + log_det
+
+    def _given(self, s: Tensor | None, condition: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+        """The map and the features that condition the flow, from the scaled mean and the condition."""
+        s = None if s is None else s.reshape(s.shape[0], *self.channels)
+        if condition is None:
+            return s, None
+        if self.embedding is not None:
+            return s, self.embedding(condition.long())
+        if condition.dim() == 2:
+            return s, condition
+        return condition if s is None else torch.cat((s, condition), 1), None
+
+    @property
+    def channels(self) -> tuple[int, ...]:
+        """The shape of what the flow models, with a dim of channels."""
+        return as_channels(self.flow.shape)
 
 
 class BaseStage(Stage):
     """The flow f0 of the coarsest image, through the logit."""
 
-    def __init__(self, flow: RealNVP, clamp: bool) -> None:
-        super().__init__(flow)
+    def __init__(self, flow: RealNVP, embedding: nn.Embedding | None, clamp: bool) -> None:
+        super().__init__(flow, embedding)
         self.clamp = clamp
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, x: Tensor, condition: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Return ``x, z, log_det``: the image itself, its noise and ``log |det dz/dx|``."""
-        return x, *self.flow(x)
+        return x, *self.flow(x, *self._given(None, condition))
 
-    def inverse(self, s: Tensor | None, z: Tensor) -> tuple[Tensor, Tensor]:
+    def inverse(self, s: Tensor | None, z: Tensor, condition: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Map the noise z to the image and ``log |det dx/dz|``. There is no coarser image."""
         assert s is None
-        x, log_det = self.flow.inverse(z)
+        x, log_det = self.flow.inverse(z, *self._given(None, condition))
         return x.clamp(0, 1) if self.clamp else x, log_det
 
 
@@ -424,41 +541,41 @@ def mix_channels(
     channels = x.shape[1]
     if channels == 1:
         return x
-    # In float64, which autocast and TF32 leave alone, since this is part of the flow itself.
-    k = torch.arange(channels, dtype=torch.float64, device=x.device).unsqueeze(1)
+    # In float64, which autocast and TF32 leave alone, since this is part of the flow itself. MPS has none.
+    dtype = torch.float32 if x.is_mps else torch.float64
+    k = torch.arange(channels, dtype=dtype, device=x.device).unsqueeze(1)
     matrix = (math.pi / channels * k * (k.mT + 0.5)).cos() * ((1 + k.clamp(max=1)) / channels).sqrt()
-    return linear(x.movedim(1, -1).double(), matrix.mT if inverse else matrix).movedim(-1, 1).to(x.dtype)
+    return linear(x.movedim(1, -1).to(dtype), matrix.mT if inverse else matrix).movedim(-1, 1).to(x.dtype)
 
 
 class DetailStage(Stage):
     """A conditional flow of the detail along one axis, given the mean."""
 
-    def __init__(self, flow: RealNVP, dim: int, detail: str) -> None:
-        super().__init__(flow)
-        self.dim, self.detail = dim, detail
-        self.channels = as_channels(flow.shape)
+    def __init__(self, flow: RealNVP, embedding: nn.Embedding | None, dim: int, detail: str, real: bool) -> None:
+        super().__init__(flow, embedding)
+        self.dim, self.detail, self.real = dim, detail, real
         if detail == "bounded":
             start = GAMMA_START if self.channels[0] == 1 else COLOUR_GAMMA_START
             logit = math.log(start / (1 - start)) / GAMMA_RATE
             self.gamma_logit = nn.Parameter(torch.full((self.channels[0],), logit))
         self.pairs = math.prod(flow.shape)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, x: Tensor, condition: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Map x to ``s, z, log_det``: the mean, the noise of the detail, and ``log |det d(s, z)/dx|``."""
         if self.detail == "identity":
             s, d = self.ops.haar_split(x, self.dim)
-            z, log_det = self.flow(d, self._condition(s))
+            z, log_det = self.flow(d, *self._given(self._scaled(s), condition))
             return s, z, log_det - self.pairs * math.log(2)
         pixels = x.reshape(x.shape[0], 1, *x.shape[1:]) if x.dim() == 2 else x
         s, u, log_det = self.ops.haar_bounded_split(pixels, self.gamma, self.dim)
         s, u = s.reshape(-1, *self.flow.shape), mix_channels(u).reshape(-1, *self.flow.shape)
-        z, flow_log_det = self.flow(u, self._condition(s))
+        z, flow_log_det = self.flow(u, *self._given(self._scaled(s), condition))
         return s, z, log_det + flow_log_det
 
-    def inverse(self, s: Tensor | None, z: Tensor) -> tuple[Tensor, Tensor]:
+    def inverse(self, s: Tensor | None, z: Tensor, condition: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Map the mean s and the noise z of the detail to the image and ``log |det dx/d(s, z)|``."""
         assert s is not None
-        d, log_det = self.flow.inverse(z, self._condition(s))
+        d, log_det = self.flow.inverse(z, *self._given(self._scaled(s), condition))
         if self.detail == "identity":
             return self.ops.haar_merge(s, d, self.dim), log_det + self.pairs * math.log(2)
         size = (s.shape[0], *self.channels)
@@ -471,7 +588,6 @@ class DetailStage(Stage):
         """The exponent of each channel, ``[C]``, between 0 and 1."""
         return (GAMMA_RATE * self.gamma_logit).sigmoid()
 
-    @staticmethod
-    def _condition(s: Tensor) -> Tensor:
-        """The mean as an input of the networks, scaled to about -2 to 2."""
-        return 4 * s - 2
+    def _scaled(self, s: Tensor) -> Tensor:
+        """The mean as an input of the networks: that of images scaled to about -2 to 2."""
+        return s if self.real else 4 * s - 2

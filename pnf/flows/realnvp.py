@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import ClassVar, Self, TypeVar, Unpack, cast
+from typing import ClassVar, Self, Unpack, cast
 
 import torch
 from torch import Tensor, nn
@@ -24,13 +24,12 @@ from pnf.flows.shapes import (
     as_channels,
     bits_per_dim,
     check_batch,
+    check_integer,
     check_shape,
     draw_noise,
     zero_log_det,
 )
 from pnf.flows.transforms import transformed
-
-OptionalTensor = TypeVar("OptionalTensor", Tensor, Tensor | None)
 
 
 class RealNVP(Pretrained):
@@ -42,7 +41,8 @@ class RealNVP(Pretrained):
     Args:
         shape: the shape of one example, ``(C, H, W)``, ``(C, D)`` or ``(D,)``.
         condition_shape: the shape of one condition, with the spatial size of ``shape`` and any number of channels;
-            ``None`` for an unconditional flow.
+            ``None`` for a flow without one.
+        features: the number of features of a second condition, a vector for each example; 0 for a flow without one.
         coupling: ``"conv"`` (multi-scale residual networks; a signal is an image of height 1) or ``"dense"``.
         hidden: width of the networks. A convolutional flow has it at its first scale and doubles it at each next one
             (default 32). The default for dense layers is 256.
@@ -87,6 +87,7 @@ class RealNVP(Pretrained):
         shape: Sequence[int],
         *,
         condition_shape: Sequence[int] | None = None,
+        features: int = 0,
         **settings: Unpack[FlowSettings],
     ) -> None:
         check_bound(self)
@@ -103,14 +104,16 @@ class RealNVP(Pretrained):
         if config.coupling == "conv" and config.scales is None:
             config = replace(config, scales=num_scales(self.shape))
         self.settings, self.alpha = config, config.alpha
+        self.features = check_integer("RealNVP", "features", features, 0)
         condition = as_channels(self.condition_shape)[0] if self.condition_shape else 0
         build = _DenseFlow if config.coupling == "dense" else _ConvFlow
-        self.flow: _ConvFlow | _DenseFlow = build(self.shape, condition, config, type(self))
+        self.flow: _ConvFlow | _DenseFlow = build(self.shape, condition, self.features, config, type(self))
 
     def config(self) -> dict[str, object]:
         """The constructor's arguments, except ``memory``."""
         settings = {key: value for key, value in flow_settings(self.settings).items() if key != "memory"}
-        return {"shape": self.shape, "condition_shape": self.condition_shape, **settings}
+        conditions = {"condition_shape": self.condition_shape, "features": self.features}
+        return {"shape": self.shape, **conditions, **settings}
 
     @property
     def dims(self) -> int:
@@ -121,25 +124,27 @@ class RealNVP(Pretrained):
         self,
         x: Tensor,  # [B, *shape]
         condition: Tensor | None = None,  # [B, *condition_shape]
+        features: Tensor | None = None,  # [B, features]
     ) -> tuple[Tensor, Tensor]:
         """Map x to ``z [B, D]`` and ``log_det [B] = log |det dz/dx|`` in nats."""
         check_batch(self, "x", x, self.shape, unit=self.alpha is not None)
-        condition = self._check_condition(condition, x)
+        condition = self._check_condition(condition, features, x)
         log_det = zero_log_det(x)
         if self.alpha is not None:
             x, log_det = self.ops.logit(x, self.alpha)
-        return self.flow(x.reshape(x.shape[0], *as_channels(self.shape)), log_det, condition)
+        return self.flow(x.reshape(x.shape[0], *as_channels(self.shape)), log_det, condition, features)
 
     def inverse(
         self,
         z: Tensor,  # [B, D]
         condition: Tensor | None = None,  # [B, *condition_shape]
+        features: Tensor | None = None,  # [B, features]
     ) -> tuple[Tensor, Tensor]:
         """Map z to ``x [B, *shape]`` and ``log_det [B] = log |det dx/dz|`` in nats."""
         check_batch(self, "z", z, (self.dims,))
-        condition = self._check_condition(condition, z)
+        condition = self._check_condition(condition, features, z)
         with _running_statistics(self.flow):
-            x, log_det = self.flow.inverse(z, zero_log_det(z), condition)
+            x, log_det = self.flow.inverse(z, zero_log_det(z), condition, features)
         x = x.reshape(z.shape[0], *self.shape)
         if self.alpha is not None:
             x, logit_log_det = self.ops.logit_inverse(x, self.alpha)
@@ -150,24 +155,27 @@ class RealNVP(Pretrained):
         self,
         x: Tensor,  # [B, *shape]
         condition: Tensor | None = None,  # [B, *condition_shape]
+        features: Tensor | None = None,  # [B, features]
     ) -> Tensor:
-        """The log-likelihood ``log p(x)`` or ``log p(x | condition)``: ``[B]`` in nats."""
-        z, log_det = self(x, condition)
+        """The log-likelihood ``log p(x)`` or ``log p(x | condition, features)``: ``[B]`` in nats."""
+        z, log_det = self(x, condition, features)
         return self.ops.standard_normal(z) + log_det
 
     def bits_per_dim(
         self,
         x: Tensor,  # [B, *shape]
         condition: Tensor | None = None,  # [B, *condition_shape]
+        features: Tensor | None = None,  # [B, features]
     ) -> Tensor:
         """Bits per dimension of 8-bit images dequantized to [0, 1]: ``8 - log_prob / (D log 2)``, ``[B]``."""
-        return bits_per_dim(self.log_prob(x, condition), self.dims)
+        return bits_per_dim(self.log_prob(x, condition, features), self.dims)
 
     @torch.no_grad()
     def sample(
         self,
         n: int,
         condition: Tensor | None = None,  # [n, *condition_shape]
+        features: Tensor | None = None,  # [n, features]
         *,
         temperature: float = 1.0,
         generator: torch.Generator | None = None,
@@ -182,15 +190,29 @@ class RealNVP(Pretrained):
             ValueError: one sample needs more than ``max_memory``.
         """
         noise = draw_noise(self, n, self.dims, temperature, generator)
-        tensors = [noise] if condition is None else [noise, condition]
-        return in_batches("RealNVP", lambda *part: self.inverse(*part)[0], tensors, max_memory)
+        given = {"condition": condition, "features": features}
+        names = [name for name, tensor in given.items() if tensor is not None]
+
+        def draw(noise: Tensor, *conditions: Tensor) -> Tensor:
+            return self.inverse(noise, **dict(zip(names, conditions, strict=True)))[0]
+
+        return in_batches("RealNVP", draw, [noise, *(t for t in given.values() if t is not None)], max_memory)
 
     def set_network_dtype(self, dtype: torch.dtype | None) -> Self:
         """Run only the conditioner networks under autocast to ``dtype``. ``None`` turns it off."""
         set_network_dtype(self, dtype)
         return self
 
-    def _check_condition(self, condition: Tensor | None, x: Tensor) -> Tensor | None:
+    def _check_condition(self, condition: Tensor | None, features: Tensor | None, x: Tensor) -> Tensor | None:
+        """The condition with a dim of channels, if both conditions are as the flow wants them."""
+        if self.features:
+            if features is None:
+                raise ValueError(f"RealNVP: features must be [B, {self.features}], got None")
+            check_batch(self, "features", features, (self.features,))
+            if features.shape[0] != x.shape[0]:
+                raise ValueError(f"RealNVP: features must have a batch of {x.shape[0]}, got {features.shape[0]}")
+        elif features is not None:
+            raise ValueError("RealNVP: features must be None, since the flow has none")
         if self.condition_shape is None:
             if condition is not None:
                 raise ValueError("RealNVP: condition must be None, since the flow has no condition_shape")
@@ -228,7 +250,9 @@ def set_network_dtype(module: nn.Module, dtype: torch.dtype | None) -> None:
 class _DenseFlow(nn.Module):
     """Couplings over ``[B, C, *size]`` that transform the halves of a checkerboard in turn, odd sites first."""
 
-    def __init__(self, shape: Sequence[int], condition: int, config: FlowConfig, kind: type[RealNVP]) -> None:
+    def __init__(
+        self, shape: Sequence[int], condition: int, features: int, config: FlowConfig, kind: type[RealNVP]
+    ) -> None:
         super().__init__()
         self.channels, *self.size = as_channels(shape)
         self.ops = kind.ops
@@ -240,7 +264,7 @@ class _DenseFlow(nn.Module):
             DenseCoupling(
                 halves[i % 2],
                 halves[1 - i % 2],
-                condition * sites,
+                condition * sites + features,
                 hidden=config.hidden,
                 layers=config.blocks,
                 norm=config.norm,
@@ -251,9 +275,11 @@ class _DenseFlow(nn.Module):
         )
         self.couplings = cast("Sequence[DenseCoupling]", couplings)
 
-    def forward(self, x: Tensor, log_det: Tensor, condition: Tensor | None) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, x: Tensor, log_det: Tensor, condition: Tensor | None, features: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         halves = [half.flatten(1) for half in self.ops.mask_pack(x, "checkerboard", 0)]
-        condition = None if condition is None else condition.flatten(1)
+        condition = self._joined(condition, features)
         for i, norm in enumerate(self.norms):
             halves[i], log_det = norm(halves[i], log_det)
         for i, coupling in enumerate(self.couplings):
@@ -261,11 +287,13 @@ class _DenseFlow(nn.Module):
             halves[1 - kept], log_det = coupling(halves[1 - kept], halves[kept], log_det, condition)
         return torch.cat(halves, 1), log_det
 
-    def inverse(self, z: Tensor, log_det: Tensor, condition: Tensor | None) -> tuple[Tensor, Tensor]:
+    def inverse(
+        self, z: Tensor, log_det: Tensor, condition: Tensor | None, features: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         sites = math.prod(self.size)
         even = self.channels * ((sites + 1) // 2)
         halves = list(z.split((even, z.shape[1] - even), 1))
-        condition = None if condition is None else condition.flatten(1)
+        condition = self._joined(condition, features)
         for i, coupling in reversed(list(enumerate(self.couplings))):
             kept = i % 2
             halves[1 - kept], log_det = coupling.inverse(halves[1 - kept], halves[kept], log_det, condition)
@@ -274,6 +302,12 @@ class _DenseFlow(nn.Module):
         kept, rest = (half.reshape(z.shape[0], self.channels, half.shape[1] // self.channels) for half in halves)
         return self.ops.mask_unpack(kept, rest, "checkerboard", 0, self.size), log_det
 
+    @staticmethod
+    def _joined(condition: Tensor | None, features: Tensor | None) -> Tensor | None:
+        """Both conditions as one vector."""
+        given = [part.flatten(1) for part in (condition, features) if part is not None]
+        return torch.cat(given, 1) if len(given) == 2 else (given[0] if given else None)
+
 
 class _Scale(nn.Module):
     """One scale of the convolutional flow: checkerboard couplings, then channel couplings except at the last."""
@@ -281,7 +315,7 @@ class _Scale(nn.Module):
     def __init__(
         self,
         channels: int,
-        condition: int,
+        conditions: tuple[int, int],
         config: FlowConfig,
         kind: type[RealNVP],
         *,
@@ -291,11 +325,11 @@ class _Scale(nn.Module):
     ) -> None:
         super().__init__()
 
-        def couplings(mask: str, count: int, factor: int) -> Sequence[ConvCoupling]:
+        def couplings(mask: str, count: int, condition: int, factor: int) -> Sequence[ConvCoupling]:
             modules = nn.ModuleList(
                 ConvCoupling(
                     factor**2 * channels,
-                    factor**2 * condition,
+                    condition,
                     mask,
                     i % 2,
                     hidden=factor * hidden,
@@ -309,17 +343,19 @@ class _Scale(nn.Module):
             )
             return cast("Sequence[ConvCoupling]", modules)
 
-        self.checkerboard = couplings("checkerboard", config.num_couplings + last, 1)
-        self.channel = couplings("channel", 0 if last else config.num_couplings, 2)
+        self.checkerboard = couplings("checkerboard", config.num_couplings + last, conditions[0], 1)
+        self.channel = couplings("channel", 0 if last else config.num_couplings, conditions[1], 2)
 
 
 class _ConvFlow(nn.Module):
     """The multi-scale flow over ``[B, C, H, W]``, which factors out half of its dimensions after each scale.
 
-    The condition is squeezed like x but never factored out.
+    The condition is squeezed like x but never factored out. Beside it, features are constant maps at every scale.
     """
 
-    def __init__(self, shape: Sequence[int], condition: int, config: FlowConfig, kind: type[RealNVP]) -> None:
+    def __init__(
+        self, shape: Sequence[int], condition: int, features: int, config: FlowConfig, kind: type[RealNVP]
+    ) -> None:
         super().__init__()
         assert config.scales is not None
         self.ops, self.memory, self.memory_format = kind.ops, config.memory, kind.memory_format
@@ -334,15 +370,18 @@ class _ConvFlow(nn.Module):
             )
         kernel = (1 if self.size[0] == 1 else 3, 3)
         self.injector: Injector | None = None
-        if config.injector and condition:
-            network = kind.conv_network(condition, 2 * self.channels, hidden=4 * config.hidden, layers=2, kernel=kernel)
+        conditions = [(condition << (2 * k)) + features for k in range(self.scales + 1)]
+        if config.injector and conditions[0]:
+            network = kind.conv_network(
+                conditions[0], 2 * self.channels, hidden=4 * config.hidden, layers=2, kernel=kernel
+            )
             self.injector = Injector(self.channels, network, kind.ops)
         in_front = config.norm == "act" or (config.norm == "batch" and self.injector is not None)
         self.norm = ActNorm(self.channels, kind.ops) if in_front else None
         levels = nn.ModuleList(
             _Scale(
                 self.channels << k,
-                condition << (2 * k),
+                (conditions[k], conditions[k + 1]),
                 config,
                 kind,
                 hidden=config.hidden << k,
@@ -353,30 +392,29 @@ class _ConvFlow(nn.Module):
         )
         self.levels = cast("Sequence[_Scale]", levels)
 
-    def forward(self, x: Tensor, log_det: Tensor, condition: Tensor | None) -> tuple[Tensor, Tensor]:
-        if self.signal:
-            x, condition = x.unsqueeze(2), None if condition is None else condition.unsqueeze(2)
-        x, condition = self._laid_out(x), self._laid_out(condition)
+    def forward(
+        self, x: Tensor, log_det: Tensor, condition: Tensor | None, features: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        conditions = self._conditions(condition, features)
+        x = self._laid_out(x.unsqueeze(2) if self.signal else x)
         if self.norm is not None:
             x, log_det = self.norm(x, log_det)
-        if self.injector is not None and condition is not None:
-            x, log_det = self.injector(x, log_det, condition)
+        if self.injector is not None and conditions[0] is not None:
+            x, log_det = self.injector(x, log_det, conditions[0])
         factored = []
-        for level in self.levels[:-1]:
-            x, log_det = self._couple(level.checkerboard, x, log_det, condition)
-            x, condition = self.ops.squeeze(x), self._squeezed(condition)
-            x, log_det = self._couple(level.channel, x, log_det, condition)
+        for k, level in enumerate(self.levels[:-1]):
+            x, log_det = self._couple(level.checkerboard, x, log_det, conditions[k])
+            x = self.ops.squeeze(x)
+            x, log_det = self._couple(level.channel, x, log_det, conditions[k + 1])
             x, z = self.ops.squeeze(self.ops.squeeze_inverse(x), "factor").chunk(2, 1)
             factored.append(z.flatten(1))
-        x, log_det = self._couple(self.levels[-1].checkerboard, x, log_det, condition)
+        x, log_det = self._couple(self.levels[-1].checkerboard, x, log_det, conditions[-1])
         return torch.cat((*factored, x.flatten(1)), 1), log_det
 
-    def inverse(self, z: Tensor, log_det: Tensor, condition: Tensor | None) -> tuple[Tensor, Tensor]:
-        if self.signal:
-            condition = None if condition is None else condition.unsqueeze(2)
-        conditions = [self._laid_out(condition)]
-        for _ in self.levels[:-1]:
-            conditions.append(self._squeezed(conditions[-1]))
+    def inverse(
+        self, z: Tensor, log_det: Tensor, condition: Tensor | None, features: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        conditions = self._conditions(condition, features)
         dims = z.shape[1]
         *factored, x = z.split([dims >> (k + 1) for k in range(self.scales - 1)] + [dims >> (self.scales - 1)], 1)
         x = self._laid_out(x.reshape(-1, *self._shape(self.scales - 1)))
@@ -406,12 +444,24 @@ class _ConvFlow(nn.Module):
             x, log_det = coupling(x, log_det, condition)
         return x, log_det
 
-    def _laid_out(self, x: OptionalTensor) -> OptionalTensor:
+    def _laid_out(self, x: Tensor) -> Tensor:
         # Under torch.vmap a tensor hides its batched dim.
-        return x if x is None or transformed() else x.to(memory_format=self.memory_format)
+        return x if transformed() else x.to(memory_format=self.memory_format)
 
-    def _squeezed(self, condition: Tensor | None) -> Tensor | None:
-        return None if condition is None else self.ops.squeeze(condition)
+    def _conditions(self, condition: Tensor | None, features: Tensor | None) -> list[Tensor | None]:
+        """What the networks of each scale are given."""
+        found: list[Tensor | None] = []
+        if condition is not None:
+            condition = self._laid_out(condition.unsqueeze(2) if self.signal else condition)
+        for k in range(self.scales):
+            if condition is not None and k:
+                condition = self.ops.squeeze(condition)
+            given = [] if condition is None else [condition]
+            if features is not None:
+                size = self._shape(k)[1:]
+                given.append(features[:, :, None, None].expand(-1, -1, *size))
+            found.append(self._laid_out(torch.cat(given, 1) if len(given) == 2 else given[0]) if given else None)
+        return found
 
     def _shape(self, k: int) -> tuple[int, int, int]:
         """The shape of x at scale k."""

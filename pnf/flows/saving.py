@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from pnf import pretrained
 from pnf.files import json_bytes, read_json, replace_files
 
 CONFIG_NAME = "config.json"
@@ -47,13 +48,19 @@ class Pretrained(nn.Module):
 
     @classmethod
     def from_pretrained(cls, path: str | os.PathLike[str], *, device: str | torch.device = "cpu") -> Self:
-        """Load the flow that :meth:`save_pretrained` wrote into the folder ``path``, in evaluation mode.
+        """Load the flow that :meth:`save_pretrained` wrote, in evaluation mode.
+
+        Args:
+            path: its folder, or the name of a model that comes with pnf: ``"fashion-mnist"``.
+            device: where its parameters are to be.
 
         Raises:
             FileNotFoundError: the folder lacks one of the files.
             ValueError: a file is damaged, or belongs to another model.
         """
         folder = Path(path)
+        if not folder.exists() and str(path) in pretrained.names():
+            folder = pretrained.folder(str(path)) / "model"
         config = read_config(folder)
         _require(folder, WEIGHTS_NAME)
         model = config.pop("model", None)
@@ -125,4 +132,5 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 def _require(folder: Path, name: str) -> None:
     if not (folder / name).is_file():
-        raise FileNotFoundError(f"from_pretrained: {folder} has no {name}: is it a folder of save_pretrained?")
+        models = "" if folder.exists() else f" Models that come with pnf: {', '.join(pretrained.names())}."
+        raise FileNotFoundError(f"from_pretrained: {folder} has no {name}: is it a folder of save_pretrained?{models}")

@@ -1,6 +1,6 @@
 """Models that come with pnf: folders of runs, each with a model card, ``README.md``.
 
-``ProgressiveFlow.from_pretrained(pretrained.folder("fashion-mnist") / "model")`` loads one.
+``ProgressiveFlow.from_pretrained("fashion-mnist")`` loads one.
 """
 
 from pathlib import Path

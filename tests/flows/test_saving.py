@@ -136,7 +136,7 @@ def test_numbers_of_numpy_and_torch(kind: Callable[[float], object], tmp_path: P
         **sizes,
     ).eval()
     assert flow.alpha == float(kind(0.05))
-    assert {type(value) for value in flow.config().values()} <= {tuple, int, float, bool, str, np.str_}
+    assert {type(value) for value in flow.config().values()} <= {tuple, int, float, bool, str, np.str_, type(None)}
     flow.save_pretrained(tmp_path)
     other = ProgressiveFlow.from_pretrained(tmp_path)
     assert other.config() == flow.config()
