@@ -11,6 +11,9 @@ Shape = Sequence[int]
 
 ORDINARY = (16, 12, 32, 32)
 
+# No block of a kernel divides it: masks cut the last one. A height can be halved three times.
+UNEVEN = (3, 6, 8, 10)
+
 # More than 2^31 entries, in many examples and in one.
 HUGE = [(2**31 // (12 * 32 * 32) + 3, 12, 32, 32), (1, 12, 2**14, 2**14 + 2)]
 

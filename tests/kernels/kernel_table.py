@@ -53,7 +53,7 @@ def trace_kernels(part: str) -> list[dict[str, Any]]:
 
 
 def cells(compiled: Sequence[dict[str, Any]], traced: Sequence[dict[str, Any]]) -> Cells:
-    moved = {(t["op"], t["mode"], t["layout"]): f"{t['moved']:.3f}" for t in traced if not t["huge"]}
+    moved = {(t["op"], t["mode"], t["layout"]): f"{t['moved']:.3f}" for t in traced if t["ordinary"]}
     found: Cells = {}
     for kernel in compiled:
         if kernel["huge"]:

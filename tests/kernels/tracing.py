@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 import triton.language as tl
-from cases import CASES, FIRST, HUGE, ORDINARY, Case, Meta, Shape
+from cases import CASES, FIRST, HUGE, ORDINARY, UNEVEN, Case, Meta, Shape
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from triton.runtime import interpreter
@@ -174,7 +174,7 @@ def few(count: int) -> list[int]:
 
 
 def trace_case(case: Case, meta: Meta, shape: tuple[int, ...]) -> dict[str, Any]:
-    huge = shape != ORDINARY
+    huge = shape in HUGE
     trace = Trace(whole=not huge)
     arguments = case.arguments(meta, shape)
     try:
@@ -185,14 +185,16 @@ def trace_case(case: Case, meta: Meta, shape: tuple[int, ...]) -> dict[str, Any]
         out = []
     results = [out] if isinstance(out, Tensor) else list(out)
     least = sum(x.nbytes for x in [*tensors(arguments), *results])
-    if huge:
+    if shape != ORDINARY:
         trace.check_ends()
     return {
         "op": case.op,
         "mode": case.mode,
         "dtype": str(meta.dtype).removeprefix("torch."),
         "layout": "channels_last" if meta.channels_last else "contiguous",
-        "huge": "x".join(map(str, shape)) if huge else "",
+        "shape": "x".join(map(str, shape)),
+        "ordinary": shape == ORDINARY,
+        "huge": huge,
         "moved": trace.moved / least if least else 0,
         "expected": case.moved_last if meta.channels_last and case.moved_last else case.moved,
         "errors": sorted(trace.errors),
@@ -207,8 +209,8 @@ def tensors(arguments: Sequence[Any]) -> list[Tensor]:
 
 
 def part(case: Case, channels_last: bool, shape: Shape) -> str:
-    """The part of a call: first one case of each op, contiguous and of one huge example, then all others."""
-    one = shape == HUGE[-1] or (shape == ORDINARY and not channels_last)
+    """The part of a call: first one case of each op, contiguous, uneven and of one huge example, then all others."""
+    one = shape in (UNEVEN, HUGE[-1]) or (shape == ORDINARY and not channels_last)
     return "first" if one and case in FIRST else "rest"
 
 
@@ -218,7 +220,7 @@ def trace_op(case_and_part: tuple[int, str]) -> list[dict[str, Any]]:
     return [
         trace_case(case, Meta(torch.bfloat16, channels_last), shape)
         for channels_last in ((False, True) if case.channels_last else (False,))
-        for shape in (ORDINARY, *HUGE)
+        for shape in (ORDINARY, UNEVEN, *HUGE)
         if part(case, channels_last, shape) == wanted
     ]
 
