@@ -124,6 +124,16 @@ def test_evaluate_prints_and_writes_the_figures(pnf: Pnf, demo: Path, tmp_path: 
     assert pixels(tmp_path / "out/bits.png").ndim == 3
 
 
+def test_evaluate_with_several_draws_has_a_column_of_their_bound(pnf: Pnf, demo: Path, tmp_path: Path) -> None:
+    result = pnf("evaluate", demo, "--limit", 20, "--draws", 3, "--out", tmp_path)
+    assert result.code == 0
+    assert "3 draws" in result.out
+    for name, model in json.loads((tmp_path / "metrics.json").read_text())["models"].items():
+        row = next(line for line in result.out.splitlines() if name in line)
+        assert f"{model['result']['draws_bits_per_dim']:.3f} ± " in row
+    assert pnf("evaluate", demo, "--draws", 0).code == 2
+
+
 def test_evaluate_writes_into_the_folder_it_is_given(pnf: Pnf, progressive: Path) -> None:
     assert pnf("evaluate", progressive, "--limit", 10).code == 0
     assert (progressive / "metrics.json").is_file()

@@ -56,6 +56,19 @@ def test_the_stages_are_named_coarse_first(finished: Finished, held_out: Images)
     assert list(result.stage_nats.values()) == pytest.approx(nats.tolist(), rel=1e-5)
 
 
+def test_more_draws_of_noise_bound_the_likelihood_tighter(flow: Flow, held_out: Images) -> None:
+    plain, result = evaluate(flow, held_out, seed=3), evaluate(flow, held_out, seed=3, draws=4)
+    noises = [seeded(3, TEST_NOISE), *(seeded(3, TEST_NOISE, k) for k in range(1, 4))]
+    with torch.no_grad():
+        log_probs = torch.stack([flow.log_prob(dequantize(held_out.pixels, noise)).double() for noise in noises])
+    bound = log_probs.exp().mean(0).log() if log_probs.abs().max() < 600 else log_probs.logsumexp(0) - math.log(4)
+    assert result.draws_bits_per_dim == pytest.approx(8 - bound.mean().item() / (64 * math.log(2)), rel=1e-6)
+    error = bound.std().item() / math.sqrt(60) / (64 * math.log(2))
+    assert result.draws_bits_per_dim_error == pytest.approx(error, rel=1e-4)
+    assert result.draws_bits_per_dim < result.bits_per_dim == plain.bits_per_dim == plain.draws_bits_per_dim
+    assert (result.draws, plain.draws) == (4, 1)
+
+
 def test_what_else_is_told(flow: Flow, held_out: Images) -> None:
     result = evaluate(flow, held_out)
     assert result.images == 60
