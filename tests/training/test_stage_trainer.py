@@ -141,6 +141,10 @@ def test_the_average_follows_the_weights(tiny: Make, fabric: Fabric, x: Tensor) 
         torch.testing.assert_close(p.detach(), expected[name])
     moved = [(p - q).abs().max() for p, q in zip(unit.stage.parameters(), unit.averaged.parameters(), strict=True)]
     assert max(moved) > 0
+    buffers = dict(unit.averaged.named_buffers())
+    flags = {name: flag for name, flag in unit.stage.named_buffers() if not flag.is_floating_point()}
+    assert all(torch.equal(buffers[name], flag) for name, flag in flags.items())
+    assert any(flags.values())
 
 
 def test_bf16_trains_and_leaves_likelihoods_in_float32(tiny: Make, fabric: Fabric, x: Tensor) -> None:
