@@ -137,7 +137,8 @@ class ProgressiveFlow(Pretrained):
         self.settings, self.alpha = config, config.alpha
         self.levels, self.axes, self.detail = config.levels, config.axes, config.detail
         self.shape = check_shape("ProgressiveFlow", "shape", shape)
-        self.given, self.condition_shape = Condition.of(self.shape, num_classes, condition_shape)
+        self._condition, self.condition_shape = Condition.of(self.shape, num_classes, condition_shape)
+        self.num_classes = self._condition.classes or None
         self._dims = [-1 if axis == "x" else -2 for axis in self.axes] if len(self.shape) == 3 else [-1]
         for dim in self._dims:
             if self.shape[dim] % 2**self.levels:
@@ -154,14 +155,14 @@ class ProgressiveFlow(Pretrained):
             scales = None if config.scales is None else min(config.scales, num_scales(shape_in))
             own: FlowSettings = {**flow_settings(config), "scales": scales, "alpha": self.alpha if k == 0 else None}
             own_channels, *size = as_channels(shape_in)
-            channels = self.given.channels + (own_channels if k else 0)
+            channels = self._condition.channels + (own_channels if k else 0)
             flow = self.flow_class(
                 shape_in,
                 condition_shape=(channels, *size) if channels else None,
-                features=self.given.vector,
+                features=self._condition.vector,
                 **own,
             )
-            embedding = self.given.embedding()
+            embedding = self._condition.embedding()
             if k == 0:
                 stages.append(BaseStage(flow, embedding, clamp=self.detail == "bounded"))
             else:
@@ -172,7 +173,7 @@ class ProgressiveFlow(Pretrained):
     def config(self) -> dict[str, object]:
         """The constructor's arguments, except ``memory``."""
         settings = {key: value for key, value in progressive_settings(self.settings).items() if key != "memory"}
-        conditions = {"num_classes": self.given.classes or None, "condition_shape": self.condition_shape}
+        conditions = {"num_classes": self.num_classes, "condition_shape": self.condition_shape}
         return {"shape": self.shape, "levels": self.levels, **conditions, "support": self.support, **settings}
 
     @property
@@ -298,7 +299,7 @@ class ProgressiveFlow(Pretrained):
             (torch.Size([5, 2, 1, 4, 4]), torch.Size([5, 2]))
         """
         batch_shape = torch.Size() if condition is None else condition.shape[:1]
-        self.given.check(self, condition, 1 if condition is None else condition.shape[0], self.condition_shape)
+        self._condition.check(self, condition, 1 if condition is None else condition.shape[0], self.condition_shape)
         return FlowDistribution(self, condition, unit=self.detail == "bounded", batch_shape=batch_shape)
 
     @torch.no_grad()
@@ -320,7 +321,7 @@ class ProgressiveFlow(Pretrained):
             ValueError: one sample needs more than ``max_memory``.
         """
         noise = draw_noise(self, n, self.dims, temperature, generator)
-        self.given.check(self, condition, n, self.condition_shape)
+        self._condition.check(self, condition, n, self.condition_shape)
         tensors = [noise] if condition is None else [noise, condition]
         return in_batches("ProgressiveFlow", lambda *part: self.inverse(*part)[0], tensors, max_memory)
 
@@ -382,7 +383,7 @@ class ProgressiveFlow(Pretrained):
             raise ValueError(
                 f"ProgressiveFlow: noise must be {[x.shape[0], sum(dims)]} for {steps} steps, got {list(noise.shape)}"
             )
-        self.given.check(self, condition, x.shape[0], self.condition_shape)
+        self._condition.check(self, condition, x.shape[0], self.condition_shape)
         chosen = slice(k + 1, k + 1 + steps)
 
         def grow(image: Tensor, noise: Tensor, condition: Tensor | None = None) -> Tensor:
@@ -437,8 +438,8 @@ class ProgressiveFlow(Pretrained):
 
     def _conditions(self, condition: Tensor | None, batch: int) -> list[Tensor | None]:
         """The checked condition of each stage."""
-        self.given.check(self, condition, batch, self.condition_shape)
-        if condition is None or not self.given.channels:
+        self._condition.check(self, condition, batch, self.condition_shape)
+        if condition is None or not self._condition.channels:
             return [condition] * len(self.stages)
         # A stage's flow works at the resolution below, but that of the base.
         maps = [condition]
