@@ -13,6 +13,7 @@ from torch.testing import assert_close
 
 from pnf import fast, ops, reference
 from pnf.data import Images
+from pnf.fast import networks
 from pnf.training import Interrupted, RunConfig, train
 from pnf.training.batches import Batches
 
@@ -66,6 +67,7 @@ def test_equals_the_reference(coupling: str, detail: str, device: str) -> None:
 
 
 def test_dense_networks_are_no_convolutions(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(networks, "LINEAR_BY_LIBRARY", False)  # a choice among CPUs
     monkeypatch.delattr(ops, "convolution")
     pair(device, "dense", "bounded")[1].log_prob(pixels(device))
 
