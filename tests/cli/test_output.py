@@ -270,7 +270,7 @@ def test_a_signal_during_the_imports(number: int, wait: float) -> None:
     code = (
         "import signal; signal.signal(signal.SIGHUP, signal.SIG_DFL)\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-        "print(flush=True); from pnf.cli import main; main()"
+        "from pnf.cli import main; print(flush=True); main()"
     )
     process = subprocess.Popen(
         [sys.executable, "-c", code, "doctor"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
