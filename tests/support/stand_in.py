@@ -14,6 +14,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 os.environ["TRITON_INTERPRET"] = "1"
 
@@ -51,8 +52,15 @@ def on_stream(stream: Stream) -> Iterator[None]:
     Stream.current.pop()
 
 
+def _refuse(*_: Any) -> None:
+    raise RuntimeError("operation not permitted when stream is capturing")
+
+
 class Graph(TorchDispatchMode):
-    """The operators that run inside ``torch.cuda.graph``, with tensors whose memory :meth:`replay` fills anew."""
+    """The operators that run inside ``torch.cuda.graph``, with tensors whose memory :meth:`replay` fills anew.
+
+    Nothing may be read from a GPU meanwhile.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -63,6 +71,15 @@ class Graph(TorchDispatchMode):
         if not func.is_view:
             self.calls.append((func, args, kwargs or {}, out))
         return out
+
+    def __enter__(self) -> "Graph":
+        self.locked = patch.multiple(torch.Tensor, item=_refuse, tolist=_refuse, __bool__=_refuse)
+        self.locked.start()
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        self.locked.stop()
 
     def replay(self) -> None:
         with torch.no_grad():
