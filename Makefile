@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
-SOURCES := $(shell find pnf kernels csrc -type f -not -name '*.pyc') CMakeLists.txt pyproject.toml constraints.txt
+SOURCES := $(shell find pnf kernels csrc cmake -type f -not -name '*.pyc') CMakeLists.txt pyproject.toml constraints.txt
 CXX_SOURCES := $(shell find csrc -type f)
 
 # Clang reads the CPU kernels at one level and the bindings as one source; any warning is an error.

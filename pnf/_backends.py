@@ -1,5 +1,6 @@
 """Report of the implementation that each op family uses on each device, and why no faster one runs."""
 
+import importlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -74,13 +75,25 @@ def _reason(device: str, kind: str, runs: bool) -> str:
     module = extension()
     if isinstance(module, ImportError):
         return _unloadable(module)
-    return "pnf was built without CUDA: put nvcc on PATH and reinstall it from source with PNF_CUDA=ON"
+    reason = left_out("cuda") or "reinstall it from source where nvcc is on PATH"
+    return f"pnf was built without its CUDA C++ kernels: {reason}"
+
+
+def left_out(part: str) -> str:
+    """The reason why ``"extension"`` or ``"cuda"`` was left out of the build, with the remedy; empty if it was not."""
+    try:
+        reasons: dict[str, str] = importlib.import_module("pnf._build").LEFT_OUT
+    except ImportError:  # the sources, and no build
+        return ""
+    return reasons[part]
 
 
 def _unloadable(error: ImportError) -> str:
     sources = Path(__file__).parents[1]
     if (sources / "CMakeLists.txt").exists():
         remedy = f"this is the source of pnf in {sources}, not what was installed; start Python in another folder"
+    elif reason := left_out("extension"):
+        return f"pnf was built without its compiled kernels: {reason}"
     else:
         remedy = "reinstall pnf with a C++20 compiler at hand"
     return f"pnf._C cannot be loaded ({error}): {remedy}"

@@ -2,12 +2,13 @@
 
 import importlib.metadata
 import platform
+import warnings
 
 import torch
 from rich.table import Table
 
 import pnf
-from pnf._backends import build
+from pnf._backends import build, left_out
 from pnf.cli.common import console
 
 _PACKAGES = (
@@ -56,7 +57,10 @@ def _compiled() -> str:
         found = build()
     except RuntimeError as error:
         return str(error)
-    cuda = f"CUDA kernels by nvcc {found['nvcc']} for {found['architectures']}" if found["cuda"] else "no CUDA kernels"
+    if found["cuda"]:
+        cuda = f"CUDA C++ kernels by nvcc {found['nvcc']} for {found['architectures']}"
+    else:
+        cuda = f"no CUDA C++ kernels: {left_out('cuda')}"
     return f"{found['compiler']}, C++ kernels for {found['level']}, {cuda}"
 
 
@@ -64,4 +68,20 @@ def _gpu() -> str:
     if not torch.cuda.is_available():
         built = torch.version.cuda
         return "none" + ("" if built else "; this torch is built without CUDA")
-    return ", ".join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
+    devices = [torch.device("cuda", i) for i in range(torch.cuda.device_count())]
+    return "\n".join(f"{torch.cuda.get_device_name(device)}: {_launched(device)}" for device in devices)
+
+
+def _launched(device: torch.device) -> str:
+    """What became of a kernel of each kind, in words."""
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        try:
+            x = torch.rand(1, 2, 4, 4, device=device)
+            pairs = [(m.mask_apply(x, "checkerboard", 0), m.squeeze(x)) for m in (pnf.ops, pnf.reference)]
+            right = all(a.equal(b) for a, b in zip(*pairs, strict=True))
+        except RuntimeError as error:
+            return f"a launch failed: {error}"
+    if told:
+        return "\n".join(str(warning.message) for warning in told)
+    return "kernels run and are right" if right else "kernels run and are WRONG"
