@@ -5,10 +5,12 @@
 #include <cstdint>
 #include <cstring>
 
+#include "cpu/simd.h"
+
 namespace pnf::cpu::PNF_ISA {
 
-// Moves n bytes, from `word` to twice as many, as two words that may overlap: no loop and no call. A word of 0 bytes
-// stands for runs of any length, one of 1 byte for at most one.
+// Moves n bytes, where word <= n <= 2 word, as two words that may overlap: no loop and no call. A word of 0 bytes
+// stands for any n, and a word of 1 byte for n <= 1.
 template <size_t word>
 struct Ends {
   static void copy(char* out, const char* x, size_t n) {
@@ -94,22 +96,32 @@ struct Exact {
   }
 };
 
-// Moves runs in ascending order that may overrun: the next run overwrites the excess. Whole words are fastest.
+// Moves runs in ascending order that may overrun: the next run overwrites the excess. Whole words are fastest; GCC
+// copies them by vectors of half the size unless they are vectors.
 template <int64_t word>
 struct Loose {
+  using Word = char __attribute__((vector_size(word < PNF_VECTOR_BYTES ? word : PNF_VECTOR_BYTES)));
+
   template <typename T>
   static void copy(T* to, const T* from, int64_t count) {
     char* out = reinterpret_cast<char*>(to);
     const char* x = reinterpret_cast<const char*>(from);
-    const int64_t n = count * static_cast<int64_t>(sizeof(T));
-    for (int64_t i = 0; i < n; i += word) std::memcpy(out + i, x + i, word);
+    each(count * static_cast<int64_t>(sizeof(T)), [&](int64_t i) { write(out + i, read<Word>(x + i)); });
   }
 
   template <typename T>
   static void zero(T* to, int64_t count) {
     char* out = reinterpret_cast<char*>(to);
-    const int64_t n = count * static_cast<int64_t>(sizeof(T));
-    for (int64_t i = 0; i < n; i += word) std::memset(out + i, 0, word);
+    each(count * static_cast<int64_t>(sizeof(T)), [&](int64_t i) { write(out + i, Word{}); });
+  }
+
+ private:
+  // Calls body(place) for each part of the words of n bytes.
+  template <typename Body>
+  static void each(int64_t n, const Body& body) {
+    for (int64_t i = 0; i < n; i += word) {
+      for (int64_t j = i; j < i + word; j += static_cast<int64_t>(sizeof(Word))) body(j);
+    }
   }
 };
 
