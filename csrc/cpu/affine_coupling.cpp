@@ -46,10 +46,7 @@ template <typename T>
 class Loadable {
  public:
   Loadable(const T* from, int64_t n) : from_(from) {
-    if (n >= kLanes<Wide<T>> || !from) return;
-    std::memset(padded_, 0, sizeof(padded_));
-    std::memcpy(padded_, from, std::min(static_cast<size_t>(n) * sizeof(T), sizeof(padded_)));
-    from_ = padded_;
+    if (n < kLanes<Wide<T>> && from) pad(n);
   }
   Loadable(const Loadable&) = delete;
   Loadable& operator=(const Loadable&) = delete;
@@ -57,6 +54,12 @@ class Loadable {
   Vec<Wide<T>> operator()(int64_t i) const { return load(from_ + i); }
 
  private:
+  [[gnu::noinline]] void pad(int64_t n) {
+    std::memset(padded_, 0, sizeof(padded_));
+    std::memcpy(padded_, from_, std::min(static_cast<size_t>(n) * sizeof(T), sizeof(padded_)));
+    from_ = padded_;
+  }
+
   const T* from_;
   T padded_[kLanes<Wide<T>>];
 };
@@ -67,7 +70,7 @@ class Storable {
  public:
   Storable(T* to, int64_t n) : to_(n < kLanes<Wide<T>> ? padded_ : to), out_(to), n_(n) {}
   ~Storable() {
-    if (to_ != out_) std::memcpy(out_, padded_, std::min(static_cast<size_t>(n_) * sizeof(T), sizeof(padded_)));
+    if (to_ != out_) copy_out();
   }
   Storable(const Storable&) = delete;
   Storable& operator=(const Storable&) = delete;
@@ -75,6 +78,10 @@ class Storable {
   void operator()(int64_t i, Vec<Wide<T>> v) const { store(to_ + i, v); }
 
  private:
+  [[gnu::noinline]] void copy_out() const {
+    std::memcpy(out_, padded_, std::min(static_cast<size_t>(n_) * sizeof(T), sizeof(padded_)));
+  }
+
   T* to_;
   T* out_;
   int64_t n_;
@@ -95,7 +102,8 @@ inline void for_lanes(int64_t n, Place& place, const Body& body) {
   }
 }
 
-// Both transforms work on a tile in two passes: in each, a processor waits half as long for results of the one before.
+// Both transforms take two passes over a tile: with chains of operations of half the length, a processor waits less for
+// results.
 
 // `logs` takes the log-scales of n entries, and has room for whole vectors.
 template <bool inverse, typename T, typename R, typename Place>
@@ -122,7 +130,7 @@ void transform(T* to, Wide<T>* logs, const T* from, const R* shifts, const R* us
   entries = place;
 }
 
-// `grad_scales` is like `logs`.
+// `grad_scales` takes n entries and has room for whole vectors, like `logs`.
 template <bool inverse, typename T, typename R, typename Place>
 void transform_backward(T* to_x, R* to_shift, R* to_u, Wide<T>* grad_scales, const T* grads, const T* xs,
                         const R* shifts, const R* us, int64_t n, Place& entries) {

@@ -56,7 +56,8 @@ class LaneSum {
     }
     for_vectors<C>(i, last, [&](int64_t at, auto lanes) { add(term(at, lanes)); });
   }
-  void add(const C* values, int64_t n) {
+  // Not inlined: it takes long to compile, and each call sums many entries.
+  [[gnu::noinline]] void add(const C* values, int64_t n) {
     add(0, n, [&](int64_t i, auto lanes) { return lanes.load(values + i); });
   }
   double total() const {

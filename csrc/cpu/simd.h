@@ -18,8 +18,7 @@
 
 namespace pnf::cpu::PNF_ISA {
 
-// No longer than a register: GCC would split arithmetic on longer vectors, but take comparisons and ? : apart entry by
-// entry.
+// No longer than a register: on longer vectors GCC would split arithmetic, but compare and choose entry by entry.
 #if defined(__AVX512F__)
 #define PNF_VECTOR_BYTES 64
 #elif defined(__AVX2__)
@@ -163,7 +162,7 @@ inline Vec<C> first_some(Vec<C> v, int64_t n) {
   return load_part(lanes, n);
 }
 
-// A whole vector of entries, and the first n of one. What takes either, as `lanes`, is written once.
+// A whole vector of entries, and the first n entries of one. A function that takes either as `lanes` is written once.
 template <typename C>
 struct Whole {
   template <typename T>
@@ -204,7 +203,7 @@ inline void for_vectors(int64_t first, int64_t last, const Body& body) {
   if (i < last) body(i, Part<C>{last - i});
 }
 
-// Scalars, for what no vector fits.
+// Scalars, for entries that fill no vector.
 template <typename T>
 inline Wide<T> widen(T x) {
   if constexpr (std::is_arithmetic_v<T>) {
@@ -224,12 +223,20 @@ inline T narrow(Wide<T> x) {
 template <typename V>
 using AllLanes = std::make_integer_sequence<int, sizeof(V) / sizeof(V{}[0])>;
 
+// The lanes of a and then of b at the given places.
+template <int... places, typename V>
+inline V shuffle(V a, V b) {
+#if defined(__clang__) || __GNUC__ >= 12
+  return __builtin_shufflevector(a, b, places...);
+#else
+  return __builtin_shuffle(a, b, decltype(a == b){places...});
+#endif
+}
+
 // Every other lane of a and then of b: the even ones, or the odd ones.
 template <int odd, typename V>
 inline V unzip(V a, V b) {
-  return [&]<int... i>(std::integer_sequence<int, i...>) {
-    return __builtin_shufflevector(a, b, (odd + 2 * i)...);
-  }(AllLanes<V>{});
+  return [&]<int... i>(std::integer_sequence<int, i...>) { return shuffle<(odd + 2 * i)...>(a, b); }(AllLanes<V>{});
 }
 
 // The lanes of a and b in turn: of their lower halves, or of their upper ones.
@@ -237,7 +244,7 @@ template <int upper, typename V>
 inline V zip(V a, V b) {
   return [&]<int... i>(std::integer_sequence<int, i...>) {
     constexpr int n = sizeof...(i);
-    return __builtin_shufflevector(a, b, (upper * (n / 2) + i / 2 + i % 2 * n)...);
+    return shuffle<(upper * (n / 2) + i / 2 + i % 2 * n)...>(a, b);
   }(AllLanes<V>{});
 }
 
@@ -246,8 +253,8 @@ template <int size = 1>
 inline void transpose(Vec<float> (&square)[kLanes<float>]) {
   constexpr int n = kLanes<float>;
   const auto swap = [&]<int... lane>(Vec<float>& a, Vec<float>& b, std::integer_sequence<int, lane...>) {
-    const Vec<float> upper = __builtin_shufflevector(a, b, (lane & size ? n + lane - size : lane)...);
-    b = __builtin_shufflevector(a, b, (lane & size ? n + lane : lane + size)...);
+    const Vec<float> upper = shuffle<(lane & size ? n + lane - size : lane)...>(a, b);
+    b = shuffle<(lane & size ? n + lane : lane + size)...>(a, b);
     a = upper;
   };
 #pragma GCC unroll 16

@@ -66,16 +66,16 @@ void unweave4(T* const (&to)[4], const T* x, int64_t n) {
   }
 }
 
-// out[0][3 j + i] = x[4 i + j] and out[1][3 j + i] = x[4 i + 2 + j] for i < 3, j < 2: three channels, which fill no
-// vector, fill one and a half with those of the pixel beside them.
+// out[0][3 j + i] = x[4 i + j] and out[1][3 j + i] = x[4 i + 2 + j] for i < 3, j < 2. Three channels fill no vector;
+// with those of the next pixel they fill one and a half.
 template <typename T>
 void unweave3(T* const (&out)[2], const T* x) {
   using W = typename Word<T>::Type;
   const auto a = read<W>(x), b = read<W>(x + 4), c = read<W>(x + 8), low = zip<0>(a, b), high = zip<1>(a, b);
-  write(out[0], __builtin_shufflevector(low, c, 0, 1, 4, 2));
-  write(out[0] + 2, __builtin_shufflevector(low, c, 4, 2, 3, 5));
-  write(out[1], __builtin_shufflevector(high, c, 0, 1, 6, 2));
-  write(out[1] + 2, __builtin_shufflevector(high, c, 6, 2, 3, 7));
+  write(out[0], shuffle<0, 1, 4, 2>(low, c));
+  write(out[0] + 2, shuffle<4, 2, 3, 5>(low, c));
+  write(out[1], shuffle<0, 1, 6, 2>(high, c));
+  write(out[1] + 2, shuffle<6, 2, 3, 7>(high, c));
 }
 
 template <typename T>
@@ -146,19 +146,41 @@ void for_pixels(X* x, Y* y, const Squeezed& s, int threads, const Body& body) {
   });
 }
 
+// Whole runs of channels are moved, so entries of every size share the code for bytes.
+template <typename T>
+Squeezed in_bytes(Squeezed s) {
+  s.channels *= static_cast<int64_t>(sizeof(T));
+  return s;
+}
+
+void factor_pixels(char* y, const char* x, const Squeezed& s, int threads) {
+  with_copy<char>(s.channels, [&](auto copy) {
+    for_pixels(x, y, s, threads, [&](const char* const(&runs)[4], char* out) {
+      copy(out, runs[0]);
+      copy(out + s.channels, runs[3]);
+      copy(out + 2 * s.channels, runs[1]);
+      copy(out + 3 * s.channels, runs[2]);
+    });
+  });
+}
+
+void unfactor_pixels(char* x, const char* y, const Squeezed& s, int threads) {
+  with_copy<char>(s.channels, [&](auto copy) {
+    for_pixels(x, y, s, threads, [&](char* const(&runs)[4], const char* from) {
+      copy(runs[0], from);
+      copy(runs[3], from + s.channels);
+      copy(runs[1], from + 2 * s.channels);
+      copy(runs[2], from + 3 * s.channels);
+    });
+  });
+}
+
 template <typename T>
 void forward(T* y, const T* x, const Squeezed& s, int threads) {
   if (!s.channels_last) {
     for_lines(x, y, s, threads, [&](const T* line, T* even, T* odd) { split_line(even, odd, line, 2 * s.width); });
   } else if (s.factor) {
-    with_copy<T>(s.channels, [&](auto copy) {
-      for_pixels(x, y, s, threads, [&](const T* const(&runs)[4], T* out) {
-        copy(out, runs[0]);
-        copy(out + s.channels, runs[3]);
-        copy(out + 2 * s.channels, runs[1]);
-        copy(out + 3 * s.channels, runs[2]);
-      });
-    });
+    factor_pixels(reinterpret_cast<char*>(y), reinterpret_cast<const char*>(x), in_bytes<T>(s), threads);
   } else {
     for_pixels(x, y, s, threads, [&](const T* const(&runs)[4], T* out) { weave4(out, runs, s.channels); });
   }
@@ -170,14 +192,7 @@ void inverse(T* x, const T* y, const Squeezed& s, int threads) {
     for_lines(x, y, s, threads,
               [&](T* line, const T* even, const T* odd) { merge_line(line, even, odd, 2 * s.width); });
   } else if (s.factor) {
-    with_copy<T>(s.channels, [&](auto copy) {
-      for_pixels(x, y, s, threads, [&](T* const(&runs)[4], const T* from) {
-        copy(runs[0], from);
-        copy(runs[3], from + s.channels);
-        copy(runs[1], from + 2 * s.channels);
-        copy(runs[2], from + 3 * s.channels);
-      });
-    });
+    unfactor_pixels(reinterpret_cast<char*>(x), reinterpret_cast<const char*>(y), in_bytes<T>(s), threads);
   } else if (s.channels != 3 || sizeof(T) != 4) {
     for_pixels(x, y, s, threads, [&](T* const(&runs)[4], const T* from) { unweave4(runs, from, s.channels); });
   } else if constexpr (sizeof(T) == 4) {
