@@ -38,7 +38,7 @@ void bind_weight_norm(py::module_& cpu, py::module_& cuda);
 
 }  // namespace pnf
 
-// A dtype comes as its number in pnf::DType.
+// Python passes a dtype as its number in pnf::DType.
 namespace pybind11::detail {
 
 template <>

@@ -33,7 +33,7 @@ struct Packed {
   Index offset;
 };
 
-// Where the width is odd, the alternation runs on over the end of a row, so the board is one long row.
+// Where the width is odd, sites alternate across the end of a row too, so the board is one long row.
 template <typename Index>
 struct Sites {
   Index count;  // sites of one plane

@@ -11,7 +11,7 @@
 namespace pnf {
 namespace {
 
-// What lies behind the tensors: the sizes of the filters, batch, height, width, eps and threads.
+// The arguments after the tensors: the sizes of the filters, batch, height, width, eps and threads.
 constexpr size_t kOthers = 6;
 
 // A filter has inputs, outputs, size, the strides of output, input and tap, and whether there is a magnitude.
@@ -19,8 +19,8 @@ constexpr size_t kSizes = 7;
 
 }  // namespace
 
-// The tensors come as addresses: y, the scratch memory and h; the directions, the magnitudes and the biases of all
-// filters, list after list; and the four of each norm.
+// The first arguments are addresses: of y, the scratch memory and h; of the directions, the magnitudes and the biases
+// of all filters, list after list; and of the four tensors of each norm.
 void bind_residual_network(py::module_& cpu) {
   cpu.def("residual_network", [](const py::args& args) {
     const size_t tensors = args.size() - std::min(args.size(), kOthers);

@@ -10,8 +10,8 @@
 namespace pnf {
 namespace {
 
-// Arguments: the addresses of as many tensors for each layer as an L has, list after list; rows, length and whether
-// there is a magnitude, for each layer; the dtype; threads or a stream.
+// Arguments: for each member of L its address in every layer, list after list; for each layer its rows, its length and
+// whether it has a magnitude; the dtype; threads or a stream.
 template <typename L, typename Where>
 struct Arguments {
   std::vector<L> layers;

@@ -7,7 +7,7 @@
 namespace pnf::cpu {
 
 // y = relu((x - mean) / sqrt(var + eps) * weight + bias); parameters and statistics are Wide<T>[channels]. With
-// `statistics`, mean and var are written: those of x, which must not be empty; otherwise they are read.
+// `statistics`, x must not be empty, and its mean and var are written; otherwise mean and var are read.
 PNF_KERNEL(batch_norm_relu, (void* y, void* mean, void* var, const void* x, const void* weight, const void* bias,
                              const Channels& shape, bool statistics, double eps, DType dtype, int threads))
 

@@ -35,8 +35,8 @@ inline double shift_near(double mean) {
   return std::isfinite(near) ? near : mean;
 }
 
-// Calls body(i, u, lanes) for the vectors of entries [first, last); u goes round from 0 to 3, so that four sums need
-// not wait for one another. A part of a vector has 3.
+// Calls body(i, u, lanes) for the vectors of entries [first, last). u cycles through 0 to 3, so that four sums do not
+// wait for one another; a part of a vector has u = 3.
 template <typename C, typename Body>
 inline void for_vectors_by_four(int64_t first, int64_t last, const Body& body) {
   constexpr int64_t n = kLanes<C>;
@@ -145,8 +145,8 @@ struct Reader {
   Vec<Wide<T>> operator()(int64_t i, auto lanes, Wide<T> fill) { return lanes.load(x + i, fill); }
 };
 
-// The moments of a tile: its mean first, then the distances from it, which float represents well. read(example, first)
-// makes a reader of the sites of that example, beginning with `first`.
+// The moments of a tile. A first pass finds its mean, and a second one sums the distances from it, which float
+// represents well. read(example, first) makes a reader of the sites of that example, beginning with `first`.
 template <typename C, typename Read>
 Moments tile_moments(const PlanarTiles& tiles, int64_t tile, const Read& read) {
   Sum<C> total;
@@ -281,8 +281,8 @@ struct InterleavedRows {
                  body);
   }
 
-  // Calls body(i, prepare(j), lanes) for the vectors of n entries that begin with channel 0: i is their place, and j
-  // that in a period.
+  // Calls body(i, prepare(j), lanes) for the vectors of n entries that begin with channel 0: i is the place of a vector
+  // among the entries, and j its place in a period.
   template <typename Prepare, typename Body>
   void each(int64_t n, const Prepare& prepare, const Body& body) const {
     for_columns<C>(n / period, period, prepare,

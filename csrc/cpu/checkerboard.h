@@ -11,14 +11,14 @@
 
 namespace pnf::cpu::PNF_ISA {
 
-// A plane repeats itself after two rows, or after two sites where the alternation runs on over the end of a row. So a
+// A plane repeats itself after two rows, or after two sites where sites alternate across the end of a row too. So a
 // short table serves planes of any size.
 class Checkerboard {
  public:
-  // For masks that nobody reads.
+  // A checkerboard whose masks are never read.
   Checkerboard() = default;
 
-  // For every step-th site `bytes` bytes, all ones if the site is kept and zero if not.
+  // Every step-th site has `bytes` bytes: all ones if the site is kept, and zero if not.
   Checkerboard(const Sites<int64_t>& sites, int64_t bytes, int64_t step = 1) {
     const int64_t rows = sites.width < sites.count ? 2 : 1, row = (rows == 2 ? sites.width : 2) / step;
     char* const to = resize(rows * row * bytes);
@@ -35,7 +35,7 @@ class Checkerboard {
     return all;
   }
 
-  // Gives the masks of the entries from one on, vector by vector; the masks have the size of a C.
+  // Reads the masks of consecutive entries, vector by vector. A mask has the size of a C.
   template <typename C>
   class Cursor {
    public:
@@ -49,7 +49,7 @@ class Checkerboard {
       return kept;
     }
 
-    // By fewer entries than a vector has.
+    // Goes back by fewer entries than a vector has.
     void back(int64_t entries) {
       at_ -= entries * kSize;
       if (at_ < 0) at_ += period_;

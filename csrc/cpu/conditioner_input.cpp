@@ -42,7 +42,7 @@ struct Parameters {
 
   void set(int64_t k, C m, C var, C offset, double eps) {
     mean[k] = m;
-    scale[k] = static_cast<C>(1 / std::sqrt(static_cast<double>(var) + eps));  // rounded but once
+    scale[k] = static_cast<C>(1 / std::sqrt(static_cast<double>(var) + eps));  // rounded only once
     bias[k] = offset;
   }
 

@@ -20,7 +20,7 @@ struct ConditionerInput {
 };
 
 // The statistics in v = gain * ((x - mean) / sqrt(var + eps) + offset): none (v = gain * x), given ones, or those of x.
-// The forward writes those of x, and the backward goes through them. The parameters are Wide<T>[kept]; without
+// The forward writes those of x, and gradients flow through them. The parameters are Wide<T>[kept]; without
 // statistics they are neither read nor written.
 enum class Norm : int { kNone = 0, kGiven = 1, kBatch = 2 };
 

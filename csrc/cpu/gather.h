@@ -1,4 +1,4 @@
-// The rows of a coupling's tensors, and those of a tile gathered to where they lie without gaps.
+// The rows of a coupling's tensors, and copies of those of a tile without gaps.
 #pragma once
 
 #include <algorithm>

@@ -1,6 +1,6 @@
-// Products of matrices of float32, and the 1x1 convolutions that they are.
+// Products of float32 matrices. A 1x1 convolution is such a product.
 //
-// A matrix on the right of a product is cut into panels of kPanel columns, each of which lies in one piece: rows that
+// A matrix on the right of a product is cut into contiguous panels of kPanel columns: in the whole matrix, rows that
 // are a power of two apart would share a few sets of the first cache.
 #pragma once
 
@@ -32,7 +32,7 @@ inline constexpr int64_t kSlab = 8 * kBlock;           // rows that are multipli
 inline constexpr int64_t kMostParts = 8;               // the gradient of a weight is summed in at most so many parts
 inline constexpr int64_t kMostEntries = 1 << 22;       // upper bound on the entries of all parts, if they are several
 
-// The bound of a result that has none.
+// The lower bound where a result has none.
 inline constexpr float kLowest = -std::numeric_limits<float>::infinity();
 
 // Memory that a thread keeps between calls: new memory would first have to be mapped page by page.
@@ -182,7 +182,7 @@ inline void to_panel(float* to, const float* from, int64_t depth, int64_t column
 inline void pointwise(float* y, const float* add, const float* x, const float* weight, const float* bias, float least,
                       int64_t pixels, int64_t inputs, int64_t outputs, int64_t row, int64_t column, int threads) {
   const int64_t blocks = (pixels + kBlock - 1) / kBlock, panels = (outputs + kPanel - 1) / kPanel;
-  // Each thread transposes the panels that it works with: memory that another one wrote is far away.
+  // Each thread transposes the panels that it works with: those of another thread are in the cache of another core.
   const int64_t shares = std::clamp<int64_t>((threads + panels - 1) / panels, 1, blocks);
   const int64_t grain = pixels * inputs * outputs < (1 << 16) ? panels * shares : 1;
   parallel_for(panels * shares, grain, threads, [&](int64_t begin, int64_t end) {

@@ -238,8 +238,8 @@ void merge_runs(C* x, const C* s, const C* d, int64_t n, int64_t run, C factor) 
   for (; i < n; i += run) merge_rows(x + 2 * i, x + 2 * i + run, s + i, d + i, run, factor);
 }
 
-// A pyramid as splits of flat memory: x is [blocks, block], a block is what the coarsest entries need, and step k
-// splits [..., 2, runs[k]]. So a tile of whole blocks, and each of its parts, is contiguous.
+// A pyramid as splits of flat memory. x is [blocks, block]: a block holds the entries that one run of the coarsest ones
+// depends on. Step k splits [..., 2, runs[k]]. So a tile of whole blocks, and each of its parts, is contiguous.
 struct Steps {
   int64_t blocks, block, runs[kMostSteps];
   int count;

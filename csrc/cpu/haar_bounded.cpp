@@ -33,7 +33,8 @@ struct ChannelRows {
 
   int64_t count() const { return examples * of_example * chunks; }
 
-  // Calls body(i, row, first, last) for pairs [first, last) of a row, in parallel: chunk i of all.
+  // Calls body(i, row, first, last) in parallel for chunks of pairs: chunk i of all is the pairs [first, last) of a
+  // row.
   template <typename Body>
   void each(int threads, const Body& body) const {
     for_chunks(examples * of_example, length, chunk, threads,
@@ -211,7 +212,8 @@ struct Pixels {
         inner_b(at_least(b, splat<C>(kBoundary))) {}
 };
 
-// log m, log a and log b of a tile, each in a pass of its own, where a processor works on several vectors at once.
+// log m, log a and log b of a tile. Each takes a pass of its own, in which a processor works on several vectors at
+// once.
 template <typename C>
 struct Logs {
   alignas(Vec<C>) C m[kTile], a[kTile], b[kTile];
@@ -253,7 +255,7 @@ struct Sigmoids {
 
 }  // namespace
 
-// All work in several short passes over a tile: in each, a processor waits less for results of the one before.
+// All take several short passes over a tile: the shorter a chain of operations, the less a processor waits for results.
 
 void haar_bounded_split(void* s, void* u, void* log_det, const void* x, const void* gamma, int64_t examples,
                         int64_t channels, int64_t length, int64_t stride, bool channels_last, DType dtype,

@@ -15,7 +15,7 @@ namespace {
 
 constexpr int64_t kGrain = 1 << 16;  // worth a thread
 constexpr int64_t kTile = 1 << 15;
-constexpr int64_t kLong = 1 << 9;  // a run or a row of so many bytes is worth a call
+constexpr int64_t kLong = 1 << 9;  // bytes of a run or a row that are worth a call
 
 using Line = IntVec<float>;
 constexpr int64_t kLine = sizeof(Line);

@@ -1,7 +1,7 @@
 // Functions of vectors of float or double.
 //
-// They keep to what the C library promises for NaN, infinities, denormals and signed zeros, within about 1.5 units in
-// the last place for float. Those of double call the C library for each entry.
+// They treat NaN, infinities, denormals and signed zeros as the C library does. In float they err by about 1.5 units in
+// the last place at most; in double they call the C library for each entry.
 #pragma once
 
 #include <cmath>

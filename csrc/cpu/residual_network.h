@@ -28,7 +28,7 @@ struct ResidualNetwork {
   double eps;
 };
 
-// Buffers in the scratch memory are padded to a multiple of so many floats, a cache line.
+// Floats of a cache line. Buffers in the scratch memory are padded to a multiple of it.
 constexpr int64_t kLine = 16;
 
 // The network of h [batch, height, width, hidden], its channels last. The scratch memory holds all filters and four

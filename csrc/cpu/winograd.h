@@ -230,7 +230,7 @@ inline void winograd(float* y, const float* add, const float* x, const float* bi
                      int64_t inputs, int64_t outputs, int threads, const Transform& transform) {
   const int64_t groups = (grid.count + kRows - 1) / kRows;
   const int64_t point = weight_point(inputs, outputs), size = kPoints * point;
-  // Memory that another thread wrote is far away.
+  // What another thread wrote is in the cache of another core.
   const bool own = grid.count >= kOwnWeight * threads;
   const float* shared = nullptr;
   if (!own) {

@@ -1,4 +1,4 @@
-// What every CUDA kernel here needs: a grid for n items and an exception for a launch that failed.
+// A grid for n items, and an exception for a launch that failed.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -12,7 +12,7 @@ namespace pnf::cuda {
 
 constexpr int kThreads = 256;
 
-// The kernels stride over the grid, so that it need not grow with the tensor; this many blocks fill any GPU.
+// The kernels stride over the grid, so it need not grow with the tensor. This many blocks fill any GPU.
 constexpr int64_t kMaxBlocks = 1 << 14;
 
 inline cudaStream_t as_stream(std::uintptr_t stream) { return reinterpret_cast<cudaStream_t>(stream); }

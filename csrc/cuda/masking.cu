@@ -19,7 +19,8 @@ __device__ Index grid_size() {
   return static_cast<Index>(gridDim.x) * blockDim.x;
 }
 
-// Zeroes what is not kept of n entries from `flat` on, one entry a site; a division only where a row ends.
+// Zeroes the entries that are not kept among n from `flat` on. An entry is a site; only the end of a row takes a
+// division.
 template <typename T, int V, typename Index>
 __device__ void mask_line(Vector<T, V>& line, const Sites<Index>& sites, Index flat) {
   Index site = flat % sites.count;
@@ -155,7 +156,7 @@ __global__ void input_backward_kernel(T* __restrict__ x, const T* __restrict__ g
   }
 }
 
-// The widest word that all lengths and addresses are multiples of: runs of entries move as runs of fewer words.
+// The widest word that divides all lengths and addresses: runs of entries move as fewer, wider words.
 int widen(Board& board, ConcatLayout& beside, int size, std::initializer_list<const void*> pointers) {
   while (size < 16 && board.inner % 2 == 0 && beside.x % 2 == 0 && beside.kept % 2 == 0 && beside.condition % 2 == 0) {
     for (const void* pointer : pointers) {

@@ -10,7 +10,7 @@ namespace {
 constexpr int kRowThreads = 128;
 constexpr int kWarps = kRowThreads / 32;
 
-// Layers of one launch: their table is handed over by value, and a kernel's parameters end at 32,764 bytes.
+// Layers of one launch. Their table is passed by value, and the parameters of a kernel have at most 32,764 bytes.
 constexpr int kMostLayers = 384;
 
 template <typename L>
@@ -57,7 +57,7 @@ __device__ C inverse_norm(C square) {
   return 1 / sqrt(square < least ? least : square);
 }
 
-// Calls body(entry) with the index of each entry of a row that is this thread's, V at a time.
+// Calls body(entry) for the entries of a row that this thread works on, V at a time.
 template <int V, typename Body>
 __device__ void for_entries(int64_t length, const Body& body) {
   for (int64_t i = threadIdx.x * V; i < length; i += kRowThreads * V) body(i);
