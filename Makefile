@@ -20,7 +20,7 @@ endif
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/pytest -n logical --maxprocesses 4 --dist loadfile --benchmark-disable
 
 # The most telling tests of every family: mathematics, ops in float32 and float64, flows, readers, runs and commands.
-QUICK := tests/reference tests/ops tests/flows tests/data tests/test_files.py tests/test_layout.py \
+QUICK := tests/reference tests/ops tests/flows tests/data tests/test_files.py tests/test_layout.py tests/test_docs.py \
 	tests/training/test_train.py tests/training/test_resume.py tests/evaluation tests/cli/test_commands.py
 
 .PHONY: test test-all quick lint lint-python demo benchmark sanitize clean
@@ -78,11 +78,12 @@ sanitize: $(STAMP)
 	$(PRELOAD) $(BIN)/pytest tests/ops -k "cpp or repeats"
 	$(PRELOAD) $(BIN)/python tests/fuzz_ops.py --cases 2000
 
-# Not an editable install: the tests run against what a user gets.
+# Not an editable install: the tests run against what a user gets. What is compiled stays in build/release.
 $(STAMP): $(SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q --upgrade pip
-	$(BIN)/python -m pip install -q -c constraints.txt -C cmake.define.PNF_WERROR=ON '.[train,test]'
+	$(BIN)/python -m pip install -q -c constraints.txt -C build-dir=build/release -C cmake.define.PNF_WERROR=ON \
+		'.[train,test]'
 	touch $@
 
 clean:

@@ -11,6 +11,8 @@ from op_tests import LAYOUTS, as_list, convert, flatten
 from torch import Tensor
 from torch.testing import assert_close
 
+from pnf.cli.doctor import _launched
+
 SHAPE = (2, 4, 8, 8)
 
 
@@ -81,6 +83,10 @@ def test_a_graph_takes_new_values(case: Case, device: str) -> None:
     graph.replay()
     for a, b in zip(got, call(case, others), strict=True):
         assert_close(a, b, rtol=0, atol=0)
+
+
+def test_doctor_launches_kernels(device: str) -> None:
+    assert _launched(torch.device(device)) == "kernels run and are right"
 
 
 @pytest.mark.slow
