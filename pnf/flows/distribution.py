@@ -82,7 +82,14 @@ class FlowDistribution(Distribution):
             return self.rsample(sample_shape)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """``log p(value)`` in nats: ``[*sample_shape, *batch_shape]``."""
+        """``log p(value)`` in nats: ``[*sample_shape, *batch_shape]``.
+
+        Raises:
+            ValueError: value has another shape or, if arguments are validated, is not in the support.
+        """
+        if value.shape[-len(self.event_shape) :] != self.event_shape:
+            wanted = ", ".join(map(str, self.event_shape))
+            raise ValueError(f"FlowDistribution: value must be [..., {wanted}], got {list(value.shape)}")
         if self._validate_args:
             self._validate_sample(value)
         shape = torch.broadcast_shapes(value.shape[: value.dim() - len(self.event_shape)], self.batch_shape)

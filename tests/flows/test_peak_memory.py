@@ -58,9 +58,9 @@ def test_draws_the_same_in_batches(kind: str) -> None:
     sizes = []
     function = type(flow).inverse if kind != "upsample" else type(flow.stages[1]).inverse
 
-    def record(self: Any, *args: Any) -> Any:
+    def record(self: Any, *args: Any, **conditions: Any) -> Any:
         sizes.append(len(args[0]))
-        return function(self, *args)
+        return function(self, *args, **conditions)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(type(flow) if kind != "upsample" else type(flow.stages[1]), "inverse", record)
