@@ -33,7 +33,8 @@ test-all: lint
 	$(PYTEST) tests benchmarks --every-case -m ""
 
 quick: lint-python
-	$(PYTEST) $(QUICK) -k "not float16 and not float64 and not compile and not graph and not transforms and not distributed"
+	$(PYTEST) $(QUICK) -k "not float16 and not float64 and not compile and not graph and not transforms and not distributed \
+		and not every_op and not integrates and not invertible"
 
 lint-python: $(STAMP)
 	$(BIN)/ruff check
