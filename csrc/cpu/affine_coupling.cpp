@@ -13,24 +13,20 @@ namespace pnf::cpu::PNF_ISA {
 namespace {
 
 // Entries of one channel of one example.
-template <typename C, bool board>
+template <typename C>
 struct PerPlane {
-  static constexpr bool kBoard = board;
   Vec<C> channel_scale, example_grad;
   Checkerboard::Cursor<C> cursor;
 
   Vec<C> scale(int64_t) const { return channel_scale; }
   Vec<C> grad_log_det(int64_t) const { return example_grad; }
   IntVec<C> kept(int64_t) { return cursor.next(); }
-  void back(int entries) {
-    if constexpr (board) cursor.back(entries);
-  }
+  void back(int entries) { cursor.back(entries); }
 };
 
 // Entries of several channels or examples.
-template <typename C, bool board>
+template <typename C>
 struct PerEntry {
-  static constexpr bool kBoard = board;
   const C* scales;
   const C* grads;
   const Lane<C>* keeps;
@@ -106,7 +102,7 @@ inline void for_lanes(int64_t n, Place& place, const Body& body) {
 // results.
 
 // `logs` takes the log-scales of n entries, and has room for whole vectors.
-template <bool inverse, typename T, typename R, typename Place>
+template <bool inverse, bool board, typename T, typename R, typename Place>
 void transform(T* to, Wide<T>* logs, const T* from, const R* shifts, const R* us, int64_t n, Place& entries) {
   using C = Wide<T>;
   const Loadable<T> x(from, n);
@@ -115,7 +111,7 @@ void transform(T* to, Wide<T>* logs, const T* from, const R* shifts, const R* us
   Place place = entries, again = entries;
   for_lanes<C>(n, place, [&](int64_t i) {
     const Vec<C> s = place.scale(i) * tanh_slope<C>(u(i)).value;
-    if constexpr (Place::kBoard) {
+    if constexpr (board) {
       store(logs + i, place.kept(i) ? Vec<C>{} : s);
     } else {
       store(logs + i, s);
@@ -124,14 +120,14 @@ void transform(T* to, Wide<T>* logs, const T* from, const R* shifts, const R* us
   for_lanes<C>(n, again, [&](int64_t i) {
     const Vec<C> before = x(i), s = load(logs + i);
     Vec<C> after = inverse ? (before - shift(i)) * exponential(-s) : before * exponential(s) + shift(i);
-    if constexpr (Place::kBoard) after = again.kept(i) ? before : after;
+    if constexpr (board) after = again.kept(i) ? before : after;
     y(i, after);
   });
   entries = place;
 }
 
 // `grad_scales` takes n entries and has room for whole vectors, like `logs`.
-template <bool inverse, typename T, typename R, typename Place>
+template <bool inverse, bool board, typename T, typename R, typename Place>
 void transform_backward(T* to_x, R* to_shift, R* to_u, Wide<T>* grad_scales, const T* grads, const T* xs,
                         const R* shifts, const R* us, int64_t n, Place& entries) {
   using C = Wide<T>;
@@ -159,7 +155,7 @@ void transform_backward(T* to_x, R* to_shift, R* to_u, Wide<T>* grad_scales, con
       g_s = g_x * x(i) + place.grad_log_det(i);
     }
     Vec<C> g_u = g_s * scale * load(slopes + i), g_scale = g_s * tanh;
-    if constexpr (Place::kBoard) {
+    if constexpr (board) {
       const IntVec<C> kept = place.kept(i);
       g_x = kept ? grad : g_x;
       g_shift = kept ? Vec<C>{} : g_shift;
@@ -174,21 +170,30 @@ void transform_backward(T* to_x, R* to_shift, R* to_u, Wide<T>* grad_scales, con
   entries = place;
 }
 
+// Returns body(a, b), given as constants.
+template <typename Body>
+inline auto with_bools(bool a, bool b, const Body& body) {
+  constexpr std::true_type yes;
+  constexpr std::false_type no;
+  if (a) return b ? body(yes, yes) : body(yes, no);
+  return b ? body(no, yes) : body(no, no);
+}
+
 // Tiles that are summed by column for one part of grad_scale.
 constexpr int64_t kBlock = 32;
 
 // The scale of each entry of a row, and whether it is kept, for as many rows as a tile has.
-template <typename C, bool board>
+template <typename C>
 struct RowPattern {
   std::vector<C> scales;
   std::vector<Lane<C>> keeps;
 
-  RowPattern(const C* scale, const Checkerboard& mask, const CouplingRows& r, const Tiles& tiles)
+  RowPattern(const C* scale, bool board, const Checkerboard& mask, const CouplingRows& r, const Tiles& tiles)
       : scales(static_cast<size_t>(r.length * tiles.rows + kLanes<C>)) {
     C* to = scales.data();
     for (int64_t k = 0; k < r.length / r.plane; ++k) to = std::fill_n(to, r.plane, scale[k]);
     repeat(scales, r, tiles);
-    if constexpr (board) {
+    if (board) {
       keeps.resize(scales.size());
       for (int64_t i = 0; i < r.length; i += r.plane) mask.write(keeps.data() + i, 0, r.plane);
       repeat(keeps, r, tiles);
@@ -215,11 +220,11 @@ void forward_planes(T* y, const T* x, const R* raw, const Wide<T>* scale, const 
     int64_t channel = first / r.plane, begin = first % r.plane;
     for (int64_t i = first; i < last; ++channel, begin = 0) {
       const int64_t end = std::min(i + r.plane - begin, last);
-      PerPlane<C, board> plane{splat(scale[channel]), Vec<C>{}, mask.from<C>(begin)};
+      PerPlane<C> plane{splat(scale[channel]), Vec<C>{}, mask.from<C>(begin)};
       for (int64_t n; i < end; i += n) {
         n = std::min(end - i, kTile);
         const int64_t at = from + r.moved + i;
-        transform<inverse>(y + at, logs, x + at, shift + i, shift + r.length + i, n, plane);
+        transform<inverse, board>(y + at, logs, x + at, shift + i, shift + r.length + i, n, plane);
         sum.add(logs, n);
       }
     }
@@ -228,12 +233,15 @@ void forward_planes(T* y, const T* x, const R* raw, const Wide<T>* scale, const 
   sum_rows(r.count, r.length, threads, part, finish);
 }
 
-template <bool inverse, bool board, typename T, typename R, typename Finish>
+// A tile is worth a call of its transform, so that all around it is compiled once for every transform.
+template <typename T, typename R, typename Finish>
 void forward_tiles(T* y, const T* x, const R* raw, const Wide<T>* scale, const Coupling& c, const CouplingRows& r,
-                   const Checkerboard& mask, int threads, const Finish& finish) {
+                   bool inverse, bool board, const Checkerboard& mask, int threads, const Finish& finish) {
   using C = Wide<T>;
+  const auto run = with_bools(inverse, board,
+                              [](auto invert, auto keep) { return &transform<invert(), keep(), T, R, PerEntry<C>>; });
   const Tiles tiles(r);
-  const RowPattern<C, board> pattern(scale, mask, r, tiles);
+  const RowPattern<C> pattern(scale, board, mask, r, tiles);
   const int64_t per_example = tiles.groups_per_example * tiles.pieces;
   std::vector<double> parts(static_cast<size_t>(per_example > 1 ? c.batch * per_example : 0));
   const int64_t grain = 2 * kChunk / std::min(tiles.rows * r.length, kTile);
@@ -245,11 +253,10 @@ void forward_tiles(T* y, const T* x, const R* raw, const Wide<T>* scale, const C
       const SelectedRows selected(mask, r, tiles, i / tiles.pieces, i % tiles.pieces);
       copy_kept(y, x, r, selected);
       T* to = place_for(y_tile, y + r.moved, r.stride, selected);
-      PerEntry<C, board> entries{pattern.scales.data() + selected.column, nullptr, pattern.keeps.data()};
-      if constexpr (board) entries.keeps += selected.column;
-      transform<inverse>(to, logs, gather(x_tile, x + r.moved, r.stride, selected),
-                         gather(shift_tile, raw, 2 * r.length, selected),
-                         gather(u_tile, raw + r.length, 2 * r.length, selected), selected.entries(), entries);
+      PerEntry<C> entries{pattern.scales.data() + selected.column, nullptr, pattern.keeps.data()};
+      if (board) entries.keeps += selected.column;
+      run(to, logs, gather(x_tile, x + r.moved, r.stride, selected), gather(shift_tile, raw, 2 * r.length, selected),
+          gather(u_tile, raw + r.length, 2 * r.length, selected), selected.entries(), entries);
       scatter(y + r.moved, to, r.stride, selected);
       const int64_t n = selected.entries() / selected.examples;
       for (int64_t k = 0; k < selected.examples; ++k) {
@@ -289,13 +296,13 @@ void backward_planes(T* grad_x, R* grad_raw, Wide<T>* grad_scale, const T* grad_
         const int64_t kept = example * r.stride + r.kept + i;
         std::copy_n(grad_y + kept, n, grad_x + kept);
       }
-      PerPlane<C, board> plane{splat(scale[channel]), splat(grad_log_det[example]), mask.from<C>(begin)};
+      PerPlane<C> plane{splat(scale[channel]), splat(grad_log_det[example]), mask.from<C>(begin)};
       alignas(Vec<C>) C grads[kTile];
       LaneSum<C> sum;
       for (int64_t j = 0; j < n; j += kTile) {
         const int64_t length = std::min(n - j, kTile);
-        transform_backward<inverse>(grad_x + at + j, grad_raw + shift + j, grad_raw + u + j, grads, grad_y + at + j,
-                                    x + at + j, raw + shift + j, raw + u + j, length, plane);
+        transform_backward<inverse, board>(grad_x + at + j, grad_raw + shift + j, grad_raw + u + j, grads,
+                                           grad_y + at + j, x + at + j, raw + shift + j, raw + u + j, length, plane);
         sum.add(grads, length);
       }
       parts[static_cast<size_t>(part)] = sum.total();
@@ -311,14 +318,16 @@ void backward_planes(T* grad_x, R* grad_raw, Wide<T>* grad_scale, const T* grad_
   }
 }
 
-template <bool inverse, bool board, typename T, typename R>
+template <typename T, typename R>
 void backward_tiles(T* grad_x, R* grad_raw, Wide<T>* grad_scale, const T* grad_y, const Wide<T>* grad_log_det,
                     const T* x, const R* raw, const Wide<T>* scale, const Coupling& c, const CouplingRows& r,
-                    const Checkerboard& mask, int threads) {
+                    bool inverse, bool board, const Checkerboard& mask, int threads) {
   using C = Wide<T>;
+  const auto run = with_bools(
+      inverse, board, [](auto invert, auto keep) { return &transform_backward<invert(), keep(), T, R, PerEntry<C>>; });
   constexpr int64_t kPad = kLanes<C>;
   const Tiles tiles(r);
-  const RowPattern<C, board> pattern(scale, mask, r, tiles);
+  const RowPattern<C> pattern(scale, board, mask, r, tiles);
   const int64_t blocks = (tiles.groups + kBlock - 1) / kBlock;
   std::vector<double> parts(static_cast<size_t>(blocks * r.length));
   parallel_for(blocks * tiles.pieces, 1, threads, [&](int64_t first, int64_t last) {
@@ -343,10 +352,9 @@ void backward_tiles(T* grad_x, R* grad_raw, Wide<T>* grad_scale, const T* grad_y
         T* to_x = place_for(grad_x_tile, grad_x + r.moved, r.stride, selected);
         R* to_shift = place_for(grad_shift_tile, grad_raw, 2 * r.length, selected);
         R* to_u = place_for(grad_u_tile, grad_raw + r.length, 2 * r.length, selected);
-        PerEntry<C, board> entries{pattern.scales.data() + selected.column, grads, pattern.keeps.data()};
-        if constexpr (board) entries.keeps += selected.column;
-        transform_backward<inverse>(
-            to_x, to_shift, to_u, collected, gather(grad_y_tile, grad_y + r.moved, r.stride, selected),
+        PerEntry<C> entries{pattern.scales.data() + selected.column, grads, pattern.keeps.data()};
+        if (board) entries.keeps += selected.column;
+        run(to_x, to_shift, to_u, collected, gather(grad_y_tile, grad_y + r.moved, r.stride, selected),
             gather(x_tile, x + r.moved, r.stride, selected),
             inverse ? gather(shift_tile, raw, 2 * r.length, selected) : nullptr,
             gather(u_tile, raw + r.length, 2 * r.length, selected), selected.entries(), entries);
@@ -397,15 +405,6 @@ Checkerboard board_of(const Coupling& c) {
   return {sites, c.channels_last ? 1 : static_cast<int64_t>(sizeof(C))};
 }
 
-template <typename Body>
-void with_bools(bool a, bool b, const Body& body) {
-  if (a) {
-    b ? body(std::true_type{}, std::true_type{}) : body(std::true_type{}, std::false_type{});
-  } else {
-    b ? body(std::false_type{}, std::true_type{}) : body(std::false_type{}, std::false_type{});
-  }
-}
-
 }  // namespace
 
 void affine_coupling(void* y, void* out, const void* x, const void* raw, const void* scale, const void* log_det,
@@ -426,12 +425,14 @@ void affine_coupling(void* y, void* out, const void* x, const void* raw, const v
   }
   with_dtypes(dtypes, [&]<typename T, typename R>(T, R) {
     using C = Wide<T>;
-    with_bools(inverse, c.mask == Mask::kCheckerboard && !c.channels_last, [&](auto invert, auto board) {
-      const auto run = rows.by_planes<C>() ? forward_planes<invert(), board(), T, R, decltype(finish)>
-                                           : forward_tiles<invert(), board(), T, R, decltype(finish)>;
-      run(static_cast<T*>(y), static_cast<const T*>(x), static_cast<const R*>(raw), static_cast<const C*>(scale), c,
-          rows, board_of<C>(c), threads, finish);
-    });
+    const bool board = c.mask == Mask::kCheckerboard && !c.channels_last;
+    const auto run = [&](const auto& function, auto... mode) {
+      function(static_cast<T*>(y), static_cast<const T*>(x), static_cast<const R*>(raw), static_cast<const C*>(scale),
+               c, rows, mode..., board_of<C>(c), threads, finish);
+    };
+    if (!rows.by_planes<C>()) return run(forward_tiles<T, R, decltype(finish)>, inverse, board);
+    with_bools(inverse, board,
+               [&](auto invert, auto keep) { run(forward_planes<invert(), keep(), T, R, decltype(finish)>); });
   });
 }
 
@@ -445,13 +446,14 @@ void affine_coupling_backward(void* grad_x, void* grad_raw, void* grad_scale, co
       std::fill_n(static_cast<C*>(grad_scale), c.transformed(), C{});
       return;
     }
-    with_bools(inverse, c.mask == Mask::kCheckerboard && !c.channels_last, [&](auto invert, auto board) {
-      const auto run =
-          rows.by_planes<C>() ? backward_planes<invert(), board(), T, R> : backward_tiles<invert(), board(), T, R>;
-      run(static_cast<T*>(grad_x), static_cast<R*>(grad_raw), static_cast<C*>(grad_scale),
-          static_cast<const T*>(grad_y), static_cast<const C*>(grad_log_det), static_cast<const T*>(x),
-          static_cast<const R*>(raw), static_cast<const C*>(scale), c, rows, board_of<C>(c), threads);
-    });
+    const bool board = c.mask == Mask::kCheckerboard && !c.channels_last;
+    const auto run = [&](const auto& function, auto... mode) {
+      function(static_cast<T*>(grad_x), static_cast<R*>(grad_raw), static_cast<C*>(grad_scale),
+               static_cast<const T*>(grad_y), static_cast<const C*>(grad_log_det), static_cast<const T*>(x),
+               static_cast<const R*>(raw), static_cast<const C*>(scale), c, rows, mode..., board_of<C>(c), threads);
+    };
+    if (!rows.by_planes<C>()) return run(backward_tiles<T, R>, inverse, board);
+    with_bools(inverse, board, [&](auto invert, auto keep) { run(backward_planes<invert(), keep(), T, R>); });
   });
 }
 

@@ -56,9 +56,15 @@ class LaneSum {
     }
     for_vectors<C>(i, last, [&](int64_t at, auto lanes) { add(term(at, lanes)); });
   }
-  // Not inlined: it takes long to compile, and each call sums many entries.
-  [[gnu::noinline]] void add(const C* values, int64_t n) {
-    add(0, n, [&](int64_t i, auto lanes) { return lanes.load(values + i); });
+  void add(const C* values, int64_t n) {
+    constexpr int64_t k = kLanes<C>;
+    int64_t i = 0;
+    for (; i + 4 * k <= n; i += 4 * k) {
+      const C* v = values + i;
+      add((load(v) + load(v + k)) + (load(v + 2 * k) + load(v + 3 * k)));
+    }
+    for (; i + k <= n; i += k) add(load(values + i));
+    if (i < n) add_rest(values + i, n - i);
   }
   double total() const {
     Vec<double> v = load(lanes_);
@@ -67,6 +73,9 @@ class LaneSum {
   }
 
  private:
+  // Not inlined, since it takes long to compile.
+  [[gnu::noinline]] void add_rest(const C* values, int64_t n) { add(load_part(values, n)); }
+
   double lanes_[kLanes<C>] = {};
 };
 
@@ -82,16 +91,16 @@ double sum_terms(int64_t first, int64_t last, const Term& term) {
 template <typename Part, typename Finish>
 void sum_rows(int64_t rows, int64_t length, int threads, const Part& part, const Finish& finish) {
   const int64_t chunks = std::max<int64_t>((length + kChunk - 1) / kChunk, 1);
-  if (chunks == 1) {
-    for_chunks(rows, length, kChunk, threads, [&](int64_t row, int64_t first, int64_t last) {
-      finish(row, static_cast<double>(part(row, first, last)));
-    });
-    return;
-  }
-  std::vector<double> parts(static_cast<size_t>(rows * chunks));
+  std::vector<double> parts(static_cast<size_t>(chunks == 1 ? 0 : rows * chunks));
   for_chunks(rows, length, kChunk, threads, [&](int64_t row, int64_t first, int64_t last) {
-    parts[static_cast<size_t>(row * chunks + first / kChunk)] = static_cast<double>(part(row, first, last));
+    const double total = static_cast<double>(part(row, first, last));
+    if (chunks == 1) {
+      finish(row, total);
+    } else {
+      parts[static_cast<size_t>(row * chunks + first / kChunk)] = total;
+    }
   });
+  if (chunks == 1) return;
   for (int64_t row = 0; row < rows; ++row) {
     ExactSum total;
     for (int64_t i = 0; i < chunks; ++i) total.add(parts[static_cast<size_t>(row * chunks + i)]);
