@@ -1,11 +1,12 @@
 """The device of these tests: the last GPU, or the CPU where tests/support/stand_in.py stands in for one."""
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from tensors import one_thread_and_one_seed as one_thread_and_one_seed
 from tiny_runs import images as images
 from tiny_runs import results as results
 from tiny_runs import tiny as tiny
@@ -30,12 +31,3 @@ def device() -> str:
 def elsewhere() -> Callable[[Tensor], Tensor]:
     """Copies a tensor to another device."""
     return STAND_IN.elsewhere if STAND_IN else Tensor.cpu
-
-
-@pytest.fixture(autouse=True)
-def _one_thread_and_one_seed() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    yield
-    torch.set_num_threads(threads)

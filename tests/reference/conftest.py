@@ -1,20 +1,11 @@
 """Fixtures of the tests of reference ops."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import torch
+from tensors import one_thread_and_one_seed as one_thread_and_one_seed
 from torch import Tensor
-
-
-@pytest.fixture(autouse=True)
-def _one_thread_and_one_seed() -> Iterator[None]:
-    # Tensors this small are slower on two threads than on one.
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture
