@@ -1,4 +1,4 @@
-"""Atomic writing of files, bounded reading of JSON, and printable names.
+"""Atomic writing of files, bounded reading of JSON, versions of formats, and printable names.
 
 A file is written to a temporary file beside it, synchronised to the disk, and renamed. So it is whole or not there.
 """
@@ -15,6 +15,9 @@ from pathlib import Path
 
 LARGEST_JSON = 2**20
 """Bytes, a hundred times the size of any configuration."""
+
+FORMAT = 1
+"""The version of the formats of pnf's files. It grows when an older pnf could not read a file, or would misread it."""
 
 _UNSUPPORTED = {errno.EACCES, errno.EBADF, errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EPERM}
 """Errors of file systems that cannot set a mode or synchronise: FUSE, CIFS, exFAT and cloud storage."""
@@ -79,6 +82,29 @@ def read_json(path: Path) -> object:
         return json.loads(content)
     except RecursionError:
         raise ValueError("it is nested too deep") from None
+
+
+class NewerFormatError(ValueError):
+    """A newer pnf wrote a file, in a format that this one does not know."""
+
+
+def without_format(document: object) -> object:
+    """Return the content of a file without the version of its format. Files of pnf 0.1.0 have none.
+
+    Raises:
+        NewerFormatError: a newer pnf wrote the file.
+        ValueError: the version is no positive integer.
+    """
+    if not isinstance(document, dict) or "format" not in document:
+        return document
+    version = document["format"]
+    if type(version) is not int or version < 1:
+        raise ValueError(f"format must be a positive integer, got {version!r}")
+    if version > FORMAT:
+        raise NewerFormatError(
+            f"was written by a newer pnf, in format {version}, and this one reads formats up to {FORMAT}: update pnf"
+        )
+    return {key: value for key, value in document.items() if key != "format"}
 
 
 def remove_unfinished(path: Path) -> None:

@@ -13,7 +13,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from pnf import pretrained
-from pnf.files import json_bytes, read_json, replace_files
+from pnf.files import FORMAT, NewerFormatError, json_bytes, read_json, replace_files, without_format
 
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"
@@ -39,7 +39,7 @@ class Pretrained(nn.Module):
             OSError: the folder cannot be written.
         """
         folder = Path(path)
-        config = json_bytes({"model": type(self).__name__, **self.config()})
+        config = json_bytes({"format": FORMAT, "model": type(self).__name__, **self.config()})
         state = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
         # Both are made before either is written, so that configuration and weights always match.
         weights = save(state, {CHECKSUM: _checksum(state)})
@@ -56,7 +56,7 @@ class Pretrained(nn.Module):
 
         Raises:
             FileNotFoundError: the folder lacks one of the files.
-            ValueError: a file is damaged, or belongs to another model.
+            ValueError: a file is damaged, belongs to another model, or was written by a newer pnf.
         """
         folder = Path(path)
         if not folder.exists() and str(path) in pretrained.names():
@@ -117,12 +117,14 @@ def read_config(folder: Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: the file does not exist.
-        ValueError: the file is damaged.
+        ValueError: the file is damaged, or was written by a newer pnf.
     """
     _require(folder, CONFIG_NAME)
     path = folder / CONFIG_NAME
     try:
-        config = read_json(path)
+        config = without_format(read_json(path))
+    except NewerFormatError as error:
+        raise ValueError(f"from_pretrained: {path} {error}") from None
     except ValueError as error:
         raise ValueError(f"from_pretrained: {path} is no JSON file: {error}") from error
     if not isinstance(config, dict):

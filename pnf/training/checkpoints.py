@@ -3,12 +3,12 @@
 import io
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 
-from pnf.files import replace_file
+from pnf.files import FORMAT, NewerFormatError, replace_file, without_format
 from pnf.training.config import RunError
 
 
@@ -21,7 +21,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:  # noqa: ARG002
         content = io.BytesIO()
-        torch.save(checkpoint, content)
+        torch.save({"format": FORMAT, **checkpoint}, content)
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         replace_file(Path(path), content.getvalue())
 
@@ -38,8 +38,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         if not _is_sound(content):
             raise RunError(f"{path} is damaged and was not loaded; remove it to train its stage anew")
         try:
-            checkpoint: dict[str, Any] = torch.load(io.BytesIO(content), map_location=map_location, weights_only=True)
-            return checkpoint
+            checkpoint = without_format(torch.load(io.BytesIO(content), map_location=map_location, weights_only=True))
+            return cast("dict[str, Any]", checkpoint)
+        except NewerFormatError as error:
+            raise RunError(f"{path} {error}") from None
         except Exception:
             # A whole file that is no checkpoint of ours can raise any error in the reader.
             raise RunError(

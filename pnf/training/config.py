@@ -8,7 +8,7 @@ from pydantic import ConfigDict, PlainSerializer, PlainValidator, TypeAdapter, V
 from pydantic.dataclasses import dataclass
 
 from pnf.data import BUNDLED, bundled, locate
-from pnf.files import printable, read_json, replace_json
+from pnf.files import FORMAT, NewerFormatError, printable, read_json, replace_json, without_format
 from pnf.flows.config import ProgressiveConfig, setting
 
 CONFIG_NAME = "run.json"
@@ -105,20 +105,22 @@ class RunConfig(ProgressiveConfig):
 
     def save(self, folder: Path) -> None:
         """Write the settings into a run's folder."""
-        replace_json(folder / CONFIG_NAME, asdict(self))
+        replace_json(folder / CONFIG_NAME, {"format": FORMAT, **asdict(self)})
 
     @classmethod
     def load(cls, folder: Path) -> Self:
         """Load the settings of the run in a folder.
 
         Raises:
-            RunError: there is no run, or its settings are damaged.
+            RunError: there is no run, or its settings are damaged, or from a newer pnf.
         """
         path = folder / CONFIG_NAME
         try:
-            return cls.from_dict(read_json(path))
+            return cls.from_dict(without_format(read_json(path)))
         except FileNotFoundError:
             raise RunError(f"{folder} holds no run: there is no {CONFIG_NAME} in it") from None
+        except NewerFormatError as error:
+            raise RunError(f"{path} {error}") from None
         except ValidationError as error:
             raise RunError(f"{path} has wrong settings: {describe(error)}") from None
         except ValueError as error:
