@@ -45,11 +45,12 @@ def foreign(path: Path, *allowed: str) -> set[str]:
 
 @pytest.mark.parametrize("path", sorted((PNF / "flows").rglob("*.py")), ids=lambda path: path.stem)
 def test_flows_import_no_op(path: Path) -> None:
-    assert not foreign(path, "torch", "safetensors", "pnf.flows", "pnf.files", "pnf.pretrained")
+    assert not foreign(path, "torch", "safetensors", "pnf.flows", "pnf.files", "pnf.hub", "pnf.pretrained")
 
 
 def test_files_import_nothing() -> None:
     assert not foreign(PNF / "files.py")
+    assert foreign(PNF / "hub.py") == {"pnf", "pnf.files.json_bytes", "pnf.files.printable", "pnf.files.read_json"}
 
 
 @pytest.mark.parametrize("path", modules(PNF / "reference"), ids=lambda path: path.stem)

@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from pnf import pretrained
+from pnf import hub, pretrained
 from pnf.files import FORMAT, NewerFormatError, json_bytes, read_json, replace_files, without_format
 
 CONFIG_NAME = "config.json"
@@ -39,28 +39,81 @@ class Pretrained(nn.Module):
             OSError: the folder cannot be written.
         """
         folder = Path(path)
-        config = json_bytes({"format": FORMAT, "model": type(self).__name__, **self.config()})
-        state = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
-        # Both are made before either is written, so that configuration and weights always match.
-        weights = save(state, {CHECKSUM: _checksum(state)})
+        files = self._files()
         folder.mkdir(parents=True, exist_ok=True)
-        replace_files({folder / CONFIG_NAME: config, folder / WEIGHTS_NAME: weights})
+        replace_files({folder / name: content for name, content in files.items()})
 
-    @classmethod
-    def from_pretrained(cls, path: str | os.PathLike[str], *, device: str | torch.device = "cpu") -> Self:
-        """Load the flow that :meth:`save_pretrained` wrote, in evaluation mode.
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        run: str | os.PathLike[str] | None = None,
+        private: bool | None = None,
+        token: str | bool | None = None,
+        revision: str | None = None,
+        commit_message: str = "Upload a flow of pnf",
+    ) -> str:
+        """Upload the flow to the Hugging Face Hub, with a model card unless the repository has one.
 
         Args:
-            path: its folder, or the name of a model that comes with pnf: ``"fashion-mnist"``.
-            device: where its parameters are to be.
+            repo_id: the name of the repository, ``owner/name``. It is created if it is missing.
+            run: the folder of the run that trained the flow. Its settings go along, and they and the result of
+                ``pnf evaluate`` are in the card.
+            private: whether a new repository is private; by default as its owner has set it.
+            token: a token that may write; by default that of ``hf auth login``.
+            revision: the branch, created if it is missing; by default the main one.
+            commit_message: the message of the commit.
+
+        Returns:
+            The address of the commit.
 
         Raises:
-            FileNotFoundError: the folder lacks one of the files.
+            ImportError: ``huggingface_hub`` is not installed.
+            FileNotFoundError, ValueError: the folder holds no run, or the name is none of a repository.
+            PermissionError: the token may not write there.
+            ConnectionError: the hub cannot be reached.
+        """
+        trained = None if run is None else hub.Run.read(Path(run))
+        config = {"model": type(self).__name__, **self.config()}
+        card = hub.model_card(repo_id, config, sum(p.numel() for p in self.parameters()), trained)
+        files = {**self._files(), hub.CARD_NAME: card, **(trained.files() if trained else {})}
+        return hub.upload(repo_id, files, private=private, token=token, revision=revision, message=commit_message)
+
+    def _files(self) -> dict[str, bytes]:
+        """The content of both files, made before either is written, so that they always match."""
+        config = json_bytes({"format": FORMAT, "model": type(self).__name__, **self.config()})
+        state = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
+        return {CONFIG_NAME: config, WEIGHTS_NAME: save(state, {CHECKSUM: _checksum(state)})}
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        device: str | torch.device = "cpu",
+        revision: str | None = None,
+        token: str | bool | None = None,
+    ) -> Self:
+        """Load the flow that :meth:`save_pretrained` or :meth:`push_to_hub` wrote, in evaluation mode.
+
+        Args:
+            path: its folder; if there is none, the name of a model that comes with pnf, ``"fashion-mnist"``, or of a
+                repository on the Hugging Face Hub, ``"owner/name"``.
+            device: where its parameters are to be.
+            revision: the branch, tag or commit of a repository; by default the newest of its main branch.
+            token: a token that may read the repository; by default that of ``hf auth login``.
+
+        Raises:
+            FileNotFoundError: there is no such folder, model or repository, or it lacks one of the files.
             ValueError: a file is damaged, belongs to another model, or was written by a newer pnf.
+            PermissionError, ConnectionError: the repository may not be read, or the hub cannot be reached.
         """
         folder = Path(path)
-        if not folder.exists() and str(path) in pretrained.names():
-            folder = pretrained.folder(str(path)) / "model"
+        if not folder.exists():
+            if str(path) in pretrained.names():
+                folder = pretrained.folder(str(path)) / "model"
+            elif hub.is_name(path):
+                folder = hub.download(str(path), [CONFIG_NAME, WEIGHTS_NAME], revision=revision, token=token)
         config = read_config(folder)
         _require(folder, WEIGHTS_NAME)
         model = config.pop("model", None)

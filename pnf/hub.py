@@ -1,0 +1,277 @@
+"""Models on the Hugging Face Hub: the download of their files, the upload, and the model card.
+
+Only a configuration, weights in safetensors and the settings of a run are ever downloaded, and nothing in them is
+executed. The library ``huggingface_hub`` keeps the cache, the token and the address of the hub.
+"""
+
+import importlib
+import re
+import tempfile
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pnf
+from pnf.files import json_bytes, printable, read_json
+
+CARD_NAME = "README.md"
+SETTINGS_NAME = "run.json"
+
+_INSTALL = "pip install 'pnf[hub]'"
+_LOG_IN = "log in with `hf auth login`, or give a token"
+
+# A path that begins with a dot or a slash is none.
+_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
+
+_LICENCES = {"fashion-mini": "mit"}
+"""The licences of data sets that are known to be one and the same everywhere."""
+
+
+def is_name(path: object) -> bool:
+    """Whether a path may be the name of a repository, ``owner/name``."""
+    return isinstance(path, str) and _NAME.fullmatch(path) is not None
+
+
+def download(name: str, files: list[str], *, revision: str | None = None, token: str | bool | None = None) -> Path:
+    """Download some files of a repository into the cache, all of one revision, and return their folder.
+
+    Without a network, the files in the cache are taken.
+
+    Args:
+        name: ``owner/name``.
+        files: the names of the files that the repository must have. The settings of a run come with them.
+        revision: a branch, a tag or a commit; by default the newest of the main branch.
+        token: a token that may read the repository; by default that of ``hf auth login``.
+
+    Raises:
+        FileNotFoundError: there is no such repository, revision or file, or ``huggingface_hub`` is not installed.
+        PermissionError: the repository may not be read with this token.
+        ConnectionError: the hub cannot be reached, and the files are not in the cache.
+        ValueError: the name is none of a repository.
+    """
+    try:
+        library = _library()
+    except ImportError:
+        raise FileNotFoundError(
+            f"from_pretrained: there is no folder {name}; to load a repository of that name from the hub: {_INSTALL}"
+        ) from None
+    try:
+        folder = library.snapshot_download(
+            name,
+            revision=revision,
+            token=token,
+            allow_patterns=[*files, SETTINGS_NAME],
+            library_name="pnf",
+            library_version=pnf.__version__,
+        )
+    except Exception as error:
+        raise _explained("from_pretrained", name, revision, error) from error
+    for file in files:
+        if not (Path(folder) / file).is_file():
+            raise FileNotFoundError(
+                f"from_pretrained: the repository {name} has no {file}: only flows that push_to_hub or save_pretrained "
+                "wrote can be loaded, and no pickles"
+            )
+    return Path(folder)
+
+
+def upload(
+    name: str,
+    files: Mapping[str, bytes],
+    *,
+    private: bool | None = None,
+    token: str | bool | None = None,
+    revision: str | None = None,
+    message: str,
+) -> str:
+    """Upload files as one commit to a repository, which is created if it is missing.
+
+    A model card that the repository has already stays as it is, since its owner may have edited it.
+
+    Args:
+        name: ``owner/name``, or ``name`` of the owner of the token.
+        files: the content of the files by their names.
+        private: whether a new repository is private; by default as the owner has set it.
+        token: a token that may write; by default that of ``hf auth login``.
+        revision: the branch, created if it is missing; by default the main one.
+        message: the message of the commit.
+
+    Returns:
+        The address of the commit.
+
+    Raises:
+        ImportError: ``huggingface_hub`` is not installed.
+        PermissionError: the token may not write there, or there is none.
+        ConnectionError: the hub cannot be reached.
+        ValueError: the name is none of a repository.
+    """
+    library = _library()
+    try:
+        api = library.HfApi(token=token, library_name="pnf", library_version=pnf.__version__)
+        name = api.create_repo(name, private=private, exist_ok=True).repo_id
+        if revision is not None:
+            api.create_branch(name, branch=revision, exist_ok=True)
+        kept = {CARD_NAME} if api.file_exists(name, CARD_NAME, revision=revision) else set()
+        with tempfile.TemporaryDirectory() as folder:
+            for file in files.keys() - kept:
+                (Path(folder) / file).write_bytes(files[file])
+            commit = api.upload_folder(repo_id=name, folder_path=folder, revision=revision, commit_message=message)
+    except Exception as error:
+        raise _explained("push_to_hub", name, revision, error) from error
+    return str(commit.commit_url)
+
+
+def _library() -> Any:
+    try:
+        return importlib.import_module("huggingface_hub")
+    except ImportError:
+        raise ImportError(f"push_to_hub needs huggingface_hub: {_INSTALL}") from None
+
+
+def _explained(action: str, name: str, revision: str | None, error: Exception) -> Exception:
+    """The error of huggingface_hub as one of Python's, in one line with the remedy."""
+    errors: Any = importlib.import_module("huggingface_hub.errors")
+    hub: str = importlib.import_module("huggingface_hub.constants").ENDPOINT
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if isinstance(error, errors.HFValidationError):
+        return ValueError(f"{action}: {printable(name)!r} is no name of a repository, owner/name: {_reason(error)}")
+    if isinstance(error, errors.LocalTokenNotFoundError):
+        return PermissionError(f"{action}: there is no token: {_LOG_IN}")
+    if isinstance(error, errors.GatedRepoError):
+        return PermissionError(f"{action}: access to {name} must be asked for at {hub}/{name}; then {_LOG_IN}")
+    if isinstance(error, errors.RevisionNotFoundError):
+        return FileNotFoundError(f"{action}: the repository {name} has no revision {printable(revision)}")
+    if action == "push_to_hub" and (status in (401, 403) or isinstance(error, errors.RepositoryNotFoundError)):
+        return PermissionError(f"{action}: {hub} lets nobody write to {name} with this token: {_LOG_IN} that may write")
+    if isinstance(error, errors.RepositoryNotFoundError) or status in (401, 403):
+        return FileNotFoundError(
+            f"{action}: there is no folder {name}, and no repository of that name on {hub} that you may read; if it is "
+            f"private, {_LOG_IN}"
+        )
+    if isinstance(error, errors.EntryNotFoundError):
+        return ConnectionError(
+            f"{action}: {hub} cannot be asked for {name}, and its files are not in the cache: {_reason(error)}"
+        )
+    return ConnectionError(f"{action}: {hub} did not answer as it should about {name}: {_reason(error)}")
+
+
+def _reason(error: BaseException) -> str:
+    """The first line of the message of what caused an error, since those of huggingface_hub have many lines."""
+    cause = error.__cause__ or error
+    return printable(next(iter(str(cause).strip().splitlines()), type(cause).__name__))
+
+
+class Run(NamedTuple):
+    """What a run's folder tells about a model."""
+
+    settings: dict[str, Any]
+    """The settings in ``run.json``. The path of the data is shortened to its name: it is nobody else's concern."""
+    result: dict[str, Any]
+    """The likelihood of held-out images in ``metrics.json``, if ``pnf evaluate`` wrote it."""
+
+    @classmethod
+    def read(cls, folder: Path) -> "Run":
+        """Read the folder of a run.
+
+        Raises:
+            FileNotFoundError: there is no run.
+            ValueError: its settings are damaged.
+        """
+        try:
+            settings = read_json(folder / SETTINGS_NAME)
+        except FileNotFoundError:
+            raise FileNotFoundError(f"push_to_hub: {folder} holds no run: there is no {SETTINGS_NAME} in it") from None
+        except ValueError as error:
+            raise ValueError(f"push_to_hub: {folder / SETTINGS_NAME} is damaged: {error}") from error
+        if not isinstance(settings, dict):
+            raise ValueError(f"push_to_hub: {folder / SETTINGS_NAME} is damaged: it holds no settings")
+        settings["data"] = Path(str(settings.get("data", ""))).name
+        result: dict[str, Any] = {}
+        # Nobody has to evaluate a run, and the page holds several runs where they were evaluated together.
+        with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
+            metrics: Any = read_json(folder / "metrics.json")
+            (model,) = metrics["models"].values()
+            result = {key: model["result"][key] for key in ("bits_per_dim", "bits_per_dim_error", "nats", "images")}
+            result = {key: float(value) for key, value in result.items()}
+        return cls(settings, result)
+
+    def files(self) -> dict[str, bytes]:
+        """The files of the run that go to the hub."""
+        return {SETTINGS_NAME: json_bytes(self.settings)}
+
+
+def model_card(name: str, config: Mapping[str, Any], parameters: int, run: Run | None) -> bytes:
+    """The model card, ``README.md`` with YAML front matter.
+
+    Args:
+        name: the name of the repository.
+        config: the content of the flow's ``config.json``.
+        parameters: the number of the flow's parameters.
+        run: the run that trained the flow, if it is known.
+    """
+    library = _library()
+    kind, shape = str(config["model"]), "x".join(map(str, config["shape"]))
+    image = len(config["shape"]) == 3 and config.get("support", "unit") == "unit" and config.get("alpha") is not None
+    data = run.settings["data"] if run is not None else ""
+    result = run.result if run is not None else {}
+    evaluated = (
+        library.EvalResult(
+            task_type="unconditional-image-generation",
+            dataset_type=data,
+            dataset_name=data,
+            metric_type="bits_per_dim",
+            metric_name="bits per dimension, held out",
+            metric_value=round(result["bits_per_dim"], 4),
+        )
+        if result
+        else None
+    )
+    front = library.ModelCardData(
+        library_name="pnf",
+        license=_LICENCES.get(data),
+        pipeline_tag="unconditional-image-generation" if image else None,
+        tags=["normalizing-flow", "density-estimation", *(["super-resolution"] if kind == "ProgressiveFlow" else [])],
+        model_name=name.rpartition("/")[2] if evaluated else None,
+        eval_results=[evaluated] if evaluated else None,
+    ).to_yaml()
+    condition = ""
+    if config.get("num_classes"):
+        condition = f"labels, {config['num_classes']} classes"
+    elif config.get("condition_shape"):
+        condition = "x".join(map(str, config["condition_shape"]))
+    facts = {
+        "flow": f"`{kind}`, {config['coupling']} couplings, {config['norm']} normalisation",
+        "data": shape,
+        "levels": f"{config['levels']}, {config['detail']} details" if "levels" in config else "",
+        "networks": f"hidden {config['hidden']}, blocks {config['blocks']}, num_couplings {config['num_couplings']}",
+        "condition": condition,
+        "parameters": f"{parameters:,}",
+    }
+    given = ", condition" if condition else ""
+    parts = [
+        f"---\n{front}\n---\n",
+        f"# {name.rpartition('/')[2]}\n",
+        "A normalizing flow of pnf: an exact density `log p(x)`, and samples.\n",
+        _table(facts),
+        "## Use\n",
+        f"```python\n# {_INSTALL}\nfrom pnf import {kind}\n\nflow = {kind}.from_pretrained({name!r})\n"
+        f"samples = flow.sample(16{given})\nlog_probs = flow.log_prob(samples{given})\n```\n",
+    ]
+    if run is not None:
+        keys = ("data", "size", "steps", "batch_size", "lr", "ema", "keep", "precision", "seed")
+        parts += ["## Training\n", _table({key: run.settings[key] for key in keys if key in run.settings})]
+        parts += [f"All settings are in `{SETTINGS_NAME}`.\n"]
+    if result:
+        error = f"{result['bits_per_dim']:.3f} ± {result['bits_per_dim_error']:.3f}"
+        figures = {"bits per dimension": error, "nats": f"{result['nats']:,.1f}", "images": f"{result['images']:,.0f}"}
+        parts += ["## Held-out likelihood\n", _table(figures)]
+    parts += ["The weights are safetensors, the configuration is JSON: nothing in this repository is executed.\n"]
+    return "\n".join(parts).encode()
+
+
+def _table(rows: Mapping[str, object]) -> str:
+    lines = [
+        f"| {key} | {printable(value).replace('|', chr(92) + '|')} |" for key, value in rows.items() if value != ""
+    ]
+    return "\n".join(["| | |", "| --- | --- |", *lines, ""])
