@@ -6,11 +6,17 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, constraints
 
+from pnf.flows.op_table import OpTable
+
 
 class Flow(Protocol):
     """What a distribution needs of a flow."""
 
-    shape: tuple[int, ...]
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def ops(self) -> OpTable: ...
 
     @property
     def dims(self) -> int: ...
@@ -51,7 +57,7 @@ class FlowDistribution(Distribution):
         self.flow, self.condition, self.unit = flow, condition, unit
         super().__init__(batch_shape, torch.Size(flow.shape), validate_args=validate_args)
 
-    @property
+    @constraints.dependent_property(is_discrete=False)
     def support(self) -> constraints.Constraint:
         """[0, 1] or the real numbers, for each entry of an event."""
         each = constraints.unit_interval if self.unit else constraints.real
@@ -64,17 +70,24 @@ class FlowDistribution(Distribution):
         if condition is not None:
             rest = condition.shape[len(self.batch_shape) :]
             condition = condition.expand(*batch_shape, *rest)
-        return FlowDistribution(
-            self.flow, condition, unit=self.unit, batch_shape=batch_shape, validate_args=self._validate_args
-        )
+        new = self._get_checked_instance(FlowDistribution, _instance)
+        FlowDistribution.__init__(new, self.flow, condition, unit=self.unit, batch_shape=batch_shape)
+        new._validate_args = self._validate_args
+        return new
 
     def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008
         """Samples with a graph to the parameters and the condition: ``[*sample_shape, *batch_shape, *event_shape]``."""
-        shape = torch.Size(sample_shape) + self.batch_shape
-        like = next(iter(self.flow.parameters()))
-        z = torch.randn(shape.numel(), self.flow.dims, dtype=like.dtype, device=like.device)
-        x, _ = self.flow.inverse(z, self._conditions(shape))
-        return x.reshape(shape + self.event_shape)
+        return self._draw(torch.Size(sample_shape))[0]
+
+    def rsample_and_log_prob(self, sample_shape: Any = torch.Size()) -> tuple[Tensor, Tensor]:  # noqa: B008
+        """Samples and their log-densities from one pass: ``log p(x) = log N(z; 0, I) - log |det dx/dz|``.
+
+        Returns:
+            ``[*sample_shape, *batch_shape, *event_shape]`` and ``[*sample_shape, *batch_shape]`` in nats, both with a
+            graph.
+        """
+        x, z, log_det = self._draw(torch.Size(sample_shape))
+        return x, self.flow.ops.standard_normal(z).reshape(log_det.shape) - log_det
 
     def sample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008
         """Samples without a graph."""
@@ -95,6 +108,14 @@ class FlowDistribution(Distribution):
         shape = torch.broadcast_shapes(value.shape[: value.dim() - len(self.event_shape)], self.batch_shape)
         x = value.expand(shape + self.event_shape).reshape(-1, *self.event_shape)
         return self.flow.log_prob(x, self._conditions(shape)).reshape(shape)
+
+    def _draw(self, sample_shape: torch.Size) -> tuple[Tensor, Tensor, Tensor]:
+        """Samples, their noise ``[-1, D]`` and ``log |det dx/dz|``."""
+        shape = sample_shape + self.batch_shape
+        like = next(iter(self.flow.parameters()))
+        z = torch.randn(shape.numel(), self.flow.dims, dtype=like.dtype, device=like.device)
+        x, log_det = self.flow.inverse(z, self._conditions(shape))
+        return x.reshape(shape + self.event_shape), z, log_det.reshape(shape)
 
     def _conditions(self, shape: torch.Size) -> Tensor | None:
         """A condition for each of ``shape`` examples, in one batch."""
