@@ -18,7 +18,10 @@ MODULES = [
 
 @pytest.mark.parametrize("name", MODULES)
 def test_examples_run(name: str) -> None:
-    assert doctest.testmod(importlib.import_module(name)).failed == 0
+    # A bridge runs where its library is installed.
+    bridge = name.startswith("pnf.bridges.")
+    module = pytest.importorskip(name, exc_type=ModuleNotFoundError) if bridge else importlib.import_module(name)
+    assert doctest.testmod(module).failed == 0
 
 
 @pytest.mark.parametrize(

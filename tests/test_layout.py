@@ -100,6 +100,7 @@ def test_every_kernel_belongs_to_a_family(folder: str) -> None:
 
 
 BELOW = {
+    "bridges": ("fast", "ops", "flows"),
     "data": ("files",),
     "figures": ("files",),
     "training": ("fast", "flows", "data", "files"),
