@@ -65,11 +65,10 @@ class FlowDistribution(Distribution):
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> "FlowDistribution":
         """The same distribution for a larger batch."""
-        batch_shape = torch.Size(batch_shape)
-        condition = self.condition
+        batch_shape, condition = torch.Size(batch_shape), self.condition
+        torch.empty(()).expand(self.batch_shape).expand(batch_shape)  # raises the error of any other distribution
         if condition is not None:
-            rest = condition.shape[len(self.batch_shape) :]
-            condition = condition.expand(*batch_shape, *rest)
+            condition = condition.expand(batch_shape + condition.shape[len(self.batch_shape) :])
         new = self._get_checked_instance(FlowDistribution, _instance)
         FlowDistribution.__init__(new, self.flow, condition, unit=self.unit, batch_shape=batch_shape)
         new._validate_args = self._validate_args
@@ -122,4 +121,4 @@ class FlowDistribution(Distribution):
         if self.condition is None:
             return None
         rest = self.condition.shape[len(self.batch_shape) :]
-        return self.condition.expand(*shape, *rest).reshape(-1, *rest)
+        return self.condition.expand(shape + rest).reshape(-1, *rest)

@@ -30,6 +30,8 @@ def test_a_flow_is_a_lazy_distribution(flow: Any, leading: tuple[int, ...]) -> N
     found = bridge.LazyFlow(flow)(c)
     assert (found.batch_shape, found.event_shape) == (batch, flow.shape)
     assert found.sample((3,)).shape == (3, *batch, *flow.shape)
+    assert found.sample().shape == (*batch, *flow.shape)
+    assert found.expand((2, *batch)).sample().shape == (2, *batch, *flow.shape)
     flat = None if c is None else c.expand(3, *c.shape).flatten(0, len(leading))
     x = typical(flow, flat, 3 * math.prod(batch))
     own = flow.log_prob(x, **given(flow, flat)).reshape(3, *batch)

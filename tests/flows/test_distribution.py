@@ -81,6 +81,8 @@ def test_an_expanded_distribution_is_the_same_many_times(found: FlowDistribution
     assert wide.flow is found.flow
     x = found.sample()
     assert_close(wide.log_prob(x), found.log_prob(x).expand(wide.batch_shape), **EXACT)
+    with pytest.raises(RuntimeError, match="expand"):
+        wide.expand((3, *wide.batch_shape)).expand((2, *wide.batch_shape))
     x = wide.sample((3,))
     assert x.shape == (3, *wide.batch_shape, *found.event_shape)
     assert_close(wide.log_prob(x), found.log_prob(x), **EXACT)
