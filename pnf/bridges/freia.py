@@ -67,14 +67,15 @@ class WholeFlow(InvertibleModule):
 
 
 class AffineCoupling(InvertibleModule):
-    """Affine couplings of both parts of the channels in turn by pnf's kernel: ``y = x exp(clamp * tanh(s)) + t``.
+    """Affine couplings of both parts of the channels in turn by pnf's kernel: ``y = x exp(clamp * tanh(u)) + shift``.
 
-    It has the numbers, arguments and weights of ``FrEIA.modules.GLOWCouplingBlock(clamp_activation="TANH")``.
+    It has the arguments and the numbers of ``FrEIA.modules.GLOWCouplingBlock(clamp_activation="TANH")``, whose networks
+    emit u first. To load its weights, swap the halves of the last layers' outputs.
 
     Args:
         dims_in: the shape of the input, ``(C, ...)``.
         dims_c: the shapes of conditions, with the spatial size of the input.
-        subnet_constructor: makes a network, ``(inputs, outputs) -> module``. It emits all s, then all t.
+        subnet_constructor: makes a network, ``(inputs, outputs) -> module``. It emits all shifts, then all u.
         clamp: the bound of the log-scale.
         split_len: the channels of the first part: their number, or a float for their share.
     """
@@ -113,8 +114,7 @@ class AffineCoupling(InvertibleModule):
         for coupling, subnet in reversed(steps) if rev else steps:
 
             def network(kept: Tensor, subnet: nn.Module = subnet) -> Tensor:
-                raw = subnet(torch.cat((kept, *c), 1) if c else kept)
-                return raw.roll(raw.shape[1] // 2, 1)  # pnf has the shift first
+                return subnet(torch.cat((kept, *c), 1) if c else kept)
 
             x, log_det = coupling(x, network, rev)
             total = total + log_det

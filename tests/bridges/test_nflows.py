@@ -10,6 +10,8 @@ from tensors import normal
 from torch import Tensor
 from torch.testing import assert_close
 
+from pnf import RealNVP
+
 nflows = pytest.importorskip("nflows")
 bridge = pytest.importorskip("pnf.bridges.nflows")
 
@@ -38,6 +40,14 @@ def test_a_flow_is_a_transform(flow: Any) -> None:
     assert_close(model.transform_to_noise(x, context), flow(x, **given(flow, context))[0], **EXACT)
     model.log_prob(x, context).mean().backward()
     assert all(p.grad is not None for p in flow.parameters())
+
+
+def test_flows_that_cannot_be() -> None:
+    with pytest.raises(TypeError, match=r"^pnf\.bridges: flow must be a ProgressiveFlow or a RealNVP, got Linear"):
+        bridge.FlowTransform(torch.nn.Linear(2, 2))
+    both = RealNVP((4,), condition_shape=(4,), features=2, coupling="dense")
+    with pytest.raises(ValueError, match=r"^pnf\.bridges: flow must have either condition_shape or features, got both"):
+        bridge.FlowTransform(both)
 
 
 class TanhCoupling(transforms.AffineCouplingTransform):
