@@ -3,7 +3,7 @@
     python tools/make_fashion_mini.py RAW_DIR OUT
 
 RAW_DIR holds the four idx files (plain or .gz). The first 200 training and the first 50 test images of each class are
-kept, in their original order. The same input and zlib give the same bytes.
+kept with their labels, in their original order. The same input and zlib give the same bytes.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ PER_CLASS = {"train": 200, "test": 50}
 _PREFIX = {"train": "train", "test": "t10k"}
 
 
-def select(raw: Path, split: str) -> np.ndarray:
-    """The first images of each class of an official split, [N, 1, 28, 28], uint8.
+def select(raw: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
+    """The first images of each class of an official split, uint8 [N, 1, 28, 28], and their labels, uint8 [N].
 
     Raises:
         FileNotFoundError: An idx file is missing.
@@ -34,7 +34,8 @@ def select(raw: Path, split: str) -> np.ndarray:
     per_class = [np.flatnonzero(labels == label)[: PER_CLASS[split]] for label in range(CLASSES)]
     if any(len(rows) < PER_CLASS[split] for rows in per_class):
         raise ValueError(f"{raw}: wanted {PER_CLASS[split]} {split} images of each class, got fewer")
-    return images[np.sort(np.concatenate(per_class)), None]
+    rows = np.sort(np.concatenate(per_class))
+    return images[rows, None], labels[rows]
 
 
 def write(arrays: dict[str, np.ndarray], out: Path) -> None:
@@ -63,7 +64,10 @@ def main() -> None:
     parser.add_argument("raw", type=Path, help="the folder with the four idx files")
     parser.add_argument("out", type=Path, help="the .npz to write")
     options = parser.parse_args()
-    write({split: select(options.raw, split) for split in PER_CLASS}, options.out)
+    arrays = {}
+    for split in PER_CLASS:
+        arrays[split], arrays[f"y_{split}"] = select(options.raw, split)
+    write(arrays, options.out)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@
 
 import os
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
@@ -45,6 +46,8 @@ def load(
     size: int | tuple[int, int] | None = None,
     *,
     limit: int | None = None,
+    labels: bool = False,
+    attribute: str | None = None,
     progress: Progress | None = None,
 ) -> Images:
     """Read one split of a data set into memory.
@@ -56,13 +59,15 @@ def load(
             official split get a deterministic one: see ``folder.read`` and ``arrays.read``.
         size: the (height, width) to resize to, or one number for both. By default images keep their size (CelebA: 64).
         limit: the largest number of images to read, from the start of the split.
+        labels: whether to read the class of each image too, from where docs/data.md says.
+        attribute: the attribute that is the label of an image of CelebA. Other data sets ignore it.
         progress: wraps the iterable over the images of a folder or of CelebA, e.g. ``rich.progress.track``.
 
     Returns:
-        The images, uint8 ``[N, C, H, W]``, with the data set's name.
+        The images, uint8 ``[N, C, H, W]``, with the data set's name and, if wanted, their labels.
 
     Raises:
-        DataError: ``source`` or the split does not exist, or a file is broken, foreign or hostile.
+        DataError: ``source``, the split or its labels do not exist, or a file is broken, foreign or hostile.
         TypeError, ValueError: ``split``, ``size`` or ``limit`` is wrong.
         ImportError: Pillow is not installed. Only folders of images and CelebA need it.
 
@@ -75,7 +80,7 @@ def load(
         raise ValueError(f"load: split must be one of {', '.join(SPLITS)}, got {split!r}")
     if limit is not None and limit < 1:
         raise ValueError(f"load: limit must be at least 1, got {limit}")
-    request = Request(split, None if size is None else height_width("load", size), limit, progress)
+    request = Request(split, None if size is None else height_width("load", size), limit, progress, labels, attribute)
     path = Path(source)
     try:
         path = Path(locate(source))
@@ -83,7 +88,8 @@ def load(
     except OSError as error:
         raise DataError(f"{error.filename or path}: cannot be read: {error.strerror or error}") from error
     pixels = images.pixels if request.size is None else resize(images.pixels, request.size)
-    return Images(pixels, printable(images.name), split)
+    classes = tuple(map(printable, images.classes))
+    return replace(images, pixels=pixels, name=printable(images.name), classes=classes)
 
 
 def locate(source: str | Path) -> str:
@@ -105,7 +111,10 @@ def _read(path: Path, request: Request) -> Images:
         return _read_folder(path, request)
     if path.suffix.lower() in arrays.SUFFIXES and path.is_file():
         images = arrays.read(path, request)
-        return Images(images.pixels, BUNDLED, images.split) if path.resolve() == bundled().resolve() else images
+        if path.resolve() != bundled().resolve():
+            return images
+        classes = idx.CLASSES["fashion-mnist"] if request.labels else ()
+        return replace(images, name=BUNDLED, classes=classes)
     wanted = f"a folder, an .npz or .npy file, or the word {BUNDLED}"
     if path.exists():
         raise DataError(f"{path}: wanted {wanted}, got another file; unpack an archive, or give the folder around it")

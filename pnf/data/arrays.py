@@ -3,16 +3,20 @@
 import math
 import zipfile
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import IO
 
 import numpy as np
 import torch
 from numpy.lib import format as npy
+from torch import Tensor
 
 from pnf.data.byte_streams import DEFLATE_LIMIT, read_into, skip
-from pnf.data.images import SPLITS, DataError, Images, Request, brief, missing_split
-from pnf.data.names import is_plain, split_of
+from pnf.data.images import SPLITS, DataError, Images, Request, brief, check_count, missing_split, numbered
+from pnf.data.names import is_of_labels, is_plain, split_of
 
 SUFFIXES = (".npz", ".npy")
 
@@ -25,46 +29,77 @@ _MAX_CHANNELS = 4
 def read(path: Path, request: Request) -> Images:
     """Read a split of a ``.npz`` or ``.npy`` file.
 
-    An ``.npz`` with keys named after splits (``"train"``, ``"x_test"``, ``"val_images"``) has those splits. Its other
-    keys, such as labels, are ignored. In a file with one array under any other name, the last tenth (rounded down) is
-    ``"test"`` and the rest is ``"train"``.
+    An ``.npz`` with keys named after splits (``"train"``, ``"x_test"``, ``"val_images"``) has those splits, and its
+    labels have the same names with "y" or "labels" (``"y_train"``, ``"test_labels"``). Its other keys are ignored. In a
+    file with one array under any other name, and perhaps labels (``"labels"``, ``"y"``), the last tenth (rounded down)
+    is ``"test"`` and the rest is ``"train"``.
 
     Raises:
-        DataError: the split does not exist, two keys could be the split, or the file is foreign, broken or holds no
-            8-bit images. Shape and dtype are checked before any data is read.
+        DataError: the split or its labels do not exist, two keys could be the split, or the file is foreign, broken or
+            holds no 8-bit images. Shape and dtype are checked before any data is read.
     """
     if path.suffix.lower() == ".npy":
+        if request.labels:
+            raise DataError(
+                f"{path}: wanted images with labels, got a .npy file, which has only one array; "
+                "save both as np.savez(path, images=..., labels=...)"
+            )
         with path.open("rb") as stream:
             array = _read_array(stream, path.stat().st_size, str(path), request, split_by_position=True)
-    else:
-        try:
-            with zipfile.ZipFile(path) as archive:
-                array = _read_member(archive, path, request)
-        except (DataError, OSError):
-            raise
-        # zipfile raises errors that it does not document: UnicodeDecodeError for a name, struct.error, ValueError, ...
-        except Exception as error:
-            raise DataError(
-                f"{path}: wanted a whole .npz file, got a broken one ({brief(error)}); save it again"
-            ) from error
-    return Images(torch.from_numpy(_channels_first(array)), path.stem, request.split)
+        return Images(_channels_first(array), path.stem, request.split)
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return _read_members(archive, path, request)
+    except (DataError, OSError):
+        raise
+    # zipfile raises errors that it does not document: UnicodeDecodeError for a name, struct.error, ValueError, ...
+    except Exception as error:
+        raise DataError(
+            f"{path}: wanted a whole .npz file, got a broken one ({brief(error)}); save it again"
+        ) from error
 
 
-def _read_member(archive: zipfile.ZipFile, path: Path, request: Request) -> np.ndarray:
+def _read_members(archive: zipfile.ZipFile, path: Path, request: Request) -> Images:
     members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
-    splits = [split for split in SPLITS if any(split_of(name) == split for name in members)]
+    of_images = [name for name in members if not is_of_labels(name)] or list(members)
+    splits = [split for split in SPLITS if any(split_of(name) == split for name in of_images)]
     if splits:
         if request.split not in splits:
             raise missing_split(path, request.split, splits)
-        key = _key(archive, path, members, request.split)
-    elif len(members) == 1:
-        key = next(iter(members))
+        key = _key(archive, path, members, of_images, request.split)
+    elif len(of_images) == 1:
+        key = of_images[0]
     else:
         raise DataError(
             f"{path}: wanted the keys 'train' and 'test', or one array, got {str(sorted(members))[:160]}; "
             "save it as np.savez(path, train=..., test=...)"
         )
-    info = members[key]
+    with _opened(archive, members[key], path) as (stream, where):
+        array = _read_array(stream, members[key].file_size, where, request, split_by_position=not splits)
+    images = Images(_channels_first(array), path.stem, request.split)
+    if not request.labels:
+        return images
+    count = _peek(archive, members[key])[0]
+    split = request.split if splits else None
+    found = [name for name in members if is_of_labels(name) and name != key and split_of(name) == split]
+    if len(found) != 1:
+        name = f"y_{split}" if split else "labels"
+        raise DataError(
+            f"{path}: wanted one array of labels beside {key!r}, got {str(sorted(found or members))[:160]}; "
+            f"save the labels as {name!r}"
+        )
+    with _opened(archive, members[found[0]], path) as (stream, where):
+        labels, classes = numbered(_read_labels(stream, members[found[0]].file_size, where), where)
+    check_count(where, len(labels), count)
+    start, stop = (0, count) if splits else _rows(count, where, request)
+    labels = labels[start:stop][: request.limit]
+    return replace(images, labels=labels, classes=classes)
+
+
+@contextmanager
+def _opened(archive: zipfile.ZipFile, info: zipfile.ZipInfo, path: Path) -> Iterator[tuple[IO[bytes], str]]:
+    """The stream of a member of plausible size, and its name for errors."""
+    key = info.filename.removesuffix(".npy")
     where = f"{path}[{key if key.isprintable() else ascii(key)}]"
     stored = min(info.compress_size, path.stat().st_size)
     if info.file_size > stored * DEFLATE_LIMIT:
@@ -73,16 +108,18 @@ def _read_member(archive: zipfile.ZipFile, path: Path, request: Request) -> np.n
             f"got a declared size of {info.file_size}; save it again"
         )
     with archive.open(info) as stream:
-        return _read_array(stream, info.file_size, where, request, split_by_position=not splits)
+        yield stream, where
 
 
-def _key(archive: zipfile.ZipFile, path: Path, members: dict[str, zipfile.ZipInfo], split: str) -> str:
+def _key(
+    archive: zipfile.ZipFile, path: Path, members: dict[str, zipfile.ZipInfo], of_images: list[str], split: str
+) -> str:
     """The key of a split's images: the split's plain name, or else the one key that holds no labels."""
-    keys = [name for name in members if split_of(name) == split]
+    keys = [name for name in of_images if split_of(name) == split]
     if plain := [name for name in keys if is_plain(name)]:
         keys = plain
     elif len(keys) > 1:
-        keys = [name for name in keys if _ndim(archive, members[name]) > 2] or keys
+        keys = [name for name in keys if len(_peek(archive, members[name])) > 2] or keys
     if len(keys) > 1:
         raise DataError(
             f"{path}: wanted one array of the {split} split, got {str(sorted(keys))[:160]}; "
@@ -91,9 +128,23 @@ def _key(archive: zipfile.ZipFile, path: Path, members: dict[str, zipfile.ZipInf
     return keys[0]
 
 
-def _ndim(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> int:
+def _peek(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> tuple[int, ...]:
+    """The shape of a member."""
     with archive.open(info) as stream:
-        return len(_shape(stream, info.filename)[0])
+        return _shape(stream, info.filename)[0]
+
+
+def _read_labels(stream: IO[bytes], size: int, where: str) -> np.ndarray:  # [N] of integers
+    shape, _, dtype = _shape(stream, where)
+    if dtype.kind not in "iu" or not shape or math.prod(shape) != shape[0] or shape[0] < 1:
+        raise DataError(
+            f"{where}: wanted labels as integers [N], got {dtype} {list(shape)}; number the classes from 0, and save "
+            "them as int64"
+        )
+    _check_size(stream, size, shape, dtype, where)
+    array = np.empty(shape[0], dtype=dtype)
+    read_into(stream, array.view(np.uint8), where)
+    return array
 
 
 def _read_array(
@@ -150,10 +201,14 @@ def _read_header(stream: IO[bytes], size: int, where: str, alone: bool) -> tuple
         )
     if min(shape) < 1:
         raise DataError(f"{where}: wanted at least one image and pixel, got {list(shape)}; save it again")
-    declared, held = math.prod(shape), size - stream.tell()
+    _check_size(stream, size, shape, dtype, where)
+    return shape, fortran_order
+
+
+def _check_size(stream: IO[bytes], size: int, shape: tuple[int, ...], dtype: np.dtype, where: str) -> None:
+    declared, held = math.prod(shape) * dtype.itemsize, size - stream.tell()
     if declared != held:
         raise DataError(f"{where}: wanted {declared} bytes for {list(shape)}, got {held}; save it again")
-    return shape, fortran_order
 
 
 def _rows(count: int, where: str, request: Request) -> tuple[int, int]:
@@ -173,9 +228,9 @@ def _channel_axes(shape: tuple[int, ...]) -> list[int]:
     return [axis for axis in axes if shape[axis] in (1, 3)] or axes if len(axes) > 1 else axes
 
 
-def _channels_first(array: np.ndarray) -> np.ndarray:
+def _channels_first(array: np.ndarray) -> Tensor:
     if array.ndim == 3:
         array = array[:, None]
     elif _channel_axes(array.shape) == [3]:
         array = array.transpose(0, 3, 1, 2)
-    return np.ascontiguousarray(array)
+    return torch.from_numpy(np.ascontiguousarray(array))

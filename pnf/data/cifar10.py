@@ -7,19 +7,20 @@ and do nothing replace the few names that the official files refer to, so not ev
 import io
 import pickle
 import pickletools
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from pnf.data.images import DataError, Images, Request, brief, missing_split
+from pnf.data.images import DataError, Images, Request, brief, check_count, missing_split
 
 _BATCHES = {"train": tuple(f"data_batch_{number}" for number in range(1, 6)), "test": ("test_batch",)}
 _SUFFIXES = ("", ".bin")
 _IMAGE_SHAPE = (3, 32, 32)
 _IMAGE_SIZE = 3 * 32 * 32
-_CLASSES = 10
+_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
 # Bytes: eight times an official batch.
 _MAX_FILE_SIZE = 2**28
@@ -42,19 +43,32 @@ def read(root: Path, request: Request) -> Images:
     if request.split not in _BATCHES:
         raise missing_split(root, request.split, tuple(_BATCHES))
     parts: list[np.ndarray] = []
+    numbers: list[np.ndarray] = []
     wanted = request.limit
     for stem in _BATCHES[request.split]:
-        part = _read_batch(root, stem)[:wanted]
-        parts.append(part)
+        path, part, labels = _read_batch(root, stem)
+        parts.append(part[:wanted])
+        if request.labels:
+            numbers.append(_checked(labels, len(part), path)[:wanted])
         if wanted is not None:
-            wanted -= len(part)
+            wanted -= len(parts[-1])
             if wanted == 0:
                 break
-    pixels = np.concatenate(parts).reshape(-1, *_IMAGE_SHAPE)
-    return Images(torch.from_numpy(pixels), "cifar10", request.split)
+    images = Images(torch.from_numpy(np.concatenate(parts).reshape(-1, *_IMAGE_SHAPE)), "cifar10", request.split)
+    return replace(images, labels=torch.from_numpy(np.concatenate(numbers)), classes=_CLASSES) if numbers else images
 
 
-def _read_batch(root: Path, stem: str) -> np.ndarray:
+def _checked(labels: object, count: int, path: Path) -> np.ndarray:
+    """The labels of a batch as int64 ``[N]``, if they are what a batch has."""
+    numbers = labels.tolist() if isinstance(labels, np.ndarray) else labels
+    if not isinstance(numbers, list) or not all(type(n) is int and 0 <= n < len(_CLASSES) for n in numbers):
+        raise DataError(f"{path}: wanted b'labels' as a list of numbers below {len(_CLASSES)}, got others; {_REMEDY}")
+    check_count(str(path), len(numbers), count)
+    return np.array(numbers, dtype=np.int64)
+
+
+def _read_batch(root: Path, stem: str) -> tuple[Path, np.ndarray, object]:
+    """The path of a batch, its images, and what it has as their labels."""
     path = next((path for suffix in _SUFFIXES if (path := root / (stem + suffix)).is_file()), None)
     if path is None:
         raise DataError(f"{root}: wanted {stem} or {stem}.bin, got no such file; {_REMEDY}")
@@ -62,26 +76,27 @@ def _read_batch(root: Path, stem: str) -> np.ndarray:
     if size > _MAX_FILE_SIZE:
         raise DataError(f"{path}: wanted at most {_MAX_FILE_SIZE} bytes, got {size}; {_REMEDY}")
     content = path.read_bytes()
-    return _parse_binary(content, path) if path.suffix == ".bin" else _parse_pickle(content, path)
+    return path, *(_parse_binary(content, path) if path.suffix == ".bin" else _parse_pickle(content, path))
 
 
-def _parse_binary(content: bytes, path: Path) -> np.ndarray:
+def _parse_binary(content: bytes, path: Path) -> tuple[np.ndarray, object]:
     record = 1 + _IMAGE_SIZE
     if not content or len(content) % record:
         raise DataError(f"{path}: wanted records of {record} bytes, got {len(content)} bytes in all; {_REMEDY}")
     records = np.frombuffer(content, dtype=np.uint8).reshape(-1, record)
     label = int(records[:, 0].max())
-    if label >= _CLASSES:
-        raise DataError(f"{path}: wanted labels below {_CLASSES}, got {label}: not CIFAR-10; {_REMEDY}")
-    return records[:, 1:]
+    if label >= len(_CLASSES):
+        raise DataError(f"{path}: wanted labels below {len(_CLASSES)}, got {label}: not CIFAR-10; {_REMEDY}")
+    return records[:, 1:], records[:, 0]
 
 
-def _parse_pickle(content: bytes, path: Path) -> np.ndarray:
+def _parse_pickle(content: bytes, path: Path) -> tuple[np.ndarray, object]:
     try:
         _check_opcodes(content)
         batch = _BatchUnpickler(io.BytesIO(content), encoding="bytes").load()
         entry = batch.get(b"data", batch.get("data")) if isinstance(batch, dict) else None
         array = entry.array if isinstance(entry, _Array) else None
+        labels = batch.get(b"labels", batch.get("labels")) if isinstance(batch, dict) else None
     # A broken pickle can raise nearly any error.
     except Exception as error:
         raise DataError(
@@ -90,7 +105,7 @@ def _parse_pickle(content: bytes, path: Path) -> np.ndarray:
     if array is None or array.ndim != 2 or array.shape[1] != _IMAGE_SIZE or len(array) < 1:
         got = "nothing of the kind" if array is None else f"uint8 {list(array.shape)}"
         raise DataError(f"{path}: wanted a dict with b'data' as uint8 [N, {_IMAGE_SIZE}], got {got}; {_REMEDY}")
-    return array
+    return array, labels
 
 
 # The opcodes of protocol 2, which the official files use, and those of copies saved again with protocol 3 or 4.

@@ -4,8 +4,11 @@ import hashlib
 from functools import partial
 from pathlib import Path
 
+import torch
+from torch import Tensor
+
 from pnf.data.decode import SUFFIXES, decode, decode_all, scan_all
-from pnf.data.images import SPLITS, DataError, Images, Request, missing_split
+from pnf.data.images import SPLITS, DataError, Images, Request, brief_list, missing_split
 from pnf.data.names import split_of
 from pnf.data.tree import Tree
 
@@ -18,11 +21,12 @@ def read(tree: Tree, request: Request) -> Images:
     the first eight bytes of the SHA-256 of its relative name (with "/"), as a big-endian number, are divisible by ten.
 
     With a ``size`` every image is cropped to that aspect ratio around its centre, and resized. Pixels have one channel
-    if every image of all splits is grey, and three otherwise.
+    if every image of all splits is grey, and three otherwise. Labels are the outermost folders inside the split, or
+    inside the root.
 
     Raises:
-        DataError: there is no image or no such split, the splits are ambiguous, images differ in size without a
-            ``size``, or an image cannot be read.
+        DataError: there is no image or no such split, the splits are ambiguous, an image has no class, images differ in
+            size without a ``size``, or an image cannot be read.
     """
     root, splits = _splits(tree)
     if not tree.images:
@@ -34,9 +38,9 @@ def read(tree: Tree, request: Request) -> Images:
     if splits:
         by_split = {split: _sorted(top, tree) for split, top in splits.items()}
         every = [path for paths in by_split.values() for path in paths]
-        paths = by_split[request.split]
+        paths, top = by_split[request.split], splits[request.split]
     else:
-        every = _sorted(root, tree)
+        every, top = _sorted(root, tree), root
         _refuse_splits_by_file(root, every)
         paths = [path for path in every if _split(path.relative_to(root)) == request.split]
     if not paths:
@@ -44,6 +48,13 @@ def read(tree: Tree, request: Request) -> Images:
             f"{root}: wanted images of the {request.split} split, got none; add images or a subfolder for it"
         )
 
+    labels: Tensor | None = None
+    classes: tuple[str, ...] = ()
+    if request.labels:
+        # Those of the training split number the classes of all splits.
+        training = by_split.get("train", paths) if splits else every
+        classes = _classes(training, splits.get("train", top))
+        labels = _labels(paths[: request.limit], top, classes)
     headers = scan_all(every)
     grey = all(is_grey for is_grey, _, _ in headers)
     size = request.size
@@ -57,7 +68,29 @@ def read(tree: Tree, request: Request) -> Images:
             )
     decode_one = partial(decode, grey=grey, crop=partial(_centred, size))
     pixels = decode_all(paths[: request.limit], decode_one, (1 if grey else 3, *size), request.progress)
-    return Images(pixels, root.resolve().name, request.split)
+    return Images(pixels, root.resolve().name, request.split, labels, classes)
+
+
+def _classes(paths: list[Path], top: Path) -> tuple[str, ...]:
+    """The names of the folders that hold the images, each a class, in order."""
+    for path in paths:
+        if path.parent == top:
+            raise DataError(
+                f"{path}: wanted a folder for each class, with its images, to take labels from, got an image in {top}; "
+                "move it into the folder of its class"
+            )
+    return tuple(sorted({path.relative_to(top).parts[0] for path in paths}))
+
+
+def _labels(paths: list[Path], top: Path, classes: tuple[str, ...]) -> Tensor:
+    foreign = [name for name in _classes(paths, top) if name not in classes]
+    if foreign:
+        raise DataError(
+            f"{top}: wanted folders of the training images' classes {brief_list(classes)}, got {brief_list(foreign)}; "
+            "rename or remove them"
+        )
+    numbers = {name: i for i, name in enumerate(classes)}
+    return torch.tensor([numbers[path.relative_to(top).parts[0]] for path in paths])
 
 
 def _splits(tree: Tree) -> tuple[Path, dict[str, Path]]:

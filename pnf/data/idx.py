@@ -4,24 +4,29 @@ import gzip
 import math
 import re
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from pnf.data.byte_streams import DEFLATE_LIMIT, read_into
-from pnf.data.images import DataError, Images, Request, brief, missing_split
+from pnf.data.images import DataError, Images, Request, brief, check_count, missing_split, numbered
 
 _PREFIX = {"train": "train", "test": "t10k"}
-_NAMES = ("{}-images-idx3-ubyte", "{}-images.idx3-ubyte", "{}-images-idx3-ubyte.gz", "{}-images.idx3-ubyte.gz")
+_NAMES = ("{}-{}-idx{}-ubyte", "{}-{}.idx{}-ubyte", "{}-{}-idx{}-ubyte.gz", "{}-{}.idx{}-ubyte.gz")
+_IMAGES, _LABELS = ("images", 3), ("labels", 1)
 _UNSIGNED_BYTE = 0x08
+_CLOTHES = ("T-shirt", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Boot")
+CLASSES = {"mnist": tuple("0123456789"), "fashion-mnist": _CLOTHES}
+"""The names of the classes of the data sets whose names are known."""
 _REMEDY = "get the file again"
 
 
 def find(folder: Path) -> Path | None:
     """The folder that holds the idx files: ``folder`` or its subfolder ``raw``."""
     for root in (folder, folder / "raw"):
-        if any(_images_file(root, prefix) for prefix in _PREFIX.values()):
+        if any(_file(root, prefix, _IMAGES) for prefix in _PREFIX.values()):
             return root
     return None
 
@@ -30,16 +35,22 @@ def read(root: Path, request: Request) -> Images:
     """Read one of the two official splits, ``[N, 1, H, W]``.
 
     Raises:
-        DataError: the split does not exist, or its file is missing or broken.
+        DataError: the split does not exist, or a file of it is missing or broken, or there is not a label for each
+            image.
     """
     if request.split not in _PREFIX:
         raise missing_split(root, request.split, tuple(_PREFIX))
-    prefix = _PREFIX[request.split]
-    path = _images_file(root, prefix)
-    if path is None:
-        raise DataError(f"{root}: wanted {_NAMES[0].format(prefix)} (or .gz), got no such file; {_REMEDY}")
-    pixels = torch.from_numpy(read_idx(path, ndim=3, limit=request.limit)).unsqueeze(1)
-    return Images(pixels, _name(root), request.split)
+    limit = None if request.labels else request.limit  # all are counted, to compare their number with that of labels
+    pixels = torch.from_numpy(read_idx(_existing(root, request.split, _IMAGES), ndim=3, limit=limit)).unsqueeze(1)
+    images = Images(pixels, _name(root), request.split)
+    if not request.labels:
+        return images
+    path = _existing(root, request.split, _LABELS)
+    labels, classes = numbered(read_idx(path, ndim=1), str(path))
+    check_count(str(path), len(labels), len(images))
+    known = CLASSES.get(images.name, ())
+    classes = known if len(known) >= len(classes) else classes
+    return replace(images, labels=labels, classes=classes).take(slice(request.limit))
 
 
 def read_idx(path: Path, ndim: int, limit: int | None = None) -> np.ndarray:
@@ -89,8 +100,17 @@ def read_idx(path: Path, ndim: int, limit: int | None = None) -> np.ndarray:
     return array
 
 
-def _images_file(root: Path, prefix: str) -> Path | None:
-    return next((path for name in _NAMES if (path := root / name.format(prefix)).is_file()), None)
+def _existing(root: Path, split: str, kind: tuple[str, int]) -> Path:
+    path = _file(root, _PREFIX[split], kind)
+    if path is None:
+        raise DataError(
+            f"{root}: wanted {_NAMES[0].format(_PREFIX[split], *kind)} (or .gz), got no such file; {_REMEDY}"
+        )
+    return path
+
+
+def _file(root: Path, prefix: str, kind: tuple[str, int]) -> Path | None:
+    return next((path for name in _NAMES if (path := root / name.format(prefix, *kind)).is_file()), None)
 
 
 def _name(root: Path) -> str:

@@ -12,6 +12,8 @@ _SPLIT_OF = {word: split for split, words in _WORDS.items() for word in words}
 
 # "trainA" and "TestSet" are two words, "TRAIN" is one.
 _WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+")
+_LABELS = {"y", "label", "labels", "target", "targets", "class", "classes"}
+
 _SUFFIX = re.compile(r"(?<=.)(sets?|data|images?|imgs?)$")
 
 
@@ -23,6 +25,11 @@ def split_of(name: str) -> str | None:
     words = (_SUFFIX.sub("", word.lower()) for word in _WORD.findall(name))
     found = {_SPLIT_OF[word] for word in words if word in _SPLIT_OF}
     return found.pop() if len(found) == 1 else None
+
+
+def is_of_labels(name: str) -> bool:
+    """Whether a key names labels: y, train_labels, y_test, test_targets."""
+    return any(word.lower() in _LABELS for word in _WORD.findall(name))
 
 
 def is_plain(name: str) -> bool:

@@ -159,9 +159,9 @@ def test_two_arrays_of_one_split(tmp_path: Path) -> None:
 
 
 def test_unknown_keys(tmp_path: Path) -> None:
-    np.savez(tmp_path / "set.npz", x=pixels(2, 4, 4), y=pixels(2, 4, 4))
+    np.savez(tmp_path / "set.npz", x=pixels(2, 4, 4), z=pixels(2, 4, 4))
     with pytest.raises(
-        DataError, match=r"wanted the keys 'train' and 'test', or one array, got \['x', 'y'\]; save it as"
+        DataError, match=r"wanted the keys 'train' and 'test', or one array, got \['x', 'z'\]; save it as"
     ):
         load(tmp_path / "set.npz")
 
