@@ -10,10 +10,11 @@ from rich.table import Table
 from pnf.cli.common import DataOption, DeviceOption, SeedOption, console, pick_device, progress
 from pnf.data import dequantize, load
 from pnf.evaluation import diagnose
-from pnf.evaluation.likelihood import check_images
+from pnf.evaluation.likelihood import check_images, num_classes
 from pnf.evaluation.runs import load_flow, load_images, load_only
 from pnf.flows.saving import CONFIG_NAME
 from pnf.training import Flow, RunConfig, RunError, seeded
+from pnf.training.batches import Batch
 
 
 def check_command(
@@ -25,7 +26,8 @@ def check_command(
 ) -> None:
     """Check that a trained flow is finite, invertible, normalised and a projection. The exit status is 1 if not.
 
-    The images are held-out ones of the run's data set or of --data. Without either they are samples of the flow.
+    The images are held-out ones of the run's data set or of --data. Without either they are samples of the flow, of
+    each class in turn if it has labels.
 
     Example: [bold]pnf check runs/demo/pnf[/bold]
     """
@@ -34,8 +36,9 @@ def check_command(
         flow = load_flow(model).to(pick_device(device))
     else:
         config, flow = load_only(model, pick_device(device))
-    x = _images(flow, model, config, data, n, seed).to(pick_device(device))
-    checks = diagnose(flow, x, seed=seed, track=progress("Checking stages"))
+    x, condition = _images(flow, model, config, data, n, seed)
+    x, condition = x.to(pick_device(device)), None if condition is None else condition.to(pick_device(device))
+    checks = diagnose(flow, x, condition, seed=seed, track=progress("Checking stages"))
     table = Table()
     for column in ("check", "measured", "at most", "verdict"):
         table.add_column(column, justify="right" if column in ("measured", "at most") else "left")
@@ -52,18 +55,25 @@ def check_command(
     console.say(f"{model}: every check holds{note}")
 
 
-def _images(flow: Flow, run: Path, config: RunConfig | None, data: str | None, n: int, seed: int) -> torch.Tensor:
-    """``[n, *shape]`` in [0, 1]."""
+def _images(flow: Flow, run: Path, config: RunConfig | None, data: str | None, n: int, seed: int) -> Batch:
+    """``[n, *shape]`` in [0, 1], with labels if the flow takes them."""
+    classes = num_classes(flow)
+    if classes is None and flow.condition_shape is not None:
+        raise RunError(f"the flow is conditioned on {list(flow.condition_shape)}; only labels can be checked")
     if config is None and data is None:
-        samples = flow.sample(n, generator=torch.Generator().manual_seed(seed))
+        device = next(flow.parameters()).device
+        labels = torch.arange(n, device=device) % classes if classes else None
+        samples = flow.sample(n, labels, generator=torch.Generator().manual_seed(seed))
         pixels = (256 * samples).clamp(0, 255).byte()
-        return dequantize(pixels, seeded(seed))
+        return Batch(dequantize(pixels, seeded(seed)), labels)
     if config is not None:
         images = load_images(config, "test", run=run, data=data, limit=n, progress=progress)
     else:
         assert data is not None
         if len(flow.shape) != 3:
             raise RunError(f"--data must be images, and the model is of vectors {list(flow.shape)}")
-        images = load(data, "test", (flow.shape[1], flow.shape[2]), limit=n)
+        images = load(data, "test", (flow.shape[1], flow.shape[2]), limit=n, labels=classes is not None)
+        if len(images.classes) > (classes or 0):
+            raise RunError(f"the model has {classes} classes, and {images.name} has {len(images.classes)}")
     check_images(flow, images)
-    return dequantize(images.pixels, seeded(seed))
+    return Batch(dequantize(images.pixels, seeded(seed)), images.labels)

@@ -10,10 +10,11 @@ from rich.markup import escape
 from rich.progress import track
 from rich.table import Table
 
-from pnf import pretrained
+from pnf import hub, pretrained
 from pnf.cli.output import LineConsole
 from pnf.data.images import Progress
 from pnf.files import printable
+from pnf.flows.saving import CONFIG_NAME, WEIGHTS_NAME
 from pnf.training import RunError, processes
 
 # Only the first process prints.
@@ -26,10 +27,16 @@ RunsArgument = Annotated[list[Path], typer.Argument(help="Folders of runs, or fo
 OptionalRunArgument = Annotated[Path | None, _RUN]
 PretrainedOption = Annotated[
     str | None,
-    typer.Option(help=f"A model that comes with pnf, in place of a run: {', '.join(pretrained.names())}."),
+    typer.Option(
+        help=f"A model that comes with pnf, in place of a run: {', '.join(pretrained.names())}; or owner/name of the "
+        "Hugging Face Hub."
+    ),
 ]
 DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, or auto: a GPU if there is one.")]
 DataOption = Annotated[str | None, typer.Option(help="A data set in place of the run's own; see docs/data.md.")]
+LabelOption = Annotated[
+    list[str] | None, typer.Option("--label", help="A class, by name or number, of a run with labels; repeatable.")
+]
 SeedOption = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of everything random.")]
 
 
@@ -49,10 +56,10 @@ def pick_device(name: str) -> torch.device:
 
 
 def pick_run(run: Path | None, name: str | None) -> tuple[Path, Path]:
-    """The folder of a run or of a model that comes with pnf, and the default folder for its pictures.
+    """The folder of a run, of a model that comes with pnf or of one of the hub, and the default folder for its pictures.
 
     Raises:
-        RunError: neither is given, or both, or the model is unknown.
+        RunError: neither is given, or both, or the model is unknown or cannot be had.
     """
     if (run is None) == (name is None):
         raise RunError("give either the folder of a run or --pretrained")
@@ -60,8 +67,10 @@ def pick_run(run: Path | None, name: str | None) -> tuple[Path, Path]:
         return run, run
     assert name is not None
     try:
+        if hub.is_name(name):
+            return hub.download(name, [CONFIG_NAME, WEIGHTS_NAME, hub.SETTINGS_NAME]), Path()
         return pretrained.folder(name), Path()
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         raise RunError(str(error)) from None
 
 

@@ -3,7 +3,7 @@
 import platform
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
@@ -22,9 +22,9 @@ from pnf.cli.common import (
     pick_device,
     progress,
 )
-from pnf.evaluation import Evaluation, evaluate
+from pnf.evaluation import Classification, Evaluation, evaluate
 from pnf.evaluation.image_files import check_targets
-from pnf.evaluation.runs import find_runs, load_images, load_run, run_names
+from pnf.evaluation.runs import class_counts, find_runs, load_images, load_run, run_names
 from pnf.files import replace_json
 from pnf.training import RunConfig, RunError, processes
 
@@ -48,6 +48,10 @@ def evaluate_command(
     The standard error is over images. Every run sees the same images with the same dequantization noise. With --draws K
     a further column has the bits of log (1/K sum p(x + noise)), the importance-weighted bound of the 8-bit image.
 
+    The likelihoods of a run with labels are those given the label. A further table has the accuracy of the most
+    probable class by Bayes' rule and its expected calibration error, and the bits/dim without the label. The time grows
+    with the number of classes.
+
     Example: [bold]pnf evaluate runs/demo[/bold]
     """
     folders = [run for folder in runs for run in find_runs(folder)]
@@ -68,7 +72,8 @@ def evaluate_command(
         name = names[folder]
         track = progress(f"Evaluating {name}")
         flow = flow.to(pick_device(device))
-        result = evaluate(flow, images, seed=seed, draws=draws, batch_size=batch_size, track=track)
+        how: dict[str, Any] = {"seed": seed, "draws": draws, "batch_size": batch_size, "track": track}
+        result = evaluate(flow, images, of_class=class_counts(config, folder), **how)
         found[name] = (config, result)
     if not found:
         raise RunError("none of the runs can be evaluated")
@@ -82,7 +87,7 @@ def evaluate_command(
         "threads": torch.get_num_threads(),
         "seed": seed,
         "models": {
-            name: {"settings": asdict(config), "result": asdict(result)} for name, (config, result) in found.items()
+            name: {"settings": config.settings(), "result": asdict(result)} for name, (config, result) in found.items()
         },
     }
     figure = figures.bits_per_stage(
@@ -122,6 +127,8 @@ def _print_tables(found: dict[str, tuple[RunConfig, Evaluation]]) -> None:
             style="bold" if result.bits_per_dim == best else None,
         )
     console.print(table)
+    if any(result.classification for _, result in found.values()):
+        _print_classification({name: result.classification for name, (_, result) in found.items()})
     stages = max((list(result.stage_bits_per_dim) for _, result in found.values()), key=len)
     if len(stages) == 1:
         return
@@ -133,4 +140,22 @@ def _print_tables(found: dict[str, tuple[RunConfig, Evaluation]]) -> None:
         shares = result.stage_bits_per_dim
         cells = [f"{shares[stage]:.3f}" if stage in shares else "" for stage in stages]
         table.add_row(name, *cells, f"{sum(shares.values()):.3f}")
+    console.print(table)
+
+
+def _print_classification(found: dict[str, Classification | None]) -> None:
+    table = Table(title="The most probable class of each image, by Bayes' rule")
+    table.add_column("model")
+    for column in ("accuracy", "calibration error", "bits/dim without label", "classes", "images"):
+        table.add_column(column, justify="right", no_wrap=column == "accuracy")
+    for name, result in found.items():
+        if result is not None:
+            table.add_row(
+                name,
+                f"{100 * result.accuracy:.2f} ± {100 * result.accuracy_error:.2f} %",
+                f"{result.calibration_error:.3f}",
+                f"{result.bits_per_dim:.3f} ± {result.bits_per_dim_error:.3f}",
+                f"{result.classes:,}",
+                f"{result.images:,}",
+            )
     console.print(table)

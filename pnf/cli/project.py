@@ -5,13 +5,23 @@ from typing import Annotated
 
 import typer
 
-from pnf.cli.common import DataOption, DeviceOption, RunArgument, SeedOption, console, pick_device, progress
+from pnf.cli.common import (
+    DataOption,
+    DeviceOption,
+    LabelOption,
+    RunArgument,
+    SeedOption,
+    console,
+    pick_device,
+    progress,
+)
 from pnf.evaluation.pictures import projected
 
 
 def project_command(
     run: RunArgument,
     files: Annotated[list[Path] | None, typer.Argument(help="Images. Default: held-out images of the run.")] = None,
+    label: LabelOption = None,
     n: Annotated[int, typer.Option("-n", "--number", min=1, max=64, help="Number of images without files.")] = 8,
     data: DataOption = None,
     out: Annotated[Path | None, typer.Option(help="Picture. Default: projection.png in the run.")] = None,
@@ -26,6 +36,7 @@ def project_command(
         run,
         run / "projection.png" if out is None else out,
         files=files or (),
+        labels=label or (),
         n=n,
         data=data,
         seed=seed,

@@ -7,6 +7,7 @@ import typer
 
 from pnf.cli.common import (
     DeviceOption,
+    LabelOption,
     OptionalRunArgument,
     PretrainedOption,
     SeedOption,
@@ -20,7 +21,13 @@ from pnf.evaluation.pictures import samples
 def sample_command(
     run: OptionalRunArgument = None,
     pretrained: PretrainedOption = None,
-    n: Annotated[int, typer.Option("-n", "--number", min=1, max=10000, help="How many.")] = 64,
+    n: Annotated[
+        int | None,
+        typer.Option(
+            "-n", "--number", min=1, max=10000, help="How many; with labels, of each class. Default: 64, or 8 a class."
+        ),
+    ] = None,
+    label: LabelOption = None,
     temperature: Annotated[
         float, typer.Option(min=0, max=10, help="Scale of the noise; 0 is the paper's zero noise.")
     ] = 1.0,
@@ -30,12 +37,15 @@ def sample_command(
     seed: SeedOption = 0,
     device: DeviceOption = "auto",
 ) -> None:
-    """Draw a grid of samples from a trained flow.
+    """Draw a grid of samples from a trained flow. If it has labels, each class is a row.
 
     Example: [bold]pnf sample runs/demo/pnf -n 64 --temperature 0.8[/bold]
+    Example: [bold]pnf sample runs/mnist-dense/labels --label 3[/bold]
     Example: [bold]pnf sample --pretrained fashion-mnist[/bold]
     """
     run, here = pick_run(run, pretrained)
     target = here / "samples.png" if out is None else out
-    written = samples(run, target, n=n, temperature=temperature, seed=seed, device=pick_device(device))
+    written = samples(
+        run, target, n=n, labels=label or (), temperature=temperature, seed=seed, device=pick_device(device)
+    )
     console.say(*(f"Written: {path}" for path in written))

@@ -20,6 +20,8 @@ def _takes_settings(command: Callable[..., None]) -> Callable[..., None]:
     types: dict[str, Any] = get_type_hints(RunConfig)
     for f in fields(RunConfig):
         group = f.metadata.get("group", "Model")
+        if group is None:
+            continue
         option = typer.Option(help=f.metadata["description"], rich_help_panel=group, show_default=False)
         kind: Any = Annotated[types[f.name] | None, option]
         options.append(inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=kind))
@@ -40,6 +42,12 @@ def train_command(
         str | None,
         typer.Option(help="Train only these stages, e.g. f0,f1x; their results are the same.", show_default=False),
     ] = None,
+    labels: Annotated[
+        bool,
+        typer.Option(
+            "--labels", help="Condition the flow on the images' labels; see docs/data.md.", show_default=False
+        ),
+    ] = False,
     device: Annotated[str, typer.Option(help="cpu, cuda, or auto: a GPU where there is one.")] = "auto",
     **settings: Any,
 ) -> None:
@@ -48,22 +56,31 @@ def train_command(
     Options override the preset's settings, which are written beside the results.
 
     Example: [bold]pnf train mnist-dense --data MNIST --steps 2000[/bold]
+    Example: [bold]pnf train mnist-dense --data MNIST --labels[/bold]
     """
     overrides = {key: value for key, value in settings.items() if value is not None}
     if resume is not None:
         # The data may have moved: that it is the same is checked.
-        if preset is not None or out is not None or set(overrides) - {"data"}:
+        if preset is not None or out is not None or labels or set(overrides) - {"data"}:
             raise RunError("--resume goes on with a run's own settings: give no preset, no --out and no other setting")
         config, folder = RunConfig.load(resume), resume
     elif preset is None:
         raise RunError(f"name a preset ({', '.join(PRESETS)}), or a run to --resume")
     else:
+        if settings["attribute"] is not None and not labels:
+            raise RunError("--attribute is the label of an image of CelebA: give --labels too")
         config = preset_config(preset, **overrides)
         name = config.model if config.model == "realnvp" else f"{config.model}-{config.detail}"
         folder = out if out is not None else Path("runs") / preset / name
     accelerator = pick_device(device).type
-    images = load_images(config, "train", data=settings["data"], limit=config.limit, progress=progress)
-    notes.say(f"Training {config.model} on {len(images):,} images of {images.name} {list(images.shape)} in {folder}")
+    reading: dict[str, Any] = {"data": settings["data"], "limit": config.limit, "progress": progress}
+    images = load_images(config, "train", labels=labels or config.labelled, **reading)
+    if labels:
+        config = config.of_classes(images.classes)
+    classes = f", {len(images.classes)} classes," if images.classes else ""
+    notes.say(
+        f"Training {config.model} on {len(images):,} images of {images.name} {list(images.shape)}{classes} in {folder}"
+    )
     chosen = None if stages is None else [name.strip() for name in stages.split(",")]
     missing = train(
         config, images, folder, stages=chosen, resume=resume is not None, accelerator=accelerator, console=notes

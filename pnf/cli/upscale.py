@@ -8,6 +8,7 @@ import typer
 from pnf.cli.common import (
     DataOption,
     DeviceOption,
+    LabelOption,
     OptionalRunArgument,
     PretrainedOption,
     SeedOption,
@@ -30,6 +31,7 @@ def upscale_command(
     ] = None,
     pretrained: PretrainedOption = None,
     sampled: Annotated[bool, typer.Option("--sampled", help="Start from samples of the base flow.")] = False,
+    label: LabelOption = None,
     n: Annotated[int, typer.Option("-n", "--number", min=1, max=64, help="Number of rows without files.")] = 6,
     temperature: Annotated[
         list[float] | None,
@@ -52,6 +54,8 @@ def upscale_command(
     Without files, held-out images of the run's data set are downscaled and upscaled again (Figure 4), or with --sampled
     samples of the base flow are upscaled (Figures 2 and 3). Each draw from a file is also written as a PNG.
 
+    A flow with labels upscales held-out images by their own, and files by --label, one for all or one for each.
+
     Example: [bold]pnf upscale runs/demo/pnf photo.png --temperature 0.7 --draws 3[/bold]
     """
     if pretrained is not None:
@@ -65,6 +69,7 @@ def upscale_command(
         here if out is None else out,
         files=files or (),
         sampled=sampled,
+        labels=label or (),
         n=n,
         temperatures=temperature or (0.0,),
         draws=draws,

@@ -2,6 +2,7 @@
 
 from pnf.evaluation.diagnostics import Diagnostic as Diagnostic
 from pnf.evaluation.diagnostics import diagnose as diagnose
+from pnf.evaluation.likelihood import Classification as Classification
 from pnf.evaluation.likelihood import Evaluation as Evaluation
 from pnf.evaluation.likelihood import evaluate as evaluate
 from pnf.evaluation.runs import find_runs as find_runs

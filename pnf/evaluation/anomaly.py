@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,9 +12,9 @@ from pnf import figures
 from pnf.data import Images
 from pnf.data.images import Progress
 from pnf.evaluation.image_files import check_targets
-from pnf.evaluation.likelihood import stage_log_probs
+from pnf.evaluation.likelihood import class_log_probs, log_prior, num_classes, stage_log_probs, without_labels
 from pnf.evaluation.reports import Written, resolution, write_report
-from pnf.evaluation.runs import load_images, load_only
+from pnf.evaluation.runs import class_counts, find_runs, load_images, load_only
 from pnf.flows.shapes import bits_per_dim
 from pnf.training.batches import hold_out
 from pnf.training.build import stage_dims, stage_names
@@ -37,8 +38,8 @@ _TYPICAL = 1000
 def typical_images(config: RunConfig, images: Images) -> Images:
     """The images that a run held out of its training images, or the first thousand if it held out none."""
     if not config.validation:
-        return Images(images.pixels[:_TYPICAL], images.name, images.split)
-    return Images(hold_out(images.pixels, config.validation, config.seed)[1], images.name, images.split)
+        return images.take(slice(_TYPICAL))
+    return hold_out(images, config.validation, config.seed)[1]
 
 
 def scores(
@@ -92,6 +93,8 @@ def anomaly(
 ) -> Written:
     """Measure how well a run's flow distinguishes its own images from others: ``anomaly.json`` and ``anomaly.png``.
 
+    The likelihoods of a flow with labels are those without, ``log p(x) = log sum_c p(c) p(x | c)``.
+
     Args:
         run: the folder of the run.
         foreign: the other data sets.
@@ -109,15 +112,24 @@ def anomaly(
     check_targets(targets)
     config, flow = load_only(run, device)
     own = load_images(config, "test", run=run, data=data, limit=limit, progress=progress)
-    sets = [own, *(load_images(config, "test", data=each, limit=limit, progress=progress) for each in foreign)]
+    sets = [
+        own,
+        *(load_images(config, "test", data=each, limit=limit, labels=False, progress=progress) for each in foreign),
+    ]
     labels = [images.name for images in sets]
     if len(set(labels)) < len(labels):
         raise RunError(f"two of the data sets have the same name: {', '.join(labels)}")
     training = load_images(config, "train", run=run, data=data, limit=config.limit, progress=progress)
     typical = typical_images(config, training)
 
+    classes = num_classes(flow)
+    prior = log_prior(classes, class_counts(config, find_runs(run)[0])) if classes else None
+
     def log_probs(images: Images) -> torch.Tensor:
-        return stage_log_probs(flow, images, seed=seed, track=progress(f"Evaluating {images.name}"))
+        how: dict[str, Any] = {"seed": seed, "track": progress(f"Evaluating {images.name}")}
+        if prior is None:
+            return stage_log_probs(flow, images, **how)
+        return without_labels(class_log_probs(flow, images, **how), prior)
 
     familiar = log_probs(typical)
     judged = dict(zip(labels, (log_probs(images) for images in sets), strict=True))

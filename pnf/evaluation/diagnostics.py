@@ -43,6 +43,7 @@ class Diagnostic:
 def diagnose(
     flow: Flow,
     x: Tensor,  # [B, *shape]
+    condition: Tensor | None = None,  # [B]
     *,
     seed: int = 0,
     track: Callable[[Iterable[Any]], Iterable[Any]] = iter,
@@ -59,27 +60,30 @@ def diagnose(
     Args:
         flow: a flow in evaluation mode, which does not change.
         x: images in [0, 1], on the device of the flow.
+        condition: the labels of the images, if the flow takes them.
         seed: the seed of the samples.
         track: wraps the iterable over the stages, for a progress bar.
     """
     exact_arithmetic()
     generator = torch.Generator().manual_seed(seed)
-    samples = flow.sample(len(x), generator=generator)
+    samples = flow.sample(len(x), condition, generator=generator)
     wide = copy.deepcopy(flow).double()
     return [
-        *_finite(flow, x, samples),
-        *_invertible(flow, wide, x),
-        *_log_det(wide, x, track),
-        *(_projection(flow, x, samples) if isinstance(flow, ProgressiveFlow) else ()),
+        *_finite(flow, x, condition, samples),
+        *_invertible(flow, wide, x, condition),
+        *_log_det(wide, x, condition, track),
+        *(_projection(flow, x, condition, samples) if isinstance(flow, ProgressiveFlow) else ()),
     ]
 
 
-def _finite(flow: Flow, x: Tensor, samples: Tensor) -> Iterator[Diagnostic]:
+def _finite(flow: Flow, x: Tensor, condition: Tensor | None, samples: Tensor) -> Iterator[Diagnostic]:
     checkered = torch.zeros_like(x[:1])
     checkered[..., ::2] = 1
-    for name, images in (("the images", x), ("extreme images", torch.cat((0 * x[:1], 0 * x[:1] + 1, checkered)))):
+    extreme = torch.cat((0 * x[:1], 0 * x[:1] + 1, checkered))
+    first = None if condition is None else condition[:1].expand(len(extreme))
+    for name, images, given in (("the images", x, condition), ("extreme images", extreme, first)):
         images = images.clone().requires_grad_()
-        log_prob = flow.log_prob(images)
+        log_prob = flow.log_prob(images, given)
         yield Diagnostic(f"likelihoods of {name}: not finite", _infinite([log_prob]), 0)
         parameters = [p for p in flow.parameters() if p.requires_grad]
         found = torch.autograd.grad(log_prob.sum(), [images, *parameters], allow_unused=True)
@@ -88,19 +92,22 @@ def _finite(flow: Flow, x: Tensor, samples: Tensor) -> Iterator[Diagnostic]:
 
 
 @torch.no_grad()
-def _invertible(flow: Flow, wide: Flow, x: Tensor) -> Iterator[Diagnostic]:
+def _invertible(flow: Flow, wide: Flow, x: Tensor, condition: Tensor | None) -> Iterator[Diagnostic]:
     for name, model, images, bound in (
         ("float32", flow, x, HALF_LEVEL),
         ("float64", wide, x.double(), 1e-6),
     ):
-        z, log_det = model(images)
-        back, inverse_log_det = model.inverse(z)
+        z, log_det = model(images, condition)
+        back, inverse_log_det = model.inverse(z, condition)
         yield Diagnostic(f"x -> z -> x in {name}: error of a pixel", _largest(back - images), bound)
     total = _largest(log_det + inverse_log_det) / model.dims
     yield Diagnostic("log-determinants of x -> z -> x: nats/dim", total, 1e-6)
 
 
-def _log_det(wide: Flow, x: Tensor, track: Callable[[Iterable[Any]], Iterable[Any]]) -> Iterator[Diagnostic]:
+def _log_det(
+    wide: Flow, x: Tensor, condition: Tensor | None, track: Callable[[Iterable[Any]], Iterable[Any]]
+) -> Iterator[Diagnostic]:
+    first = None if condition is None else condition[:1]
     inputs = stage_inputs(wide, x[:1].double())
     for name, stage, image in track(list(zip(stage_names(wide), stage_modules(wide), inputs, strict=True))):
         title = f"log-determinant of {name} off its Jacobian: nats/dim"
@@ -109,7 +116,7 @@ def _log_det(wide: Flow, x: Tensor, track: Callable[[Iterable[Any]], Iterable[An
             yield Diagnostic(f"{title}: {dims} dims are too many", math.nan, None)
             continue
         image = image.clone().requires_grad_()
-        *parts, log_det = stage(image)
+        *parts, log_det = stage(image, first)
         # The base stage also returns its image.
         result = torch.cat([part.flatten() for part in parts if part is not image])
         rows = [torch.autograd.grad(entry, image, retain_graph=True)[0].flatten() for entry in result]
@@ -118,15 +125,16 @@ def _log_det(wide: Flow, x: Tensor, track: Callable[[Iterable[Any]], Iterable[An
 
 
 @torch.no_grad()
-def _projection(flow: ProgressiveFlow, x: Tensor, samples: Tensor) -> Iterator[Diagnostic]:
-    projected = flow.project(x)
+def _projection(flow: ProgressiveFlow, x: Tensor, condition: Tensor | None, samples: Tensor) -> Iterator[Diagnostic]:
+    projected = flow.project(x, condition=condition)
     infinite = _infinite([projected])
     yield Diagnostic("projections: not finite", infinite, 0)
     if infinite:
         return
-    yield Diagnostic("projecting again: change of a pixel", _largest(flow.project(projected) - projected), HALF_LEVEL)
+    again = flow.project(projected, condition=condition)
+    yield Diagnostic("projecting again: change of a pixel", _largest(again - projected), HALF_LEVEL)
     code = flow.encode(x)
-    grown = flow.downsample(flow.decode(code), len(flow.stages) - 1)
+    grown = flow.downsample(flow.decode(code, condition=condition), len(flow.stages) - 1)
     yield Diagnostic("a code, grown and shrunk: change of a pixel", _largest(grown - code), HALF_LEVEL)
     if flow.detail == "bounded":
         outside = int(((samples < 0) | (samples > 1)).sum())

@@ -3,20 +3,46 @@
 import math
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, cast
 
 import torch
 from torch import Tensor
+from torchmetrics.functional.classification import multiclass_calibration_error
 
 from pnf.data import Images, dequantize
+from pnf.flows import ProgressiveFlow
 from pnf.training import processes
-from pnf.training.batches import TEST_NOISE, seeded
+from pnf.training.batches import TEST_NOISE, Batch, seeded
 from pnf.training.build import Flow, stage_dims, stage_inputs, stage_modules, stage_names
 from pnf.training.config import RunError
 from pnf.training.trainer import exact_arithmetic
 
 _CHUNK = 1000
+
+
+@dataclass(frozen=True)
+class Classification:
+    """The classification of held-out images by Bayes' rule, ``p(c | x) = p(c) p(x | c) / sum_k p(k) p(x | k)``.
+
+    Attributes:
+        accuracy: the share of images whose label is the most probable class.
+        accuracy_error: its standard error.
+        calibration_error: the expected calibration error over 15 bins: the mean distance of the probability of the most
+            probable class from the share of images for which it is the label.
+        bits_per_dim: the bits/dim without the label, of ``log p(x) = log sum_c p(c) p(x | c)``.
+        bits_per_dim_error: its standard error.
+        classes: the number of classes.
+        images: the number of images.
+    """
+
+    accuracy: float
+    accuracy_error: float
+    calibration_error: float
+    bits_per_dim: float
+    bits_per_dim_error: float
+    classes: int
+    images: int
 
 
 @dataclass(frozen=True)
@@ -37,6 +63,8 @@ class Evaluation:
         draws_bits_per_dim: the bits/dim of ``log (1/K sum_k p(x + u_k))``, a lower bound of the likelihood of the 8-bit
             image that is tighter than the mean over one draw. For K = 1 it is ``bits_per_dim``.
         draws_bits_per_dim_error: its standard error, over images.
+        classification: what the flow says about the classes of the images, if it is conditioned on labels. All the
+            likelihoods above are then those given the label, ``log p(x | c)``.
     """
 
     nats: float
@@ -51,6 +79,7 @@ class Evaluation:
     draws: int
     draws_bits_per_dim: float
     draws_bits_per_dim_error: float
+    classification: Classification | None = None
 
 
 def evaluate(
@@ -59,10 +88,13 @@ def evaluate(
     *,
     seed: int = 0,
     draws: int = 1,
+    of_class: Sequence[int] | None = None,
     batch_size: int = 250,
     track: Callable[[Iterable[Any]], Iterable[Any]] = iter,
 ) -> Evaluation:
     """Evaluate a flow on images. The processes of torchrun share them.
+
+    A flow with labels is also evaluated under every class, which takes as many times as long.
 
     Source of the bound by several draws: Burda, Grosse and Salakhutdinov, "Importance weighted autoencoders" (2016).
 
@@ -71,6 +103,7 @@ def evaluate(
         images: ``[N, *flow.shape]``.
         seed: the seed of the dequantization noise, which is the same for every flow.
         draws: the number K of draws of noise for each image, for the tighter bound; the time grows with it.
+        of_class: the number of training images of each class, for ``p(c)``. By default all are equally probable.
         batch_size: the number of images at a time. It changes the result by rounding only.
         track: wraps the iterable over the batches, for a progress bar.
 
@@ -78,11 +111,75 @@ def evaluate(
         RunError: the images have another shape than the flow's, or there are fewer than two.
     """
     started = time.perf_counter()
-    found = [stage_log_probs(flow, images, seed=seed, draw=k, batch_size=batch_size, track=track) for k in range(draws)]
-    return summarise(flow, found[0], time.perf_counter() - started, [by_stage.sum(1) for by_stage in found[1:]])
+    how: dict[str, Any] = {"seed": seed, "batch_size": batch_size, "track": track}
+    check_images(flow, images)
+    if classes := num_classes(flow):
+        by_class = class_log_probs(flow, images, **how)
+        found = [by_class[torch.arange(len(images)), images.labels]]
+    else:
+        found = [stage_log_probs(flow, images, **how)]
+    found += [stage_log_probs(flow, images, draw=k, **how) for k in range(1, draws)]
+    result = summarise(flow, found[0], time.perf_counter() - started, [by_stage.sum(1) for by_stage in found[1:]])
+    if not classes:
+        return result
+    return replace(result, classification=classify(by_class.sum(2) + log_prior(classes, of_class), images, flow.dims))
 
 
-@torch.no_grad()
+def num_classes(flow: Flow) -> int | None:
+    """The number of classes of a flow that is conditioned on labels."""
+    return flow.num_classes if isinstance(flow, ProgressiveFlow) else None
+
+
+def log_prior(classes: int, of_class: Sequence[int] | None) -> Tensor:  # [classes], float64
+    """``log p(c)``: the shares of the training images, or equal ones."""
+    counts = torch.ones(classes) if of_class is None else torch.tensor(of_class)
+    return (counts.double() / counts.sum()).log()
+
+
+def classify(
+    joint: Tensor,  # [N, K], float64
+    images: Images,
+    dims: int,
+) -> Classification:
+    """Classify images by ``log p(x, c)``, in nats, and compare with their labels."""
+    labels = images.labels
+    assert labels is not None
+    posterior, total = joint.softmax(1), joint.logsumexp(1)
+    accuracy, accuracy_error = _mean((joint.argmax(1) == labels).double())
+    calibration_error = multiclass_calibration_error(posterior, labels, max(2, joint.shape[1]), n_bins=15)
+    nats, error = _mean(total)
+    unit = dims * math.log(2)
+    return Classification(
+        accuracy=accuracy,
+        accuracy_error=accuracy_error,
+        calibration_error=float(calibration_error),
+        bits_per_dim=8 - nats / unit,
+        bits_per_dim_error=error / unit,
+        classes=joint.shape[1],
+        images=len(joint),
+    )
+
+
+def without_labels(
+    by_class: Tensor,  # [N, classes, stages]
+    prior: Tensor,  # [classes], log p(c)
+) -> Tensor:  # [N, stages]
+    """Each stage's share in ``log p(x) = log sum_c p(c) p(x | c)``.
+
+    The shares up to stage k sum to the likelihood of the image at its resolution, ``log sum_c p(c) p(x_[k] | c)``.
+    """
+    totals = (by_class.cumsum(2) + prior[:, None]).logsumexp(1)
+    return torch.cat((totals[:, :1], totals.diff(dim=1)), 1)
+
+
+def class_log_probs(flow: Flow, images: Images, **how: Any) -> Tensor:  # [N, classes, stages], float64
+    """Each stage's share in the log-likelihood of each image given each class, in nats.
+
+    Arguments and errors are those of :func:`stage_log_probs`.
+    """
+    return _log_probs(flow, images, range(num_classes(flow) or 0), **how)
+
+
 def stage_log_probs(
     flow: Flow,
     images: Images,
@@ -94,9 +191,25 @@ def stage_log_probs(
 ) -> Tensor:  # [N, stages], float64
     """Each stage's share in the log-likelihood of each image, in nats, under one of the draws of noise.
 
-    Other arguments and errors are those of :func:`evaluate`.
+    Under a flow with labels it is the likelihood given the label. Other arguments and errors are those of
+    :func:`evaluate`.
     """
-    check_images(flow, images)
+    return _log_probs(flow, images, None, seed=seed, draw=draw, batch_size=batch_size, track=track)[:, 0]
+
+
+@torch.no_grad()
+def _log_probs(
+    flow: Flow,
+    images: Images,
+    classes: Sequence[int] | None,
+    *,
+    seed: int = 0,
+    draw: int = 0,
+    batch_size: int = 250,
+    track: Callable[[Iterable[Any]], Iterable[Any]] = iter,
+) -> Tensor:  # [N, classes, stages], float64
+    """The log-likelihoods given each of the classes, or given the own label, if there is one."""
+    check_images(flow, images, labels=classes is None)
     if len(images) < 2:
         raise RunError(f"a standard error needs at least 2 images, got {len(images)}")
     device = next(flow.parameters()).device
@@ -104,20 +217,32 @@ def stage_log_probs(
     generator, count = seeded(seed, TEST_NOISE, *([draw] if draw else [])), 0
     own: dict[int, Tensor] = {}
     # Noise is drawn in chunks of a fixed size, so that the result does not depend on the batch size.
-    for pixels in track(images.pixels.split(_CHUNK)):
-        for part in dequantize(pixels, generator).split(batch_size):
+    stages = cast("list[Any]", stage_modules(flow))
+    for chunk in track([images.take(slice(start, start + _CHUNK)) for start in range(0, len(images), _CHUNK)]):
+        for part in Batch(dequantize(chunk.pixels, generator), chunk.labels).split(batch_size):
             if count % processes.size() == processes.rank():
-                inputs = stage_inputs(flow, part.to(device))
-                log_probs = [stage.log_prob(i) for stage, i in zip(stage_modules(flow), inputs, strict=True)]  # type: ignore[operator]
+                inputs = stage_inputs(flow, part.x.to(device))
+                own_label = None if part.condition is None else part.condition.to(device)
+                given = [own_label] if classes is None else [torch.full((len(part.x),), c).to(device) for c in classes]
+                log_probs = [
+                    torch.stack([stage.log_prob(x, c) for stage, x in zip(stages, inputs, strict=True)], 1)
+                    for c in given
+                ]
                 own[count] = torch.stack(log_probs, 1).double().cpu()
             count += 1
     return torch.cat(processes.gather_parts(own))
 
 
-def check_images(flow: Flow, images: Images) -> None:
-    """Raise RunError unless the images have the flow's shape."""
+def check_images(flow: Flow, images: Images, *, labels: bool = True) -> None:
+    """Raise RunError unless the images have the flow's shape and, if it wants them, labels."""
     if images.shape != flow.shape:
         raise RunError(f"the model is of images {list(flow.shape)}, got {images.name} with {list(images.shape)}")
+    classes = num_classes(flow)
+    if labels and (images.labels is None) != (classes is None):
+        raise RunError(
+            f"the model has {classes or 'no'} classes, and the images of {images.name} were read with"
+            f"{'' if images.classes else 'out'} labels"
+        )
 
 
 def summarise(

@@ -2,17 +2,17 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from pnf import figures
 from pnf.data import dequantize
-from pnf.data.images import Progress
+from pnf.data.images import Progress, brief_list
 from pnf.evaluation.image_files import check_targets, png, read_image, write_image
 from pnf.evaluation.likelihood import check_images
-from pnf.evaluation.runs import load_images, load_only, load_progressive
+from pnf.evaluation.runs import class_counts, find_runs, load_images, load_only, load_progressive, pick_labels
 from pnf.flows import ProgressiveFlow
 from pnf.flows.peak_memory import peak_memory
 from pnf.training import processes
@@ -27,16 +27,30 @@ LARGE = 2**20
 """Entries of a batch of images. Fewer always fit into memory, so the estimate of the peak is skipped."""
 
 
+MOST_ROWS = 20
+"""The most classes of a grid of samples that names none."""
+
+
 @torch.no_grad()
 def samples(
-    run: Path, target: Path, *, n: int = 64, temperature: float = 1.0, seed: int = 0, device: torch.device
+    run: Path,
+    target: Path,
+    *,
+    n: int | None = None,
+    labels: Sequence[str] = (),
+    temperature: float = 1.0,
+    seed: int = 0,
+    device: torch.device,
 ) -> list[Path]:
     """Draw a grid of samples from the flow of a run. The processes of torchrun share them.
+
+    If the run has labels, each of several classes is a row.
 
     Args:
         run: the folder of the run, or of a model that comes with pnf.
         target: the picture.
-        n: the number of samples.
+        n: the number of samples, by default 64; or that of each of several classes, by default 8.
+        labels: the classes, by name or number. By default the first ``MOST_ROWS`` that have training images.
         temperature: the scale of the noise.
         seed: the seed of the noise.
         device: the device of the flow.
@@ -49,14 +63,24 @@ def samples(
     """
     config, flow = load_only(run, device)
     target = png(target)
+    names: list[str] = []
+    condition: Tensor | None = None
+    chosen = pick_labels(config, labels) if labels else _trained_classes(config, run)
+    if config.classes is not None:
+        n = n or (8 if len(chosen) > 1 else 64)
+        names = [config.classes[number] for number in chosen]
+        condition = torch.tensor(chosen).repeat_interleave(n)
+    total = n or 64 if condition is None else len(condition)
     generator = torch.Generator().manual_seed(seed)
-    counts = [min(BATCH, n - start) for start in range(0, n, BATCH)]
+    counts = [min(BATCH, total - start) for start in range(0, total, BATCH)]
+    conditions = [None] * len(counts) if condition is None else condition.to(device).split(BATCH)
     limit = free_memory(device) if counts[0] * flow.dims > LARGE else None
     own = {}
-    for i, count in enumerate(counts):
+    how: dict[str, Any] = {"temperature": temperature, "generator": generator, "max_memory": limit}
+    for i, (count, given) in enumerate(zip(counts, conditions, strict=True)):
         if i % processes.size() == processes.rank():
             try:
-                own[i] = flow.sample(count, temperature=temperature, generator=generator, max_memory=limit).cpu()
+                own[i] = flow.sample(count, given, **how).cpu()
             except ValueError as error:
                 raise RunError(f"the images are too large for the memory that is free: {error}") from None
         else:
@@ -65,8 +89,41 @@ def samples(
     if processes.rank():
         return []
     name = "PNF" if config.model == "progressive" else "RealNVP"
-    figures.save(figures.image_grid(x, title=f"{n} samples of {name}, temperature {temperature:g}"), target)
+    of_class = f" of {names[0]}" if len(names) == 1 else ""
+    title = f"{total} samples{of_class} of {name}, temperature {temperature:g}"
+    layout: dict[str, Any] = {"columns": n, "row_titles": names} if len(names) > 1 else {}
+    figures.save(figures.image_grid(x, title=title, **layout), target)
     return [target]
+
+
+def _trained_classes(config: RunConfig, run: Path) -> list[int]:
+    """The first classes with training images."""
+    counts = class_counts(config, find_runs(run)[0]) or [1] * len(config.classes or ())
+    return [number for number, count in enumerate(counts) if count][:MOST_ROWS]
+
+
+def _conditions(
+    config: RunConfig, labels: Sequence[str], n: int, own: Sequence[int], device: torch.device
+) -> tuple[Tensor | None, list[str]]:
+    """The class of each of n images as the flow takes it, and its name; none without labels.
+
+    Args:
+        config: the run's settings.
+        labels: the names or numbers of the classes, one for all images or one for each.
+        n: the number of images.
+        own: the classes to take without names.
+        device: the device of the flow.
+    """
+    if config.classes is None and not labels:
+        return None, []
+    numbers = pick_labels(config, labels) if labels else list(own)
+    assert config.classes is not None
+    if not numbers:
+        raise RunError(f"the run has labels: give the class with --label: {brief_list(config.classes)}")
+    if len(numbers) not in (1, n):
+        raise RunError(f"give one --label for all, or one for each of {n} images, got {len(numbers)}")
+    numbers = numbers * (n // len(numbers))
+    return torch.tensor(numbers, device=device), [config.classes[number] for number in numbers]
 
 
 @torch.no_grad()
@@ -76,6 +133,7 @@ def upscaled(
     *,
     files: Sequence[Path] = (),
     sampled: bool = False,
+    labels: Sequence[str] = (),
     n: int = 6,
     temperatures: Sequence[float] = (0.0,),
     draws: int = 1,
@@ -92,6 +150,8 @@ def upscaled(
         files: images to start from. Each gets a picture, and a PNG of every draw. Without files, held-out images of the
             run's data set are downscaled and upscaled again.
         sampled: whether to start from samples of the base flow instead.
+        labels: the classes, by name or number, of a run with labels: one for all rows or one for each. Files need it.
+            By default held-out images have their own, and samples have one after the other.
         n: the number of rows without files.
         temperatures: scales of the noise. One temperature with one draw shows every stage.
         draws: the number of draws at each temperature.
@@ -123,22 +183,32 @@ def upscaled(
         written = [target for of_file in targets for target in of_file]
         check_targets(written, files)
         images = [_low_resolution(flow, file, device) for file in files]
-        for (low, real), (*single, together) in zip(images, targets, strict=True):
+        condition, classes = _conditions(config, labels, len(files), (), device)
+        for i, ((low, real), (*single, together)) in enumerate(zip(images, targets, strict=True)):
+            given = None if condition is None else condition[i : i + 1]
             # With the same seed and order, the files hold the same images as the picture.
             generator.manual_seed(seed)
             for (_, scale), target in zip(drawn, single, strict=True):
                 noise = None if scale else 0
-                write_image(flow.upsample(low, noise=noise, temperature=scale, generator=generator)[0], target)
+                how: dict[str, Any] = {"noise": noise, "temperature": scale, "generator": generator}
+                write_image(flow.upsample(low, condition=given, **how)[0], target)
             zero_noise = by_stage and temperatures[0] == 0
-            _picture(flow, low, real, temperatures, draws, zero_noise, generator.manual_seed(seed), together)
+            generator.manual_seed(seed)
+            of_class = classes[i : i + 1]
+            _picture(flow, low, real, given, of_class, temperatures, draws, zero_noise, generator, together)
         return written
     target = png(folder / f"upscaled-{'samples' if sampled else 'real'}.png")
     if sampled:
-        base, real = flow.downsample(flow.sample(n, generator=generator), len(flow.stages) - 1), None
+        trained = _trained_classes(config, run)
+        each = [trained[i % len(trained)] for i in range(n if trained else 0)]
+        condition, classes = _conditions(config, labels, n, each, device)
+        base, real = flow.downsample(flow.sample(n, condition, generator=generator), len(flow.stages) - 1), None
     else:
-        real = _held_out(flow, run, config, data, n, seed, progress).to(device)
+        real, own = _held_out(flow, run, config, data, n, seed, progress)
+        real = real.to(device)
+        condition, classes = _conditions(config, labels, len(real), own, device)
         base = flow.encode(real)
-    _picture(flow, base, real, temperatures, draws, by_stage, generator, target)
+    _picture(flow, base, real, condition, classes, temperatures, draws, by_stage, generator, target)
     return [target]
 
 
@@ -162,6 +232,7 @@ def projected(
     target: Path,
     *,
     files: Sequence[Path] = (),
+    labels: Sequence[str] = (),
     n: int = 8,
     data: str | None = None,
     seed: int = 0,
@@ -172,13 +243,16 @@ def projected(
     config, flow = load_progressive(run, device)
     target = png(target, files)
     if files:
-        x = torch.cat([read_image(file, flow.shape, exact=False) for file in files]).to(device)
+        x = torch.cat([read_image(file, flow.shape, exact=False) for file in files])
+        own: list[int] = []
     else:
-        x = _held_out(flow, run, config, data, n, seed, progress).to(device)
+        x, own = _held_out(flow, run, config, data, n, seed, progress)
+    x = x.to(device)
+    condition, _ = _conditions(config, labels, len(x), own, device)
     _check_memory(flow, len(x), device)
     code = flow.encode(x)
-    back = flow.decode(code)
-    again = (flow.project(back) - back).abs().max().item()
+    back = flow.decode(code, condition=condition)
+    again = (flow.project(back, condition=condition) - back).abs().max().item()
     figures.save(figures.projection(x.cpu(), code.cpu(), back.cpu()), target)
     return Projection(target, (back - x).square().mean().sqrt().item(), again)
 
@@ -187,7 +261,8 @@ def _check_memory(flow: ProgressiveFlow, n: int, device: torch.device) -> None:
     """Raise if the memory is too small to upscale n images at once."""
     if n * flow.dims <= LARGE:
         return
-    needed = peak_memory(lambda: flow.inverse(torch.empty(n, flow.dims)))
+    condition = torch.zeros(n, dtype=torch.int64) if flow.num_classes else None
+    needed = peak_memory(lambda: flow.inverse(torch.empty(n, flow.dims), condition))
     free = free_memory(device)
     if needed > free:
         raise RunError(
@@ -204,11 +279,13 @@ def _held_out(
     n: int,
     seed: int,
     progress: Callable[[str], Progress],
-) -> Tensor:
+) -> tuple[Tensor, list[int]]:
+    """Some held-out images, and their labels."""
     images = load_images(config, "test", run=run, data=data, progress=progress)
     check_images(flow, images)
-    order = torch.randperm(len(images), generator=seeded(seed))[:n]
-    return dequantize(images.pixels[order], seeded(seed, 1))
+    images = images.take(torch.randperm(len(images), generator=seeded(seed))[:n])
+    labels: list[int] = [] if images.labels is None else images.labels.tolist()
+    return dequantize(images.pixels, seeded(seed, 1)), labels
 
 
 def _low_resolution(flow: ProgressiveFlow, file: Path, device: torch.device) -> tuple[Tensor, Tensor | None]:
@@ -223,18 +300,19 @@ def _picture(
     flow: ProgressiveFlow,
     low: Tensor,
     real: Tensor | None,
+    condition: Tensor | None,
+    classes: Sequence[str],
     temperatures: Sequence[float],
     draws: int,
     by_stage: bool,
     generator: torch.Generator,
     target: Path,
 ) -> None:
+    how: dict[str, Any] = {"reference": real, "condition": condition, "generator": generator, "row_titles": classes}
     if by_stage:
-        figure = figures.upscaling_pipeline(flow, low, temperature=temperatures[0], reference=real, generator=generator)
+        figure = figures.upscaling_pipeline(flow, low, temperature=temperatures[0], **how)
     else:
-        figure = figures.upscaling_draws(
-            flow, low, temperatures=temperatures, draws=draws, reference=real, generator=generator
-        )
+        figure = figures.upscaling_draws(flow, low, temperatures=temperatures, draws=draws, **how)
     figures.save(figure, target)
 
 

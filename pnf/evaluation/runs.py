@@ -6,14 +6,14 @@ from pathlib import Path
 import torch
 
 from pnf import fast
-from pnf.data import Images, load
-from pnf.data.images import Progress
+from pnf.data import Images
+from pnf.data.images import Progress, brief_list
 from pnf.files import printable
 from pnf.flows import ProgressiveFlow
 from pnf.flows.saving import WEIGHTS_NAME, read_config
 from pnf.training.build import Flow
 from pnf.training.config import CONFIG_NAME, RunConfig, RunError, one_line
-from pnf.training.fingerprints import check_test, check_training
+from pnf.training.fingerprints import Fingerprint, check_test, check_training, load_split
 from pnf.training.trainer import MODEL, exact_arithmetic
 
 
@@ -52,7 +52,8 @@ def load_run(folder: Path) -> tuple[RunConfig, Flow]:
         RunError: there is no run, its training is not finished, or its files are damaged.
     """
     config = RunConfig.load(folder)
-    model = folder / MODEL
+    # What comes from the hub lies beside the settings.
+    model = folder if (folder / WEIGHTS_NAME).is_file() else folder / MODEL
     if not (model / WEIGHTS_NAME).is_file():
         raise RunError(f"the training in {folder} is not finished; go on with: pnf train --resume {folder}")
     return config, load_flow(model)
@@ -108,6 +109,7 @@ def load_images(
     run: Path | None = None,
     data: str | None = None,
     limit: int | None = None,
+    labels: bool | None = None,
     progress: Callable[[str], Progress] | None = None,
 ) -> Images:
     """Load a split of the run's data set, or of another, at the run's size.
@@ -118,6 +120,7 @@ def load_images(
         run: the folder of the run, or around it. The run's own images must match the fingerprint in it.
         data: a data set in place of the run's own; it is not checked.
         limit: the largest number of images to read.
+        labels: whether to read labels; by default, if the run has any.
         progress: makes a progress bar with a description.
 
     Raises:
@@ -125,7 +128,7 @@ def load_images(
         DataError: the data set cannot be read.
     """
     reading = None if progress is None else progress(f"Reading {config.data if data is None else data}")
-    images = load(config.source if data is None else data, split, config.size, limit=limit, progress=reading)
+    images = load_split(config, split, data=data, limit=limit, labels=labels, progress=reading)
     for folder in find_runs(run) if run is not None and data is None else ():
         if RunConfig.load(folder) == config:
             if split == "train":
@@ -133,3 +136,32 @@ def load_images(
             else:
                 check_test(folder, config, images, limit)
     return images
+
+
+def class_counts(config: RunConfig, folder: Path) -> list[int] | None:
+    """The number of training images of each class of a run, if it has labels and the numbers are known.
+
+    Raises:
+        RunError: the fingerprint in the folder is damaged.
+    """
+    fingerprint = Fingerprint.load(folder) if config.labelled else None
+    return None if fingerprint is None else fingerprint.of_class
+
+
+def pick_labels(config: RunConfig, names: Sequence[str]) -> list[int]:
+    """The numbers of classes, from their names or numbers.
+
+    Raises:
+        RunError: the run has no labels, or there is no such class.
+    """
+    if config.classes is None:
+        raise RunError("the run has no labels, so it can take no --label; train one with: pnf train --labels")
+    found = []
+    for name in names:
+        if name in config.classes:
+            found.append(config.classes.index(name))
+        elif name.isdecimal() and int(name) < len(config.classes):
+            found.append(int(name))
+        else:
+            raise RunError(f"there is no class {name}; there are {brief_list(config.classes)}")
+    return found

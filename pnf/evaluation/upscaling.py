@@ -16,7 +16,7 @@ from pnf.evaluation.likelihood import check_images
 from pnf.evaluation.reports import Written, resolution, write_report
 from pnf.evaluation.runs import load_images, load_progressive
 from pnf.flows import ProgressiveFlow
-from pnf.training.batches import seeded
+from pnf.training.batches import Batch, seeded
 from pnf.training.config import RunError
 
 QUALITY = "quality.json"
@@ -52,21 +52,22 @@ def upscaled(
     low: Tensor,  # [B, C, h, w]
     draws: int,
     generator: torch.Generator,
+    condition: Tensor | None = None,  # [B]
 ) -> dict[str, Tensor]:
     """Upscale images to full resolution ``[B, *flow.shape]`` by two filters and by the flow."""
     size = flow.shape[1:]
-    mean = torch.stack([flow.upsample(low, generator=generator).clamp(0, 1) for _ in range(draws)]).mean(0)
+    drawn = [flow.upsample(low, condition=condition, generator=generator).clamp(0, 1) for _ in range(draws)]
     return {
         "bilinear": functional.interpolate(low, size, mode="bilinear"),
         "bicubic": functional.interpolate(low, size, mode="bicubic").clamp(0, 1),
-        "zero noise": flow.upsample(low, noise=0).clamp(0, 1),
-        "mean of draws": mean,
+        "zero noise": flow.upsample(low, noise=0, condition=condition).clamp(0, 1),
+        "mean of draws": torch.stack(drawn).mean(0),
     }
 
 
 def upscaling_quality(
     flow: ProgressiveFlow,
-    batches: Iterable[Tensor],  # of [B, *flow.shape]
+    batches: Iterable[Batch],  # of [B, *flow.shape]
     *,
     draws: int,
     seed: int = 0,
@@ -75,7 +76,7 @@ def upscaling_quality(
 
     Args:
         flow: a flow in evaluation mode, for images of at least 11 x 11 pixels.
-        batches: images in [0, 1].
+        batches: images in [0, 1], with their labels if the flow takes them.
         draws: the number of upscalings in the mean of draws.
         seed: the seed of the draws.
 
@@ -88,10 +89,10 @@ def upscaling_quality(
         raise RunError(f"SSIM compares images of at least {SSIM_SIZE} x {SSIM_SIZE} pixels, got {list(flow.shape)}")
     generator = seeded(seed)
     errors: dict[str, dict[str, list[Tensor]]] = {}
-    for x in batches:
+    for x, condition in batches:
         for k, name in enumerate(flow.stage_names[:-1]):
             low = flow.downsample(x, len(flow.stages) - 1 - k)
-            for method, image in upscaled(flow, low, draws, generator).items():
+            for method, image in upscaled(flow, low, draws, generator, condition).items():
                 mse = (image - x).square().flatten(1).mean(1)
                 ssim = structural_similarity_index_measure(
                     image, x, kernel_size=SSIM_SIZE, data_range=1.0, reduction="none"
@@ -151,10 +152,12 @@ def quality(
     config, flow = load_progressive(run, device)
     images = load_images(config, "test", run=run, data=data, progress=progress)
     check_images(flow, images)
-    order = torch.randperm(len(images), generator=seeded(seed))[:n]
+    images = images.take(torch.randperm(len(images), generator=seeded(seed))[:n])
     # The middle of each level's interval: dequantization noise would be an error that no upscaling can undo.
-    x = ((images.pixels[order].float() + 0.5) / 256).to(device)
-    found = upscaling_quality(flow, progress("Upscaling")(x.split(BATCH)), draws=draws, seed=seed)
+    x = ((images.pixels.float() + 0.5) / 256).to(device)
+    condition = None if images.labels is None else images.labels.to(device)
+    batches = Batch(x, condition).split(BATCH)
+    found = upscaling_quality(flow, progress("Upscaling")(batches), draws=draws, seed=seed)
     resolutions = {name: resolution(flow, index) for index, name in enumerate(flow.stage_names)}
     document = {
         "data": images.name,
@@ -173,9 +176,9 @@ def quality(
             panels["PSNR, dB"].setdefault(method, {})[resolutions[name]] = values.psnr, values.psnr_error
             panels["SSIM"].setdefault(method, {})[resolutions[name]] = values.ssim, values.ssim_error
     title = f"Held-out images of {images.name}, downscaled and upscaled to {document['size']}; {draws} draws"
-    shown = x[:6]
+    shown, given = Batch(x, condition).split(6)[0]
     low = flow.encode(shown)
-    columns = {"downscaled": low, **upscaled(flow, low, draws, seeded(seed)), "real": shown}
+    columns = {"downscaled": low, **upscaled(flow, low, draws, seeded(seed), given), "real": shown}
     pictures = figures.by_resolution(panels, title=title), figures.comparison(columns, title=title)
     write_report(targets, document, *pictures)
     return Written(targets, document)

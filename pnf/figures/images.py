@@ -32,6 +32,7 @@ class Upscaler(Protocol):
         steps: int | None = None,
         *,
         noise: float | Tensor | None = None,
+        condition: Tensor | None = None,
         temperature: float = 1.0,
         generator: torch.Generator | None = None,
     ) -> Tensor:
@@ -42,6 +43,7 @@ def image_grid(
     images: Tensor,  # [N, C, H, W]
     *,
     columns: int = 8,
+    row_titles: Sequence[str] = (),
     title: str | None = None,
 ) -> Figure:
     """Images in a grid, row by row.
@@ -49,12 +51,13 @@ def image_grid(
     Args:
         images: grey or RGB images in [0, 1]; values outside are clipped.
         columns: the number of images in a row.
+        row_titles: a text left of each row, such as the class of its images.
         title: a title; by default "N images, H × W pixels".
 
     Raises:
         TypeError: ``images`` is not a floating-point tensor.
-        ValueError: the rank or the number of channels is wrong, there are no images, a value is not finite, or
-            ``columns`` is below 1.
+        ValueError: the rank or the number of channels is wrong, there are no images, a value is not finite,
+            ``columns`` is below 1, or there is not a title for each row.
 
     Example:
         >>> import torch
@@ -67,7 +70,8 @@ def image_grid(
     if title is None:
         title = f"{count(len(pixels), 'image')}, {_size(images)} pixels"
     rows = [list(pixels[start : start + columns]) for start in range(0, len(pixels), columns)]
-    figure, _ = _panel(rows, cell=_cell(images.shape[-2:], target=96), title=title)
+    _require_titles("image_grid", row_titles, len(rows))
+    figure, _ = _panel(rows, cell=_cell(images.shape[-2:], target=96), title=title, row_titles=row_titles)
     return figure
 
 
@@ -78,7 +82,9 @@ def upscaling_pipeline(
     *,
     temperature: float = 0.0,
     reference: Tensor | None = None,  # [N, C, H, W]
+    condition: Tensor | None = None,  # [N, ...]
     generator: torch.Generator | None = None,
+    row_titles: Sequence[str] = (),
     title: str | None = None,
 ) -> Figure:
     """Upscaling stage by stage, one row for each image and one column for each stage (the paper's Figures 2, 3 and 4).
@@ -92,7 +98,9 @@ def upscaling_pipeline(
         images: low-resolution images, sampled by the base (Figures 2 and 3) or downscaled from real ones (Figure 4).
         temperature: the scale of the noise; 0 upscales with zero noise, as the paper does.
         reference: the real images from which ``images`` were downscaled, for a last column.
+        condition: the condition of each image, for a flow that takes one.
         generator: the source of the noise.
+        row_titles: a text left of each row.
         title: by default "Upscaling stage by stage" or, with ``reference``, "Downscaled real images, upscaled stage by
             stage", and the temperature.
 
@@ -109,9 +117,10 @@ def upscaling_pipeline(
     titles = [f"{first}\n{_size(images)}"]
     x = images
     for stage, shape in zip(flow.stage_names[start + 1 :], shapes[start + 1 :], strict=True):
-        x = _upsample(flow, x, 1, temperature, generator)
+        x = _upsample(flow, x, 1, condition, temperature, generator)
         columns.append(_upscaled(name, x, (len(images), *shape)))
         titles.append(f"{stage}\n{_size(x)}")
+    _require_titles(name, row_titles, len(images))
     if reference is not None:
         columns.append(_sized(name, "reference", reference, (len(images), *shapes[-1])))
         titles.append(f"real\n{_size(reference)}")
@@ -123,6 +132,7 @@ def upscaling_pipeline(
         cell=_cell(shapes[-1][-2:], target=160),
         title=title,
         column_titles=[(text, 1) for text in titles],
+        row_titles=row_titles,
     )
     return figure
 
@@ -135,7 +145,9 @@ def upscaling_draws(
     temperatures: Sequence[float] = (0.0, 0.5, 0.7, 1.0),
     draws: int = 3,
     reference: Tensor | None = None,  # [N, C, H, W]
+    condition: Tensor | None = None,  # [N, ...]
     generator: torch.Generator | None = None,
+    row_titles: Sequence[str] = (),
     title: str | None = None,
 ) -> Figure:
     """Several upscalings of each low-resolution image, one row for each image of ``low``.
@@ -149,7 +161,9 @@ def upscaling_draws(
         temperatures: scales of the noise.
         draws: the number of upscalings at each temperature above 0.
         reference: the real images from which ``low`` was downscaled.
+        condition: the condition of each image, for a flow that takes one.
         generator: the source of the noise.
+        row_titles: a text left of each row.
         title: by default "Upscalings of each low-resolution image at temperature T".
 
     Raises:
@@ -169,9 +183,10 @@ def upscaling_draws(
         _require_temperature(name, temperature)
         repeats = draws if temperature else 1
         for _ in range(repeats):
-            x = _upsample(flow, low, None, temperature, generator)
+            x = _upsample(flow, low, None, condition, temperature, generator)
             columns.append(_upscaled(name, x, full))
         titles.append((f"T = {temperature:g}", repeats))
+    _require_titles(name, row_titles, len(low))
     if reference is not None:
         columns.append(_sized(name, "reference", reference, full))
         titles.append((f"real\n{_size(reference)}", 1))
@@ -180,6 +195,7 @@ def upscaling_draws(
         cell=_cell(shapes[-1][-2:], target=96),
         title="Upscalings of each low-resolution image at temperature T" if title is None else title,
         column_titles=titles,
+        row_titles=row_titles,
     )
     return figure
 
@@ -296,6 +312,11 @@ def _pixels(
     return (pixels[:, 0] if images.shape[1] == 1 else pixels.permute(0, 2, 3, 1)).numpy()
 
 
+def _require_titles(name: str, titles: Sequence[str], rows: int) -> None:
+    if titles and len(titles) != rows:
+        raise ValueError(f"{name}: row_titles must be {rows}, one for each row, got {len(titles)}")
+
+
 def _require_positive(name: str, argument: str, value: int) -> None:
     if value < 1:
         raise ValueError(f"{name}: {argument} must be at least 1, got {value}")
@@ -330,11 +351,16 @@ def _stages(name: str, flow: Upscaler, argument: str, images: Tensor) -> tuple[l
 
 
 def _upsample(
-    flow: Upscaler, x: Tensor, steps: int | None, temperature: float, generator: torch.Generator | None
+    flow: Upscaler,
+    x: Tensor,
+    steps: int | None,
+    condition: Tensor | None,
+    temperature: float,
+    generator: torch.Generator | None,
 ) -> Tensor:
     if temperature:
-        return flow.upsample(x, steps, temperature=temperature, generator=generator)
-    return flow.upsample(x, steps, noise=0)
+        return flow.upsample(x, steps, condition=condition, temperature=temperature, generator=generator)
+    return flow.upsample(x, steps, noise=0, condition=condition)
 
 
 def _upscaled(name: str, images: Tensor, wanted: tuple[int, ...]) -> NDArray[np.float32]:

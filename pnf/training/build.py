@@ -32,7 +32,8 @@ def build_flow(config: RunConfig, channels: int) -> Flow:
         if config.model == "realnvp":
             alpha = BASELINE_ALPHA if config.alpha is None else config.alpha
             return fast.RealNVP(shape, **flow_settings(replace(config, alpha=alpha)))
-        return fast.ProgressiveFlow(shape, config.levels, **progressive_settings(config))
+        classes = None if config.classes is None else len(config.classes)
+        return fast.ProgressiveFlow(shape, config.levels, num_classes=classes, **progressive_settings(config))
 
     try:
         # Settings are untrusted: nothing is allocated before the sizes are known.

@@ -1,17 +1,21 @@
 """The settings of a training run, checked field by field, and the presets."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import ConfigDict, PlainSerializer, PlainValidator, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from pnf.data import BUNDLED, bundled, locate
+from pnf.data.images import MOST_CLASSES
 from pnf.files import FORMAT, NewerFormatError, printable, read_json, replace_json, without_format
 from pnf.flows.config import ProgressiveConfig, setting
 
 CONFIG_NAME = "run.json"
+
+_OF_LABELS = ("attribute", "classes")
 
 
 class RunError(Exception):
@@ -45,6 +49,8 @@ class RunConfig(ProgressiveConfig):
 
     model: Literal["progressive", "realnvp"] = setting("progressive", "progressive, or the realnvp baseline.")
     data: _Source = setting(BUNDLED, "Data set; see docs/data.md.", group="Data")
+    attribute: str | None = setting(None, "CelebA with --labels: the attribute that is the label.", group="Data")
+    classes: tuple[str, ...] | None = setting(None, "Names of the classes, found in the data.", group=None)
     size: int = setting(32, "Height and width, in pixels.", group="Data", ge=1, le=4096)
     limit: int | None = setting(None, "Use at most this number of images.", group="Data", ge=1)
     flip: bool = setting(False, "Mirror images at random.", group="Data")
@@ -73,6 +79,11 @@ class RunConfig(ProgressiveConfig):
         super().__post_init__()
         if self.blocks * self.num_couplings > 4096:
             raise ValueError(f"blocks times num_couplings must be at most 4096, got {self.blocks * self.num_couplings}")
+        if self.classes is not None:
+            if self.model == "realnvp":
+                raise ValueError("the realnvp baseline takes no labels: leave out --labels, or --model realnvp")
+            if not 1 <= len(self.classes) <= MOST_CLASSES:
+                raise ValueError(f"there must be from 1 to {MOST_CLASSES} classes, got {len(self.classes)}")
 
     @classmethod
     def from_dict(cls, settings: object) -> Self:
@@ -85,7 +96,28 @@ class RunConfig(ProgressiveConfig):
 
     def to_json(self) -> str:
         """The settings as JSON. Bytes of a path that are no UTF-8 are escaped."""
-        return TypeAdapter(type(self)).dump_json(self).decode()
+        left_out = asdict(self).keys() - self.settings().keys()
+        return TypeAdapter(type(self)).dump_json(self, exclude=left_out).decode()
+
+    def settings(self) -> dict[str, Any]:
+        """The settings as a dictionary. Those of labels are only there with labels, as in older versions."""
+        return {key: value for key, value in asdict(self).items() if value is not None or key not in _OF_LABELS}
+
+    def of_classes(self, classes: Sequence[str]) -> Self:
+        """The settings of a run that is conditioned on labels of these classes.
+
+        Raises:
+            RunError: the model takes no labels.
+        """
+        try:
+            return replace(self, classes=tuple(classes))
+        except ValidationError as error:
+            raise RunError(f"wrong settings: {describe(error)}") from None
+
+    @property
+    def labelled(self) -> bool:
+        """Whether the flow is conditioned on labels."""
+        return self.classes is not None
 
     @property
     def source(self) -> str | Path:
@@ -105,7 +137,7 @@ class RunConfig(ProgressiveConfig):
 
     def save(self, folder: Path) -> None:
         """Write the settings into a run's folder."""
-        replace_json(folder / CONFIG_NAME, {"format": FORMAT, **asdict(self)})
+        replace_json(folder / CONFIG_NAME, {"format": FORMAT, **self.settings()})
 
     @classmethod
     def load(cls, folder: Path) -> Self:

@@ -8,6 +8,7 @@ from typing import Self
 from pydantic import BaseModel
 
 from pnf.data import DataError, Images, load
+from pnf.data.images import Progress
 from pnf.files import read_json, replace_json
 from pnf.training.config import RunConfig, RunError
 
@@ -15,7 +16,10 @@ DATA_NAME = "data.json"
 
 
 class HeldOut(BaseModel):
-    """The fingerprint of test images. ``crc32`` holds checksums of the first 1, 2, 4, ... images and of all."""
+    """The fingerprint of test images, and of their labels if the run has labels.
+
+    ``crc32`` holds checksums of the first 1, 2, 4, ... images and of all.
+    """
 
     images: int
     shape: list[int]
@@ -30,18 +34,22 @@ class HeldOut(BaseModel):
 class Fingerprint(BaseModel):
     """The fingerprint of a run's training images, and of the test images beside them, if there were any.
 
-    Runs of older versions have none of test images.
+    Runs of older versions have none of test images. ``of_class`` has the number of training images of each class of a
+    run with labels.
     """
 
     images: int
     shape: list[int]
     crc32: int
+    of_class: list[int] | None = None
     test: HeldOut | None = None
 
     @classmethod
     def of(cls, images: Images) -> Self:
         """Make the fingerprint of training images."""
-        return cls(images=len(images), shape=list(images.shape), crc32=_checksums(images)[len(images)])
+        counts = None if images.labels is None else images.labels.bincount(minlength=len(images.classes)).tolist()
+        crc = _checksums(images)[len(images)]
+        return cls(images=len(images), shape=list(images.shape), crc32=crc, of_class=counts)
 
     def same_training(self, other: Self) -> bool:
         """Whether both fingerprints are of the same training images."""
@@ -67,6 +75,34 @@ class Fingerprint(BaseModel):
             raise RunError(f"{path} is damaged; remove it to go on without a check of the images") from None
 
 
+def load_split(
+    config: RunConfig,
+    split: str,
+    *,
+    data: str | None = None,
+    limit: int | None = None,
+    labels: bool | None = None,
+    progress: Progress | None = None,
+) -> Images:
+    """Load a split of a run's data set, or of another, at the run's size.
+
+    By default it has labels if the run has any. They number the run's classes.
+
+    Raises:
+        DataError: the data set cannot be read, or lacks the run's labels.
+    """
+    images = load(
+        config.source if data is None else data,
+        split,
+        config.size,
+        limit=limit,
+        labels=config.labelled if labels is None else labels,
+        attribute=config.attribute,
+        progress=progress,
+    )
+    return images if config.classes is None else images.with_classes(config.classes)
+
+
 def remember(folder: Path, config: RunConfig, images: Images) -> None:
     """Write the fingerprint of a run's training images, and of as many test images beside them.
 
@@ -78,7 +114,7 @@ def remember(folder: Path, config: RunConfig, images: Images) -> None:
     found = Fingerprint.of(images)
     # Training needs no test images.
     with suppress(DataError, ImportError):
-        found.test = HeldOut.of(load(config.source, "test", config.size, limit=config.limit))
+        found.test = HeldOut.of(load_split(config, "test", limit=config.limit))
     found.save(folder)
 
 
@@ -123,9 +159,14 @@ def check_test(folder: Path, config: RunConfig, images: Images, limit: int | Non
 
 
 def _checksums(images: Images) -> dict[int, int]:
-    """CRC-32 of the first 1, 2, 4, ... images and of all, so that the first few can be checked alone."""
+    """CRC-32 of the first 1, 2, 4, ... images and of all, so that the first few can be checked alone.
+
+    Labels are part of it, each after the images of its step.
+    """
     found, crc, start = {}, 0, 0
     for stop in [*(2**k for k in range(len(images).bit_length()) if 2**k < len(images)), len(images)]:
         crc = zlib.crc32(images.pixels[start:stop].contiguous().numpy().data, crc)
+        if images.labels is not None:
+            crc = zlib.crc32(images.labels[start:stop].numpy().data, crc)
         found[stop], start = crc, stop
     return found

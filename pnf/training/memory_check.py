@@ -28,8 +28,9 @@ def step_memory(config: RunConfig, channels: int, at_once: bool = False) -> int:
         if config.precision == "bf16":
             set_network_dtype(flow, torch.bfloat16)
         x = torch.rand(config.batch_size, channels, config.size, config.size)
+        condition = torch.zeros(config.batch_size, dtype=torch.int64) if config.labelled else None
         losses: Iterable[Tensor] = (
-            stage.train().log_prob(image).mean()  # type: ignore[operator]
+            stage.train().log_prob(image, condition).mean()  # type: ignore[operator]
             for stage, image in zip(stage_modules(flow), stage_inputs(flow, x), strict=True)
         )
         for loss in list(losses) if at_once else losses:

@@ -14,6 +14,7 @@ from pnf.flows import scale_parameters, set_network_dtype
 from pnf.flows.couplings import ActNorm
 from pnf.flows.networks import MOMENTUM
 from pnf.training import processes
+from pnf.training.batches import Batch
 from pnf.training.config import RunConfig, RunError, one_line
 
 
@@ -24,8 +25,8 @@ class Objective(nn.Module):
         super().__init__()
         self.stage = stage
 
-    def forward(self, x: Tensor) -> Tensor:
-        return -self.stage.log_prob(x).mean()  # type: ignore[operator]
+    def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
+        return -self.stage.log_prob(x, condition).mean()  # type: ignore[operator]
 
 
 class StageTrainer:
@@ -33,7 +34,7 @@ class StageTrainer:
 
     Args:
         name: the name of the stage.
-        stage: a module with ``log_prob(x) [B]``.
+        stage: a module with ``log_prob(x, condition) [B]``.
         dims: the number of dimensions that the stage models.
         config: the run's settings.
         fabric: the engine.
@@ -60,7 +61,7 @@ class StageTrainer:
         self._floating = [pair for pair in pairs if pair[0].is_floating_point()]
         self._flags = [pair for pair in pairs if not pair[0].is_floating_point()]
 
-    def train_step(self, batches: Sequence[Tensor]) -> Tensor:
+    def train_step(self, batches: Sequence[Batch]) -> Tensor:
         """Take a step with the mean gradient of the batches, and return the mean negative log-likelihood in nats.
 
         Each of several processes has the same number of consecutive batches, and returns the mean of its own.
@@ -70,9 +71,9 @@ class StageTrainer:
             self._start_alike(batches[0])
         before = [buffer.clone() for buffer in self.stage.buffers()] if shared else []
         nll = torch.zeros((), device=self.fabric.device)
-        for i, x in enumerate(batches):
+        for i, batch in enumerate(batches):
             with self.fabric.no_backward_sync(self.objective, enabled=shared and i < len(batches) - 1):
-                loss = self.objective(x) / len(batches)
+                loss = self.objective(*batch) / len(batches)
                 self.fabric.backward(loss)
             nll += loss.detach()
         if shared:
@@ -135,7 +136,7 @@ class StageTrainer:
             raise RunError(f"{path} does not fit this run: {one_line(error)}") from None
 
     @torch.no_grad()
-    def _start_alike(self, x: Tensor) -> None:
+    def _start_alike(self, batch: Batch) -> None:
         """Start ActNorm from the first batch of the first process, as with one process."""
         norms = [module for module in self.stage.modules() if isinstance(module, ActNorm)]
         if not norms:
@@ -143,7 +144,7 @@ class StageTrainer:
         if self.fabric.is_global_zero:
             # On a copy, since the step itself must still update the running statistics of batch normalisation.
             twin = copy.deepcopy(self.stage)
-            twin.log_prob(x)  # type: ignore[operator]
+            twin.log_prob(*batch)  # type: ignore[operator]
             started = [module for module in twin.modules() if isinstance(module, ActNorm)]
             for norm, other in zip(norms, started, strict=True):
                 norm.load_state_dict(other.state_dict())

@@ -30,7 +30,7 @@ from pnf.files import remove_unfinished
 from pnf.flows.saving import CONFIG_NAME as CONFIG_FILE
 from pnf.flows.saving import WEIGHTS_NAME
 from pnf.training import processes
-from pnf.training.batches import VALIDATION_NOISE, Batches, hold_out, seeded
+from pnf.training.batches import VALIDATION_NOISE, Batch, Batches, hold_out, seeded
 from pnf.training.build import Flow, build_flow, stage_dims, stage_inputs, stage_modules, stage_names
 from pnf.training.checkpoints import AtomicCheckpointIO
 from pnf.training.config import CONFIG_NAME, RunConfig, RunError
@@ -69,7 +69,7 @@ def train(
 
     Args:
         config: the settings.
-        images: the training images, ``[N, C, size, size]`` uint8.
+        images: the training images, ``[N, C, size, size]`` uint8, with labels if the settings name classes.
         folder: the folder of the run.
         stages: names of the stages to train, all by default. Their results do not depend on the other stages.
         resume: whether to resume from the checkpoints in the folder.
@@ -84,6 +84,8 @@ def train(
             finite.
         Interrupted: the process received SIGINT, SIGTERM or SIGHUP. Everything is saved.
     """
+    if images.classes != (config.classes or ()):
+        raise RunError(f"the run has the classes {config.classes or 'none'}, and its images {images.classes or 'none'}")
     flow = build_flow(config, images.shape[0])
     names = stage_names(flow)
     chosen = _choose(names, stages)
@@ -185,7 +187,7 @@ class _Loop:
         names: list[str],
         trainers: list[StageTrainer],
         batches: Batches,
-        validation: Tensor,
+        validation: Batch,
         fabric: Fabric,
         folder: Path,
         console: Console | None,
@@ -227,7 +229,7 @@ class _Loop:
                 stop = self._asked_to_stop(received, done)
                 if done % self.config.log_every == 0 or done == self.config.steps:
                     self._log(done, bar)
-                if (done % self.config.validate_every == 0 or done == self.config.steps) and len(self.validation):
+                if (done % self.config.validate_every == 0 or done == self.config.steps) and len(self.validation.x):
                     self._validate(done, active, bar)
                 if done % self.config.checkpoint_every == 0 or done == self.config.steps or stop:
                     self._save(active)
@@ -246,12 +248,11 @@ class _Loop:
         asked = torch.tensor(received[0] if received else 0, device=self.fabric.device)
         return int(processes.reduce(self.fabric, asked, "max"))
 
-    def train(self, x: Tensor, active: list[StageTrainer]) -> None:
+    def train(self, batch: Batch, active: list[StageTrainer]) -> None:
         """Take a step of some trainers on a batch."""
         own = self.config.accumulate // self.size
         inputs = [
-            dict(zip(self.names, stage_inputs(self.flow, self.fabric.to_device(part)), strict=True))
-            for part in x.chunk(self.config.accumulate)[self.rank * own : (self.rank + 1) * own]
+            self._inputs(part) for part in batch.split(self.config.batch_size)[self.rank * own : (self.rank + 1) * own]
         ]
         for i, trainer in enumerate(active):
             with self.branches.branch(i):
@@ -261,7 +262,14 @@ class _Loop:
                 torch.where(nll.isfinite(), broken, broken.clamp(max=trainer.step), out=broken)
             self.counts[trainer.name] += 1
         self.branches.join()
-        self.images += len(x)
+        self.images += len(batch.x)
+
+    def _inputs(self, batch: Batch) -> dict[str, Batch]:
+        """What each stage sees of a batch, on the device."""
+        x, condition = self.fabric.to_device(batch)
+        return {
+            name: Batch(image, condition) for name, image in zip(self.names, stage_inputs(self.flow, x), strict=True)
+        }
 
     def _log(self, step: int, bar: StepBar) -> None:
         metrics: dict[str, float] = {}
@@ -296,12 +304,11 @@ class _Loop:
     def _validate(self, step: int, active: list[StageTrainer], bar: StepBar) -> None:
         sums = {trainer.name: torch.zeros((), device=self.fabric.device) for trainer in active}
         for part in self.validation.split(self.config.batch_size)[self.rank :: self.size]:
-            inputs = stage_inputs(self.flow, self.fabric.to_device(part))
-            images = dict(zip(self.names, inputs, strict=True))
+            inputs = self._inputs(part)
             for trainer in active:
-                sums[trainer.name] += trainer.averaged.log_prob(images[trainer.name]).sum()  # type: ignore[operator]
+                sums[trainer.name] += trainer.averaged.log_prob(*inputs[trainer.name]).sum()  # type: ignore[operator]
         totals = {name: processes.reduce(self.fabric, value, "sum").item() for name, value in sums.items()}
-        nats = {name: total / len(self.validation) for name, total in totals.items()}
+        nats = {name: total / len(self.validation.x) for name, total in totals.items()}
         for trainer in active:
             trainer.validated(nats[trainer.name])
         metrics = {f"validation/{trainer.name}/nats_per_dim": nats[trainer.name] / trainer.dims for trainer in active}
@@ -344,7 +351,7 @@ def _loop(
     console: Console | None,
 ) -> _Loop:
     """Make the loop over the chosen stages of a flow."""
-    pixels, held_out = hold_out(images.pixels, config.validation, config.seed)
+    training, held_out = hold_out(images, config.validation, config.seed)
     if config.precision == "bf16":
         flow.set_network_dtype(torch.bfloat16)
     names = stage_names(flow)
@@ -353,8 +360,8 @@ def _loop(
         for name, stage, dims in zip(names, stage_modules(flow), stage_dims(flow), strict=True)
         if name in chosen
     ]
-    batches = Batches(pixels, config.batch_size * config.accumulate, config.seed, flip=config.flip)
-    validation = dequantize(held_out, seeded(config.seed, VALIDATION_NOISE))
+    batches = Batches(training, config.batch_size * config.accumulate, config.seed, flip=config.flip)
+    validation = Batch(dequantize(held_out.pixels, seeded(config.seed, VALIDATION_NOISE)), held_out.labels)
     return _Loop(config, flow, names, trainers, batches, validation, fabric, folder, console)
 
 
@@ -437,9 +444,12 @@ def held_out_log_probs(config: RunConfig, images: Images, folder: Path, name: st
     stage = stage_modules(flow)[index].eval()
     if not load_stage(config, stage, folder, name):
         raise RunError(f"stage {name} in {folder} has not been trained to its end")
-    _, held_out = hold_out(images.pixels, config.validation, config.seed)
-    parts = dequantize(held_out, seeded(config.seed, VALIDATION_NOISE)).split(config.batch_size)
-    return torch.cat([stage.log_prob(stage_inputs(flow, part)[index]).double() for part in parts])  # type: ignore[operator]
+    _, held_out = hold_out(images, config.validation, config.seed)
+    x = dequantize(held_out.pixels, seeded(config.seed, VALIDATION_NOISE))
+    parts = Batch(x, held_out.labels).split(config.batch_size)
+    return torch.cat(
+        [stage.log_prob(stage_inputs(flow, part.x)[index], part.condition).double() for part in parts]  # type: ignore[operator]
+    )
 
 
 @contextmanager

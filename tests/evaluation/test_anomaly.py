@@ -54,6 +54,6 @@ def test_typicality_of_one_stage_is_in_one_order_with_that_of_all() -> None:
 
 
 def test_typical_images_are_those_held_out(tiny: Callable[..., RunConfig], images: Images) -> None:
-    held_out = hold_out(images.pixels, 20, 0)[1]
+    held_out = hold_out(images, 20, 0)[1].pixels
     assert torch.equal(typical_images(tiny(), images).pixels, held_out)
     assert torch.equal(typical_images(tiny(validation=0), images).pixels, images.pixels)

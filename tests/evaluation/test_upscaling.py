@@ -9,7 +9,7 @@ from torch.nn import functional
 from pnf.evaluation.upscaling import upscaled, upscaling_quality
 from pnf.flows import ProgressiveFlow
 from pnf.reference import ProgressiveFlow as Reference
-from pnf.training.batches import seeded
+from pnf.training.batches import Batch, seeded
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,7 @@ def test_upscaled_images_downscale_to_what_they_came_from(flow: ProgressiveFlow,
 
 
 def test_quality_is_that_of_the_definition(flow: ProgressiveFlow, x: torch.Tensor) -> None:
-    found = upscaling_quality(flow, x.split(4), draws=2)
+    found = upscaling_quality(flow, Batch(x).split(4), draws=2)
     assert list(found) == ["f0", "f1x", "f1y", "f2x"]
     for name, size in (("f0", (4, 4)), ("f2x", (8, 16))):
         low = functional.adaptive_avg_pool2d(x, size)
@@ -51,14 +51,14 @@ def test_quality_is_that_of_the_definition(flow: ProgressiveFlow, x: torch.Tenso
 
 
 def test_what_is_upscaled_without_error_has_the_best_quality(flow: ProgressiveFlow) -> None:
-    found = upscaling_quality(flow, [torch.full((2, 3, 16, 16), 0.5)], draws=1)
+    found = upscaling_quality(flow, [Batch(torch.full((2, 3, 16, 16), 0.5))], draws=1)
     quality = found["f0"]["bilinear"]
     assert (quality.psnr, quality.rmse) == (pytest.approx(100), 0)
     assert quality.ssim == pytest.approx(1)
 
 
 def test_the_draws_belong_to_the_seed(flow: ProgressiveFlow, x: torch.Tensor) -> None:
-    first, again, other = (upscaling_quality(flow, [x], draws=1, seed=seed) for seed in (0, 0, 1))
+    first, again, other = (upscaling_quality(flow, [Batch(x)], draws=1, seed=seed) for seed in (0, 0, 1))
     assert first == again
     assert first["f0"]["mean of draws"] != other["f0"]["mean of draws"]
     assert first["f0"]["zero noise"] == other["f0"]["zero noise"]

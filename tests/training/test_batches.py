@@ -4,22 +4,24 @@ import pytest
 import torch
 from torch import Tensor
 
-from pnf.training.batches import Batches, hold_out, seeded
+from pnf.data import Images
+from pnf.training.batches import Batch, Batches, hold_out, seeded
 
 
-def numbered(count: int) -> Tensor:
-    """Images [count, 1, 1, 2] with their number in the pixels: image 3 has the pixels 3 and 103."""
+def numbered(count: int) -> Images:
+    """Images [count, 1, 1, 2] with their number in the pixels and as label: image 3 has the pixels 3 and 103."""
     numbers = torch.arange(count, dtype=torch.uint8)
-    return torch.stack([numbers, numbers + 100], 1).view(count, 1, 1, 2)
+    pixels = torch.stack([numbers, numbers + 100], 1).view(count, 1, 1, 2)
+    return Images(pixels, "numbered", "train", numbers.long(), tuple(map(str, range(count))))
 
 
-def numbers_of(batch: Tensor) -> list[int]:
+def numbers_of(batch: Batch) -> list[int]:
     """The numbers of the images of ``numbered`` in a batch, mirrored or not."""
-    return [int(level) for level in (batch.amin((1, 2, 3)) * 256).floor()]
+    return [int(level) for level in (batch.x.amin((1, 2, 3)) * 256).floor()]
 
 
-def mirrored(batch: Tensor) -> list[bool]:
-    return [bool(left > right) for left, right in batch.flatten(1)]
+def mirrored(batch: Batch) -> list[bool]:
+    return [bool(left > right) for left, right in batch.x.flatten(1)]
 
 
 @pytest.mark.parametrize("flip", [False, True])
@@ -27,7 +29,7 @@ def test_a_batch_belongs_to_its_step_whatever_came_before(flip: bool) -> None:
     forward, fresh = (Batches(numbered(10), 4, seed=0, flip=flip) for _ in range(2))
     in_order = [forward(step) for step in range(12)]
     for step in (11, 3, 3, 7, 0):
-        assert torch.equal(fresh(step), in_order[step])
+        assert torch.equal(fresh(step).x, in_order[step].x)
 
 
 @pytest.mark.parametrize("batch_size", [1, 4, 10, 25, 64])
@@ -51,6 +53,14 @@ def test_the_seed_changes_order_and_noise_and_flips() -> None:
     assert not torch.isin(_noise(first), _noise(second)).any()
 
 
+@pytest.mark.parametrize("flip", [False, True])
+def test_labels_follow_their_images(flip: bool) -> None:
+    batches = Batches(hold_out(numbered(60), 10, seed=0)[0], 64, seed=0, flip=flip)
+    for batch in (batches(0), *batches(7).split(20)):
+        assert batch.condition is not None
+        assert batch.condition.tolist() == numbers_of(batch)
+
+
 def test_noise_is_drawn_anew_at_each_step() -> None:
     batches = Batches(numbered(8), 8, seed=0, flip=False)
     assert not torch.isin(_noise(batches(0)), _noise(batches(1))).any()
@@ -63,7 +73,9 @@ def test_about_half_of_the_images_are_mirrored_if_asked() -> None:
 
 
 def test_a_batch_is_dequantized_to_the_unit_interval() -> None:
-    batch = Batches(torch.full((4, 3, 2, 2), 255, dtype=torch.uint8), 4, seed=0, flip=False)(0)
+    white = Images(torch.full((4, 3, 2, 2), 255, dtype=torch.uint8), "white", "train")
+    batch, condition = Batches(white, 4, seed=0, flip=False)(0)
+    assert condition is None
     assert batch.dtype == torch.float32
     assert batch.shape == (4, 3, 2, 2)
     assert 255 / 256 <= batch.min() < batch.max() <= 1
@@ -71,11 +83,11 @@ def test_a_batch_is_dequantized_to_the_unit_interval() -> None:
 
 def test_hold_out_splits_by_the_seed() -> None:
     training, validation = hold_out(numbered(60), 20, seed=0)
-    chosen = validation[:, 0, 0, 0].tolist()
+    chosen = validation.pixels[:, 0, 0, 0].tolist()
     assert len(training) == 40
-    assert sorted([*training[:, 0, 0, 0].tolist(), *chosen]) == list(range(60))
-    assert hold_out(numbered(60), 20, seed=0)[1][:, 0, 0, 0].tolist() == chosen
-    assert hold_out(numbered(60), 20, seed=1)[1][:, 0, 0, 0].tolist() != chosen
+    assert sorted([*training.pixels[:, 0, 0, 0].tolist(), *chosen]) == list(range(60))
+    assert hold_out(numbered(60), 20, seed=0)[1].pixels[:, 0, 0, 0].tolist() == chosen
+    assert hold_out(numbered(60), 20, seed=1)[1].pixels[:, 0, 0, 0].tolist() != chosen
 
 
 def test_hold_out_of_nothing() -> None:
@@ -89,5 +101,5 @@ def test_streams_of_different_keys_differ() -> None:
     assert torch.equal(torch.rand(5, generator=seeded(3, 1)), torch.rand(5, generator=seeded(3, 1)))
 
 
-def _noise(batch: Tensor) -> Tensor:
-    return (batch.double() * 256).frac()
+def _noise(batch: Batch) -> Tensor:
+    return (batch.x.double() * 256).frac()

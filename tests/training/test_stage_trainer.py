@@ -12,7 +12,7 @@ from torch import Tensor
 from pnf.data import Images, dequantize
 from pnf.flows import scale_parameters
 from pnf.training import RunConfig
-from pnf.training.batches import seeded
+from pnf.training.batches import Batch, seeded
 from pnf.training.build import build_flow, stage_dims, stage_inputs, stage_modules, stage_names
 from pnf.training.stage_trainer import StageTrainer, schedule
 
@@ -30,8 +30,8 @@ def units_of(config: RunConfig, fabric: Fabric) -> list[StageTrainer]:
     return [StageTrainer(name, stage, dims, config, fabric) for name, stage, dims in parts]
 
 
-def inputs_of(config: RunConfig, x: Tensor) -> list[Tensor]:
-    return stage_inputs(build_flow(config, 1), x)
+def inputs_of(config: RunConfig, x: Tensor) -> list[Batch]:
+    return [Batch(part) for part in stage_inputs(build_flow(config, 1), x)]
 
 
 def gradients_at_steps(unit: StageTrainer) -> list[dict[str, Tensor]]:
@@ -86,7 +86,7 @@ def test_the_penalty_touches_only_scale_parameters(tiny: Make, fabric: Fabric, x
         scales = {id(p) for p in scale_parameters(unit.stage)}
         before = {name: p.detach().clone() for name, p in unit.stage.named_parameters() if id(p) in scales}
         gradients = gradients_at_steps(unit)
-        losses.append(unit.train_step([x, x]))
+        losses.append(unit.train_step([Batch(x), Batch(x)]))
         seen.append(gradients[0])
     plain, penalised = seen
     assert before
@@ -98,12 +98,12 @@ def test_the_penalty_touches_only_scale_parameters(tiny: Make, fabric: Fabric, x
 def test_a_step_takes_its_own_gradient_only(tiny: Make, fabric: Fabric, x: Tensor) -> None:
     unit = units_of(tiny(clip=1e9, scale_l2=0.0), fabric)[-1]
     seen = gradients_at_steps(unit)
-    unit.train_step([x])
+    unit.train_step([Batch(x)])
     for step in (1, 2):
         twin = copy.deepcopy(unit.stage)
         twin.zero_grad()
         (-twin.log_prob(x).mean()).backward()
-        unit.train_step([x])
+        unit.train_step([Batch(x)])
         for name, p in twin.named_parameters():
             torch.testing.assert_close(seen[step][name], p.grad)
 
@@ -122,7 +122,7 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(tiny: Make, fabric: 
     config = tiny(norm="none")
     whole, halves = units_of(config, fabric)[-1], units_of(config, fabric)[-1]
     seen_whole, seen_halves = gradients_at_steps(whole), gradients_at_steps(halves)
-    nll_whole, nll_halves = whole.train_step([x]), halves.train_step(list(x.chunk(2)))
+    nll_whole, nll_halves = whole.train_step([Batch(x)]), halves.train_step(Batch(x).split(8))
     torch.testing.assert_close(nll_whole, nll_halves)
     torch.testing.assert_close(seen_whole, seen_halves, rtol=1e-4, atol=1e-5)
 
@@ -152,7 +152,7 @@ def test_bf16_trains_and_leaves_likelihoods_in_float32(tiny: Make, fabric: Fabri
     stage, dims = stage_modules(flow)[-1], stage_dims(flow)[-1]
     before = {name: p.detach().clone() for name, p in stage.named_parameters()}
     unit = StageTrainer("f1y", stage, dims, config, fabric)
-    losses = [unit.train_step([x]).item() for _ in range(20)]
+    losses = [unit.train_step([Batch(x)]).item() for _ in range(20)]
     assert losses[-1] < losses[0]
     assert any((p != before[name]).any() for name, p in unit.stage.named_parameters())
     for module in (unit.stage, unit.averaged):

@@ -1,0 +1,150 @@
+"""The commands on a run that is conditioned on labels."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+Pnf = Callable[..., Any]
+Tiny = Callable[..., list[str]]
+Picture = Callable[..., Path]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, pnf: Pnf, tiny: Tiny) -> Path:
+    folder = tmp_path_factory.mktemp("labelled") / "run"
+    result = pnf(*tiny(folder), "--labels")
+    assert result.code == 0, result.err
+    assert "Training progressive on 200 images of fashion-mini [1, 16, 16], 10 classes, in" in result.err
+    return folder
+
+
+def size(path: Path) -> tuple[int, int]:
+    with Image.open(path) as image:
+        return image.size
+
+
+def test_the_run_names_its_classes(run: Path) -> None:
+    assert json.loads((run / "run.json").read_text())["classes"][:2] == ["T-shirt", "Trouser"]
+    assert json.loads((run / "model/config.json").read_text())["num_classes"] == 10
+
+
+def test_evaluate(pnf: Pnf, run: Path, tmp_path: Path) -> None:
+    result = pnf("evaluate", run, "--limit", 40, "--out", tmp_path)
+    assert result.code == 0, result.err
+    found = json.loads((tmp_path / "metrics.json").read_text())["models"]["run"]["result"]["classification"]
+    assert 0 <= found["accuracy"] <= 1
+    assert 0 <= found["calibration_error"] <= 1
+    assert (found["classes"], found["images"]) == (10, 40)
+    assert f"{100 * found['accuracy']:.2f} ± {100 * found['accuracy_error']:.2f} %" in result.out
+
+
+def test_sample_draws_a_row_for_each_class(pnf: Pnf, run: Path, tmp_path: Path) -> None:
+    for name, args in {
+        "all": ["-n", 2],
+        "two": ["-n", 2, "--label", "Bag", "--label", 0],
+        "one": ["--label", 3],
+    }.items():
+        result = pnf("sample", run, "--out", tmp_path / f"{name}.png", *args)
+        assert result.code == 0, result.err
+    (_, all_height), (_, two_height) = size(tmp_path / "all.png"), size(tmp_path / "two.png")
+    assert all_height - two_height == 8 * (96 + 4)
+    assert size(tmp_path / "one.png")[1] == all_height - 2 * (96 + 4), "64 samples of one class are 8 x 8"
+
+
+def test_sampling_a_class_does_not_depend_on_the_others(run: Path) -> None:
+    from pnf.evaluation import load_flow
+
+    flow = load_flow(run / "model")
+    import torch
+
+    def draw(labels: list[int]) -> torch.Tensor:
+        return flow.sample(len(labels), torch.tensor(labels), generator=torch.Generator().manual_seed(0))
+
+    assert torch.equal(draw([4, 4])[0], draw([4, 7])[0])
+    assert not torch.equal(draw([4, 4])[1], draw([4, 7])[1])
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["upscale", "-n", 2],
+        ["upscale", "-n", 2, "--sampled"],
+        ["upscale", "-n", 2, "--label", "Bag"],
+        ["project", "-n", 2],
+        ["quality", "-n", 2, "--draws", 1],
+        ["check", "-n", 2],
+    ],
+)
+def test_commands_on_held_out_images(pnf: Pnf, run: Path, args: list[Any]) -> None:
+    result = pnf(args[0], run, *args[1:])
+    assert result.code == 0, result.err
+
+
+def test_files_need_a_class(pnf: Pnf, run: Path, picture: Picture, tmp_path: Path) -> None:
+    photo = picture("photo.png", 20, 20)
+    for command in (["upscale", run, photo, "--out", tmp_path], ["project", run, photo, "--out", tmp_path / "p.png"]):
+        refused = pnf(*command)
+        assert refused.code == 1
+        assert "the run has labels: give the class with --label: T-shirt, Trouser" in refused.err
+        assert pnf(*command, "--label", "Bag").code == 0
+        several = pnf(*command, "--label", "Bag", "--label", "Shirt")
+        assert "give one --label for all, or one for each of 1 images, got 2" in several.err
+
+
+def test_the_class_changes_what_upscaling_gives(pnf: Pnf, run: Path, picture: Picture, tmp_path: Path) -> None:
+    photo = picture("photo.png", 20, 20)
+    drawn = []
+    for label in ("Bag", "Bag", "Boot"):
+        assert pnf("upscale", run, photo, "--temperature", 1, "--out", tmp_path, "--label", label).code == 0
+        drawn.append((tmp_path / "photo-t1-1.png").read_bytes())
+    assert drawn[0] == drawn[1] != drawn[2]
+
+
+def test_foreign_images_need_no_labels(pnf: Pnf, run: Path, tmp_path: Path) -> None:
+    np.savez(tmp_path / "other.npz", test=np.random.default_rng(0).integers(0, 256, (20, 16, 16), np.uint8))
+    result = pnf("anomaly", run, tmp_path / "other.npz", "--limit", 20, "--out", tmp_path)
+    assert result.code == 0, result.err
+
+
+def test_a_saved_flow_with_labels_is_checked_on_samples_of_each_class(pnf: Pnf, run: Path) -> None:
+    assert pnf("check", run / "model", "-n", 3).code == 0
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--data", "fashion-mini", "--attribute", "Smiling"], "--attribute is the label of an image of CelebA: give"),
+        (["--labels", "--model", "realnvp"], "wrong settings: settings: Value error, the realnvp baseline takes no"),
+    ],
+)
+def test_mistakes_in_training(pnf: Pnf, tiny: Tiny, tmp_path: Path, args: list[str], message: str) -> None:
+    result = pnf(*tiny(tmp_path / "run"), *args)
+    assert result.code == 1
+    assert message in result.err
+    assert not (tmp_path / "run").exists()
+
+
+def test_data_without_labels(pnf: Pnf, tiny: Tiny, colours: Path, run: Path, tmp_path: Path) -> None:
+    for args in ([*tiny(tmp_path / "run", data=colours), "--labels"], ["evaluate", run, "--data", colours]):
+        result = pnf(*args)
+        assert result.code == 1
+        assert "wanted one array of labels beside" in result.err
+
+
+def test_a_run_without_labels_takes_none(pnf: Pnf, demo: Path) -> None:
+    for command in ("sample", "upscale", "project"):
+        result = pnf(command, demo / "progressive-bounded", "--label", "Bag")
+        assert result.code == 1
+        assert "the run has no labels, so it can take no --label; train one with: pnf train --labels" in result.err
+
+
+def test_resuming_takes_the_labels_of_the_run(pnf: Pnf, run: Path) -> None:
+    assert pnf("train", "--resume", run, "--device", "cpu").code == 0
+    assert "--resume goes on with a run's own settings" in pnf("train", "--resume", run, "--labels").err
