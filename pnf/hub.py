@@ -70,8 +70,10 @@ def download(name: str, files: list[str], *, revision: str | None = None, token:
     for file in files:
         if not (Path(folder) / file).is_file():
             raise FileNotFoundError(
-                f"from_pretrained: the repository {name} has no {file}: only flows that push_to_hub or save_pretrained "
-                "wrote can be loaded, and no pickles"
+                f"the repository {name} has no {file}, which its owner can add by push_to_hub(..., run=FOLDER)"
+                if file == SETTINGS_NAME
+                else f"from_pretrained: the repository {name} has no {file}: only flows that push_to_hub or "
+                "save_pretrained wrote can be loaded, and no pickles"
             )
     return Path(folder)
 

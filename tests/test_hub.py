@@ -17,7 +17,12 @@ from hub_stand_in import READER, WRITER, Hub, serve
 from huggingface_hub import ModelCard, constants
 
 from pnf import fast, reference
+from pnf.cli.common import pick_run
+from pnf.evaluation import load_run
+from pnf.evaluation.pictures import samples
 from pnf.hub import is_name, model_card
+from pnf.training import RunConfig, RunError
+from pnf.training.build import build_flow
 
 # huggingface_hub's upload of large files calls its own library in a way that is going out of use.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>' to upload raw bytes:DeprecationWarning")
@@ -115,6 +120,25 @@ def test_a_run_fills_in_the_card(hub: Hub, flow: reference.ProgressiveFlow, tmp_
     ):
         assert line in card.text
     assert json.loads(found["run.json"])["steps"] == 6
+
+
+def test_commands_take_a_run_from_the_hub(hub: Hub, tmp_path: Path) -> None:
+    flow = build_flow(RunConfig.load(RUN), 1)
+    flow.push_to_hub("owner/flow", run=RUN, token=WRITER)
+    folder, here = pick_run(None, "owner/flow")
+    assert here == Path()
+    config, found = load_run(folder)
+    assert config == RunConfig.load(RUN)
+    assert same(found, flow)
+    picture = tmp_path / "samples.png"
+    assert samples(folder, picture, n=2, device=torch.device("cpu")) == [picture]
+    flow.push_to_hub("owner/other", token=WRITER)
+    with pytest.raises(
+        RunError, match=r"^the repository owner/other has no run\.json, which its owner can add by push"
+    ):
+        pick_run(None, "owner/other")
+    with pytest.raises(RunError, match=rf"no repository of that name on {hub.url} that you may read"):
+        pick_run(None, "owner/nothing")
 
 
 def test_the_path_of_the_data_stays_at_home(hub: Hub, flow: reference.ProgressiveFlow, tmp_path: Path) -> None:

@@ -106,7 +106,18 @@ BELOW = {
     "training": ("fast", "flows", "data", "files"),
     "evaluation": ("training", "fast", "flows", "data", "figures", "files"),
     "experiments": ("evaluation", "training", "flows", "data", "figures", "files"),
-    "cli": ("experiments", "evaluation", "training", "flows", "data", "figures", "files", "pretrained", "_backends"),
+    "cli": (
+        "experiments",
+        "evaluation",
+        "training",
+        "flows",
+        "data",
+        "figures",
+        "files",
+        "hub",
+        "pretrained",
+        "_backends",
+    ),
 }
 """The packages that each package may import."""
 

@@ -56,7 +56,7 @@ def pick_device(name: str) -> torch.device:
 
 
 def pick_run(run: Path | None, name: str | None) -> tuple[Path, Path]:
-    """The folder of a run, of a model that comes with pnf or of one of the hub, and the default folder for its pictures.
+    """The folder of a run, of a bundled model or of one of the hub, and the default folder for its pictures.
 
     Raises:
         RunError: neither is given, or both, or the model is unknown or cannot be had.
