@@ -189,7 +189,8 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
             found = {"url": f"{hub.url}/{name}", "id": name}
             if name in hub.repositories:
                 raise _Failure(409, content=json.dumps(found).encode())
-            hub.add(name, {".gitattributes": b""}, private=wanted.get("visibility") == "private")
+            private = wanted.get("visibility") == "private" or bool(wanted.get("private"))  # older clients
+            hub.add(name, {".gitattributes": b""}, private=private)
             self.send_json(found)
 
         def commit(self, name: str, branch: str) -> None:
