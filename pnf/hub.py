@@ -7,7 +7,7 @@ executed. The library ``huggingface_hub`` keeps the cache, the token and the add
 import importlib
 import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -81,6 +81,7 @@ def download(name: str, files: list[str], *, revision: str | None = None, token:
 def upload(
     name: str,
     files: Mapping[str, bytes],
+    card: Callable[[str], bytes],
     *,
     private: bool | None = None,
     token: str | bool | None = None,
@@ -94,6 +95,7 @@ def upload(
     Args:
         name: ``owner/name``, or ``name`` of the owner of the token.
         files: the content of the files by their names.
+        card: makes the model card from the full name of the repository.
         private: whether a new repository is private; by default as the owner has set it.
         token: a token that may write; by default that of ``hf auth login``.
         revision: the branch, created if it is missing; by default the main one.
@@ -114,10 +116,10 @@ def upload(
         name = api.create_repo(name, private=private, exist_ok=True).repo_id
         if revision is not None:
             api.create_branch(name, branch=revision, exist_ok=True)
-        kept = {CARD_NAME} if api.file_exists(name, CARD_NAME, revision=revision) else set()
+        has_card = api.file_exists(name, CARD_NAME, revision=revision)
         with tempfile.TemporaryDirectory() as folder:
-            for file in files.keys() - kept:
-                (Path(folder) / file).write_bytes(files[file])
+            for file, content in (files if has_card else {**files, CARD_NAME: card(name)}).items():
+                (Path(folder) / file).write_bytes(content)
             commit = api.upload_folder(repo_id=name, folder_path=folder, revision=revision, commit_message=message)
     except Exception as error:
         raise _explained("push_to_hub", name, revision, error) from error

@@ -78,6 +78,7 @@ def test_what_is_pushed_comes_back(hub: Hub, kind: Any) -> None:
     realnvp = kind.RealNVP((4,), **DENSE)
     realnvp.push_to_hub("realnvp", private=True, token=WRITER)  # of the owner of the token
     assert hub.repositories["owner/realnvp"].private
+    assert b"RealNVP.from_pretrained('owner/realnvp')" in hub.files("owner/realnvp")["README.md"]
     assert same(realnvp, kind.RealNVP.from_pretrained("owner/realnvp", token=READER))
 
 

@@ -4,6 +4,7 @@ import math
 import os
 import zlib
 from abc import abstractmethod
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -75,9 +76,9 @@ class Pretrained(nn.Module):
         """
         trained = None if run is None else hub.Run.read(Path(run))
         config = {"model": type(self).__name__, **self.config()}
-        card = hub.model_card(repo_id, config, sum(p.numel() for p in self.parameters()), trained)
-        files = {**self._files(), hub.CARD_NAME: card, **(trained.files() if trained else {})}
-        return hub.upload(repo_id, files, private=private, token=token, revision=revision, message=commit_message)
+        card = partial(hub.model_card, config=config, parameters=sum(p.numel() for p in self.parameters()), run=trained)
+        files = {**self._files(), **(trained.files() if trained else {})}
+        return hub.upload(repo_id, files, card, private=private, token=token, revision=revision, message=commit_message)
 
     def _files(self) -> dict[str, bytes]:
         """The content of both files, made before either is written, so that they always match."""
