@@ -170,7 +170,7 @@ class Run(NamedTuple):
     """What a run's folder tells about a model."""
 
     settings: dict[str, Any]
-    """The settings in ``run.json``. The path of the data is shortened to its name: it is nobody else's concern."""
+    """The settings in ``run.json``. The path of the data is cut to its last part, since the rest names private folders."""
     result: dict[str, Any]
     """The likelihood of held-out images in ``metrics.json``, if ``pnf evaluate`` wrote it."""
 
@@ -192,7 +192,7 @@ class Run(NamedTuple):
             raise ValueError(f"push_to_hub: {folder / SETTINGS_NAME} is damaged: it holds no settings")
         settings["data"] = Path(str(settings.get("data", ""))).name
         result: dict[str, Any] = {}
-        # Nobody has to evaluate a run, and the page holds several runs where they were evaluated together.
+        # A run need not have been evaluated, and the file may hold several runs.
         with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
             metrics: Any = read_json(folder / "metrics.json")
             (model,) = metrics["models"].values()
