@@ -170,7 +170,7 @@ class Run(NamedTuple):
     """What a run's folder tells about a model."""
 
     settings: dict[str, Any]
-    """The settings in ``run.json``. The path of the data is cut to its last part, since the rest names private folders."""
+    """The settings in ``run.json``, with the last part of the path of the data: the rest names private folders."""
     result: dict[str, Any]
     """The likelihood of held-out images in ``metrics.json``, if ``pnf evaluate`` wrote it."""
 
