@@ -12,6 +12,7 @@ from pnf.data import dequantize, load
 from pnf.evaluation import diagnose
 from pnf.evaluation.likelihood import check_images, num_classes
 from pnf.evaluation.runs import load_flow, load_images, load_only
+from pnf.flows import ProgressiveFlow
 from pnf.flows.saving import CONFIG_NAME
 from pnf.training import Flow, RunConfig, RunError, seeded
 from pnf.training.batches import Batch
@@ -64,10 +65,14 @@ def _images(flow: Flow, run: Path, config: RunConfig | None, data: str | None, n
         device = next(flow.parameters()).device
         labels = torch.arange(n, device=device) % classes if classes else None
         samples = flow.sample(n, labels, generator=torch.Generator().manual_seed(seed))
+        if _is_real(flow):
+            return Batch(samples, labels)
         pixels = (256 * samples).clamp(0, 255).byte()
         return Batch(dequantize(pixels, seeded(seed)), labels)
     if config is not None:
         images = load_images(config, "test", run=run, data=data, limit=n, progress=progress)
+    elif _is_real(flow):
+        raise RunError("--data must be standardised as in training, and only a run knows how: give the run's folder")
     else:
         assert data is not None
         if len(flow.shape) != 3:
@@ -76,4 +81,9 @@ def _images(flow: Flow, run: Path, config: RunConfig | None, data: str | None, n
         if len(images.classes) > (classes or 0):
             raise RunError(f"the model has {classes} classes, and {images.name} has {len(images.classes)}")
     check_images(flow, images)
-    return Batch(dequantize(images.pixels, seeded(seed)), images.labels)
+    return Batch(images.continuous(seeded(seed)), images.labels)
+
+
+def _is_real(flow: Flow) -> bool:
+    """Whether a flow models real data that is no image."""
+    return flow.support == "real" if isinstance(flow, ProgressiveFlow) else flow.alpha is None

@@ -20,9 +20,10 @@ from pnf.cli.common import (
     console,
     notes,
     pick_device,
+    print_table,
     progress,
 )
-from pnf.evaluation import Classification, Evaluation, evaluate
+from pnf.evaluation import Classification, Evaluation, RealEvaluation, evaluate, evaluate_reals
 from pnf.evaluation.image_files import check_targets
 from pnf.evaluation.runs import class_counts, find_runs, load_images, load_run, run_names
 from pnf.files import replace_json
@@ -52,6 +53,8 @@ def evaluate_command(
     probable class by Bayes' rule and its expected calibration error, and the bits/dim without the label. The time grows
     with the number of classes.
 
+    Runs on real data (--support real) have nats and nats/dim of the data in its own units.
+
     Example: [bold]pnf evaluate runs/demo[/bold]
     """
     folders = [run for folder in runs for run in find_runs(folder)]
@@ -60,6 +63,7 @@ def evaluate_command(
     check_targets(written)
     names = dict(zip(folders, run_names(folders), strict=True))
     found: dict[str, tuple[RunConfig, Evaluation]] = {}
+    real: dict[str, tuple[RunConfig, RealEvaluation]] = {}
     for folder in folders:
         try:
             config, flow = load_run(folder)
@@ -72,10 +76,16 @@ def evaluate_command(
         name = names[folder]
         track = progress(f"Evaluating {name}")
         flow = flow.to(pick_device(device))
-        how: dict[str, Any] = {"seed": seed, "draws": draws, "batch_size": batch_size, "track": track}
+        if config.standardisation is not None:
+            if draws > 1:
+                raise RunError(f"--draws is of the noise of 8-bit images, and {folder} is a run on real data")
+            how: dict[str, Any] = {"batch_size": batch_size, "track": track}
+            real[name] = (config, evaluate_reals(flow, images, config.standardisation, **how))
+            continue
+        how = {"seed": seed, "draws": draws, "batch_size": batch_size, "track": track}
         result = evaluate(flow, images, of_class=class_counts(config, folder), **how)
         found[name] = (config, result)
-    if not found:
+    if not found and not real:
         raise RunError("none of the runs can be evaluated")
     if processes.rank():
         return
@@ -87,21 +97,26 @@ def evaluate_command(
         "threads": torch.get_num_threads(),
         "seed": seed,
         "models": {
-            name: {"settings": config.settings(), "result": asdict(result)} for name, (config, result) in found.items()
+            name: {"settings": config.settings(), "result": asdict(result)}
+            for name, (config, result) in (found | real).items()
         },
     }
-    figure = figures.bits_per_stage(
-        {name: result.stage_bits_per_dim for name, (_, result) in found.items()},
-        standard_errors={name: result.bits_per_dim_error for name, (_, result) in found.items()},
-    )
     try:
         target.mkdir(parents=True, exist_ok=True)
         replace_json(written[0], document)
-        figures.save(figure, written[1])
+        if found:
+            figure = figures.bits_per_stage(
+                {name: result.stage_bits_per_dim for name, (_, result) in found.items()},
+                standard_errors={name: result.bits_per_dim_error for name, (_, result) in found.items()},
+            )
+            figures.save(figure, written[1])
     finally:
         # If the disk is full, these tables are all that remains of a long evaluation.
-        _print_tables(found)
-    console.say(f"Written: {', '.join(map(str, written))}")
+        if found:
+            _print_tables(found)
+        if real:
+            _print_reals(real)
+    console.say(f"Written: {', '.join(map(str, written if found else written[:1]))}")
 
 
 def _print_tables(found: dict[str, tuple[RunConfig, Evaluation]]) -> None:
@@ -159,3 +174,25 @@ def _print_classification(found: dict[str, Classification | None]) -> None:
                 f"{result.images:,}",
             )
     console.print(table)
+
+
+def _print_reals(found: dict[str, tuple[RunConfig, RealEvaluation]]) -> None:
+    table = Table(title="Held-out log-likelihood of real data, mean ± standard error over examples")
+    table.add_column("model")
+    for column in ("nats", "nats/dim", "params", "steps", "examples"):
+        table.add_column(column, justify="right", no_wrap=column in ("nats", "nats/dim"))
+    for name, (config, result) in found.items():
+        table.add_row(
+            name,
+            f"{result.nats:,.1f} ± {result.nats_error:.1f}",
+            f"{result.nats_per_dim:.3f} ± {result.nats_per_dim_error:.3f}",
+            f"{result.parameters / 1e6:.2f}M",
+            f"{config.steps:,}",
+            f"{result.examples:,}",
+        )
+    console.print(table)
+    shares = {
+        name: {**result.stage_nats, "standardisation": result.standardisation_nats, "sum": result.nats}
+        for name, (_, result) in found.items()
+    }
+    print_table("Share of each stage in the nats", "model", shares, ",.1f")

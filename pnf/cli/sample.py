@@ -16,6 +16,8 @@ from pnf.cli.common import (
     pick_run,
 )
 from pnf.evaluation.pictures import samples
+from pnf.evaluation.runs import find_runs
+from pnf.training import RunConfig
 
 
 def sample_command(
@@ -32,7 +34,10 @@ def sample_command(
         float, typer.Option(min=0, max=10, help="Scale of the noise; 0 is the paper's zero noise.")
     ] = 1.0,
     out: Annotated[
-        Path | None, typer.Option(help="Picture. Default: samples.png in the run, or here with --pretrained.")
+        Path | None,
+        typer.Option(
+            help="Picture. Default: samples.png in the run, or here with --pretrained; samples.npz for real data."
+        ),
     ] = None,
     seed: SeedOption = 0,
     device: DeviceOption = "auto",
@@ -44,7 +49,8 @@ def sample_command(
     Example: [bold]pnf sample --pretrained fashion-mnist[/bold]
     """
     run, here = pick_run(run, pretrained)
-    target = here / "samples.png" if out is None else out
+    name = "samples.png" if RunConfig.load(find_runs(run)[0]).support == "unit" else "samples.npz"
+    target = here / name if out is None else out
     written = samples(
         run, target, n=n, labels=label or (), temperature=temperature, seed=seed, device=pick_device(device)
     )

@@ -9,6 +9,7 @@ from typing import Annotated, Any, get_type_hints
 import typer
 
 from pnf.cli.common import console, notes, pick_device, progress
+from pnf.data import Reals
 from pnf.evaluation.runs import load_images
 from pnf.training import PRESETS, RunConfig, RunError, preset_config, train
 
@@ -57,6 +58,7 @@ def train_command(
 
     Example: [bold]pnf train mnist-dense --data MNIST --steps 2000[/bold]
     Example: [bold]pnf train mnist-dense --data MNIST --labels[/bold]
+    Example: [bold]pnf train demo --data waves.npz --support real[/bold]
     """
     overrides = {key: value for key, value in settings.items() if value is not None}
     if resume is not None:
@@ -69,6 +71,8 @@ def train_command(
     else:
         if settings["attribute"] is not None and not labels:
             raise RunError("--attribute is the label of an image of CelebA: give --labels too")
+        if labels and settings["support"] == "real":
+            raise RunError("--labels are of images: leave it out with --support real")
         config = preset_config(preset, **overrides)
         name = config.model if config.model == "realnvp" else f"{config.model}-{config.detail}"
         folder = out if out is not None else Path("runs") / preset / name
@@ -77,9 +81,15 @@ def train_command(
     images = load_images(config, "train", labels=labels or config.labelled, **reading)
     if labels:
         config = config.of_classes(images.classes)
+    if config.support == "real" and resume is None:
+        assert isinstance(images, Reals)
+        config = config.of_reals(images)
+        assert config.standardisation is not None
+        images = config.standardisation.of(images)
     classes = f", {len(images.classes)} classes," if images.classes else ""
+    what = "images" if config.support == "unit" else "standardised examples"
     notes.say(
-        f"Training {config.model} on {len(images):,} images of {images.name} {list(images.shape)}{classes} in {folder}"
+        f"Training {config.model} on {len(images):,} {what} of {images.name} {list(images.shape)}{classes} in {folder}"
     )
     chosen = None if stages is None else [name.strip() for name in stages.split(",")]
     missing = train(

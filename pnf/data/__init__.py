@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Protocol
 
 from pnf.data import arrays, celeba, cifar10, folder, idx
-from pnf.data.images import SPLITS, DataError, Images, Progress, Request
+from pnf.data.images import SPLITS, DataError, Images, Progress, Reals, Request
 from pnf.data.transforms import dequantize, height_width, resize
 from pnf.data.tree import walk
 from pnf.files import printable
 
-__all__ = ["BUNDLED", "DataError", "Images", "bundled", "dequantize", "load", "locate", "resize"]
+__all__ = ["BUNDLED", "DataError", "Images", "Reals", "bundled", "dequantize", "load", "load_reals", "locate", "resize"]
 
 BUNDLED = "fashion-mini"
 
@@ -76,11 +76,13 @@ def load(
         >>> load("fashion-mini", "test", size=32)
         Images(name='fashion-mini', split='test', pixels=uint8 [500, 1, 32, 32])
     """
-    if split not in SPLITS:
-        raise ValueError(f"load: split must be one of {', '.join(SPLITS)}, got {split!r}")
-    if limit is not None and limit < 1:
-        raise ValueError(f"load: limit must be at least 1, got {limit}")
-    request = Request(split, None if size is None else height_width("load", size), limit, progress, labels, attribute)
+    request = replace(
+        _request("load", split, limit),
+        size=None if size is None else height_width("load", size),
+        progress=progress,
+        labels=labels,
+        attribute=attribute,
+    )
     path = Path(source)
     try:
         path = Path(locate(source))
@@ -90,6 +92,48 @@ def load(
     pixels = images.pixels if request.size is None else resize(images.pixels, request.size)
     classes = tuple(map(printable, images.classes))
     return replace(images, pixels=pixels, name=printable(images.name), classes=classes)
+
+
+def load_reals(source: str | Path, split: str = "train", *, limit: int | None = None) -> Reals:
+    """Read one split of an ``.npz`` or ``.npy`` file of floats that are no images into memory.
+
+    Args:
+        source: the file, with splits as :func:`load` finds them. An array has the axes ``[N, D]`` (vectors),
+            ``[N, C, D]`` (signals) or ``[N, C, H, W]`` (fields).
+        split: ``"train"``, ``"validation"`` or ``"test"``.
+        limit: the largest number of examples to read, from the start of the split.
+
+    Returns:
+        The values, in float32, with the data set's name.
+
+    Raises:
+        DataError: the file or the split does not exist, or the file is broken or foreign, or holds other numbers.
+        ValueError: ``split`` or ``limit`` is wrong.
+
+    Example:
+        >>> import numpy as np
+        >>> from pnf.data import load_reals
+        >>> np.savez("waves.npz", train=np.random.randn(90, 1, 64), test=np.random.randn(10, 1, 64))  # doctest: +SKIP
+        >>> load_reals("waves.npz")  # doctest: +SKIP
+        Reals(name='waves', split='train', values=float32 [90, 1, 64])
+    """
+    request = _request("load_reals", split, limit)
+    path = Path(locate(source))
+    if path.suffix.lower() not in arrays.SUFFIXES or not path.is_file():
+        raise DataError(f"{path}: wanted an .npz or .npy file of floats, got no such file; check the path")
+    try:
+        reals = arrays.read_reals(path, request)
+    except OSError as error:
+        raise DataError(f"{error.filename or path}: cannot be read: {error.strerror or error}") from error
+    return replace(reals, name=printable(reals.name))
+
+
+def _request(where: str, split: str, limit: int | None) -> Request:
+    if split not in SPLITS:
+        raise ValueError(f"{where}: split must be one of {', '.join(SPLITS)}, got {split!r}")
+    if limit is not None and limit < 1:
+        raise ValueError(f"{where}: limit must be at least 1, got {limit}")
+    return Request(split, limit=limit)
 
 
 def locate(source: str | Path) -> str:

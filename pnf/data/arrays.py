@@ -3,11 +3,11 @@
 import math
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import IO
+from typing import IO, Generic, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -15,10 +15,25 @@ from numpy.lib import format as npy
 from torch import Tensor
 
 from pnf.data.byte_streams import DEFLATE_LIMIT, read_into, skip
-from pnf.data.images import SPLITS, DataError, Images, Request, brief, check_count, missing_split, numbered
+from pnf.data.images import (
+    SPLITS,
+    DataError,
+    Examples,
+    Images,
+    Reals,
+    Request,
+    brief,
+    check_count,
+    missing_split,
+    numbered,
+)
 from pnf.data.names import is_of_labels, is_plain, split_of
 
 SUFFIXES = (".npz", ".npy")
+
+E = TypeVar("E", bound=Examples)
+
+_WANTED_REALS = "an array of floats: vectors [N, D], signals [N, C, D] or fields [N, C, H, W]"
 
 _WANTED = "a uint8 array [N, C, H, W], [N, H, W, C] or [N, H, W]"
 
@@ -38,6 +53,34 @@ def read(path: Path, request: Request) -> Images:
         DataError: the split or its labels do not exist, two keys could be the split, or the file is foreign, broken or
             holds no 8-bit images. Shape and dtype are checked before any data is read.
     """
+    return _read(path, request, _images)
+
+
+def read_reals(path: Path, request: Request) -> Reals:
+    """Read a split of a ``.npz`` or ``.npy`` file of floats, as :func:`read` does.
+
+    Raises:
+        DataError: as for :func:`read`, or a value is not finite.
+    """
+    return _read(path, request, _reals)
+
+
+class _Content(NamedTuple, Generic[E]):
+    """What a file is read as.
+
+    Attributes:
+        check: raises unless a shape and a dtype are of that content, given where they are from and whether the array
+            is alone in its file.
+        least: the fewest axes of its arrays, to tell them from labels.
+        make: makes examples of an array, the file's stem and the split.
+    """
+
+    check: Callable[[tuple[int, ...], np.dtype, str, bool], None]
+    least: int
+    make: Callable[[np.ndarray, str, str], E]
+
+
+def _read(path: Path, request: Request, content: "_Content[E]") -> E:
     if path.suffix.lower() == ".npy":
         if request.labels:
             raise DataError(
@@ -45,11 +88,11 @@ def read(path: Path, request: Request) -> Images:
                 "save both as np.savez(path, images=..., labels=...)"
             )
         with path.open("rb") as stream:
-            array = _read_array(stream, path.stat().st_size, str(path), request, split_by_position=True)
-        return Images(_channels_first(array), path.stem, request.split)
+            array = _read_array(stream, path.stat().st_size, str(path), request, content, split_by_position=True)
+        return content.make(array, path.stem, request.split)
     try:
         with zipfile.ZipFile(path) as archive:
-            return _read_members(archive, path, request)
+            return _read_members(archive, path, request, content)
     except (DataError, OSError):
         raise
     # zipfile raises errors that it does not document: UnicodeDecodeError for a name, struct.error, ValueError, ...
@@ -59,14 +102,14 @@ def read(path: Path, request: Request) -> Images:
         ) from error
 
 
-def _read_members(archive: zipfile.ZipFile, path: Path, request: Request) -> Images:
+def _read_members(archive: zipfile.ZipFile, path: Path, request: Request, content: "_Content[E]") -> E:
     members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
     of_images = [name for name in members if not is_of_labels(name)] or list(members)
     splits = [split for split in SPLITS if any(split_of(name) == split for name in of_images)]
     if splits:
         if request.split not in splits:
             raise missing_split(path, request.split, splits)
-        key = _key(archive, path, members, of_images, request.split)
+        key = _key(archive, path, members, of_images, request.split, content.least)
     elif len(of_images) == 1:
         key = of_images[0]
     else:
@@ -75,10 +118,10 @@ def _read_members(archive: zipfile.ZipFile, path: Path, request: Request) -> Ima
             "save it as np.savez(path, train=..., test=...)"
         )
     with _opened(archive, members[key], path) as (stream, where):
-        array = _read_array(stream, members[key].file_size, where, request, split_by_position=not splits)
-    images = Images(_channels_first(array), path.stem, request.split)
+        array = _read_array(stream, members[key].file_size, where, request, content, split_by_position=not splits)
+    examples = content.make(array, path.stem, request.split)
     if not request.labels:
-        return images
+        return examples
     count = _peek(archive, members[key])[0]
     split = request.split if splits else None
     found = [name for name in members if is_of_labels(name) and name != key and split_of(name) == split]
@@ -93,7 +136,8 @@ def _read_members(archive: zipfile.ZipFile, path: Path, request: Request) -> Ima
     check_count(where, len(labels), count)
     start, stop = (0, count) if splits else _rows(count, where, request)
     labels = labels[start:stop][: request.limit]
-    return replace(images, labels=labels, classes=classes)
+    assert isinstance(examples, Images)
+    return replace(examples, labels=labels, classes=classes)
 
 
 @contextmanager
@@ -112,14 +156,19 @@ def _opened(archive: zipfile.ZipFile, info: zipfile.ZipInfo, path: Path) -> Iter
 
 
 def _key(
-    archive: zipfile.ZipFile, path: Path, members: dict[str, zipfile.ZipInfo], of_images: list[str], split: str
+    archive: zipfile.ZipFile,
+    path: Path,
+    members: dict[str, zipfile.ZipInfo],
+    of_images: list[str],
+    split: str,
+    least: int,
 ) -> str:
     """The key of a split's images: the split's plain name, or else the one key that holds no labels."""
     keys = [name for name in of_images if split_of(name) == split]
     if plain := [name for name in keys if is_plain(name)]:
         keys = plain
     elif len(keys) > 1:
-        keys = [name for name in keys if len(_peek(archive, members[name])) > 2] or keys
+        keys = [name for name in keys if len(_peek(archive, members[name])) >= least] or keys
     if len(keys) > 1:
         raise DataError(
             f"{path}: wanted one array of the {split} split, got {str(sorted(keys))[:160]}; "
@@ -152,19 +201,24 @@ def _read_array(
     size: int,  # of the whole stream, in bytes
     where: str,
     request: Request,
+    content: "_Content[E]",
     split_by_position: bool,
 ) -> np.ndarray:
-    shape, fortran_order = _read_header(stream, size, where, split_by_position)
+    shape, fortran_order, dtype = _shape(stream, where)
+    content.check(shape, dtype, where, split_by_position)
+    if min(shape) < 1:
+        raise DataError(f"{where}: wanted at least one example and entry, got {list(shape)}; save it again")
+    _check_size(stream, size, shape, dtype, where)
     start, stop = _rows(shape[0], where, request) if split_by_position else (0, shape[0])
     if request.limit is not None:
         stop = min(stop, start + request.limit)
     if fortran_order:
-        array = np.empty(shape[::-1], dtype=np.uint8)
-        read_into(stream, array, where)
+        array = np.empty(shape[::-1], dtype=dtype)
+        read_into(stream, array.reshape(-1).view(np.uint8), where)
         return array.T[start:stop]
-    array = np.empty((stop - start, *shape[1:]), dtype=np.uint8)
-    skip(stream, start * math.prod(shape[1:]))
-    read_into(stream, array, where)
+    array = np.empty((stop - start, *shape[1:]), dtype=dtype)
+    skip(stream, start * math.prod(shape[1:]) * dtype.itemsize)
+    read_into(stream, array.reshape(-1).view(np.uint8), where)
     return array
 
 
@@ -184,10 +238,11 @@ def _shape(stream: IO[bytes], where: str) -> tuple[tuple[int, ...], bool, np.dty
         ) from error
 
 
-def _read_header(stream: IO[bytes], size: int, where: str, alone: bool) -> tuple[tuple[int, ...], bool]:
-    shape, fortran_order, dtype = _shape(stream, where)
+def _check_images(shape: tuple[int, ...], dtype: np.dtype, where: str, alone: bool) -> None:
     if dtype != np.uint8 or len(shape) not in (3, 4) or (len(shape) == 4 and not _channel_axes(shape)):
         remedy = "scale it to 0..255 and save it as uint8" if dtype != np.uint8 else "reshape it"
+        if dtype.kind == "f":
+            remedy += ", or give --support real if it is no image"
         raise DataError(f"{where}: wanted {_WANTED} with C <= {_MAX_CHANNELS}, got {dtype} {list(shape)}; {remedy}")
     if len(shape) == 3 and (shape[2] <= min(_MAX_CHANNELS, shape[1] - 1) or (alone and shape[0] == 3)):
         raise DataError(
@@ -199,10 +254,12 @@ def _read_header(stream: IO[bytes], size: int, where: str, alone: bool) -> tuple
             f"{where}: wanted {_WANTED}, got {list(shape)}, where both the second and the last axis can be the "
             "channels; resize the images, so that only one can"
         )
-    if min(shape) < 1:
-        raise DataError(f"{where}: wanted at least one image and pixel, got {list(shape)}; save it again")
-    _check_size(stream, size, shape, dtype, where)
-    return shape, fortran_order
+
+
+def _check_reals(shape: tuple[int, ...], dtype: np.dtype, where: str, alone: bool) -> None:  # noqa: ARG001
+    if dtype.kind != "f" or dtype.itemsize > 8 or len(shape) not in (2, 3, 4):
+        remedy = "reshape it" if dtype.kind == "f" else "save it as float32"
+        raise DataError(f"{where}: wanted {_WANTED_REALS}, got {dtype} {list(shape)}; {remedy}")
 
 
 def _check_size(stream: IO[bytes], size: int, shape: tuple[int, ...], dtype: np.dtype, where: str) -> None:
@@ -234,3 +291,20 @@ def _channels_first(array: np.ndarray) -> Tensor:
     elif _channel_axes(array.shape) == [3]:
         array = array.transpose(0, 3, 1, 2)
     return torch.from_numpy(np.ascontiguousarray(array))
+
+
+def _make_images(array: np.ndarray, name: str, split: str) -> Images:
+    return Images(_channels_first(array), name, split)
+
+
+def _make_reals(array: np.ndarray, name: str, split: str) -> Reals:
+    values = torch.from_numpy(array.astype(np.float32))
+    finite = values.flatten(1).isfinite().all(1)
+    if not finite.all():
+        row = int(finite.logical_not().nonzero()[0])
+        raise DataError(f"{name}: wanted finite float32 numbers, got others in example {row}; remove or replace them")
+    return Reals(values, name, split)
+
+
+_images = _Content(_check_images, 3, _make_images)
+_reals = _Content(_check_reals, 2, _make_reals)

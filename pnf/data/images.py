@@ -3,12 +3,13 @@
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from pnf.data.transforms import dequantize
 from pnf.files import printable
 
 SPLITS = ("train", "validation", "test")
@@ -26,9 +27,59 @@ class DataError(ValueError):
         super().__init__(printable(message))
 
 
+class Examples:
+    """What :class:`Images` and :class:`Reals` share: examples in memory, and perhaps their labels."""
+
+    name: str
+    split: str
+
+    @property
+    def labels(self) -> Tensor | None:
+        """``[N]``, int64, the class of each example, if they were read."""
+        return None
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The name of each class."""
+        return ()
+
+    @property
+    def stored(self) -> Tensor:
+        """The examples as they are stored, ``[N, *shape]``."""
+        raise NotImplementedError
+
+    def continuous(self, generator: torch.Generator) -> Tensor:
+        """The examples as a flow models them: float32 ``[N, *shape]``."""
+        raise NotImplementedError
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of one example."""
+        return tuple(self.stored.shape[1:])
+
+    def take(self, indices: Tensor | slice) -> Self:
+        """Some of the examples, with their labels."""
+        labels = None if self.labels is None else self.labels[indices]
+        return self._with(self.stored[indices], labels)
+
+    def mirrored(
+        self,
+        chosen: Tensor,  # [N], bool
+    ) -> Self:
+        """The examples, with those chosen mirrored along the width."""
+        along = chosen.view(-1, *[1] * len(self.shape))
+        return self._with(torch.where(along, self.stored.flip(-1), self.stored), self.labels)
+
+    def _with(self, stored: Tensor, labels: Tensor | None) -> Self:
+        raise NotImplementedError
+
+    def __len__(self) -> int:
+        return self.stored.shape[0]
+
+
 @dataclass(frozen=True, eq=False)
-class Images:
-    """One split of a data set, in memory.
+class Images(Examples):
+    """One split of a data set of images, in memory.
 
     Attributes:
         pixels: ``[N, C, H, W]``, uint8.
@@ -66,15 +117,16 @@ class Images:
             )
 
     @property
-    def shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of one image."""
-        _, channels, height, width = self.pixels.shape
-        return channels, height, width
+    def stored(self) -> Tensor:
+        """The pixels."""
+        return self.pixels
 
-    def take(self, indices: Tensor | slice) -> "Images":
-        """Some of the images, with their labels."""
-        labels = None if self.labels is None else self.labels[indices]
-        return replace(self, pixels=self.pixels[indices], labels=labels)
+    def continuous(self, generator: torch.Generator) -> Tensor:
+        """The pixels, dequantized by :func:`pnf.data.dequantize`."""
+        return dequantize(self.pixels, generator)
+
+    def _with(self, stored: Tensor, labels: Tensor | None) -> Self:
+        return replace(self, pixels=stored, labels=labels)
 
     def with_classes(self, classes: Sequence[str]) -> "Images":
         """The same images with labels that number these classes.
@@ -94,11 +146,49 @@ class Images:
         numbers = torch.tensor([number.get(name, 0) for name in self.classes])
         return replace(self, labels=numbers[self.labels], classes=tuple(classes))
 
-    def __len__(self) -> int:
-        return self.pixels.shape[0]
-
     def __repr__(self) -> str:
         return f"Images(name={self.name!r}, split={self.split!r}, pixels=uint8 {list(self.pixels.shape)})"
+
+
+@dataclass(frozen=True, eq=False)
+class Reals(Examples):
+    """One split of a data set of real numbers that are no images: vectors, signals or fields.
+
+    Attributes:
+        values: ``[N, D]``, ``[N, C, D]`` or ``[N, C, H, W]``, float32.
+        name: the stem of the file.
+        split: ``"train"``, ``"validation"`` or ``"test"``.
+
+    Raises:
+        TypeError: ``values`` is not float32.
+        ValueError: ``values`` has another number of dimensions.
+    """
+
+    values: Tensor
+    name: str
+    split: str
+
+    def __post_init__(self) -> None:
+        if self.values.dtype != torch.float32:
+            raise TypeError(f"Reals: values must be torch.float32, got {self.values.dtype}")
+        if self.values.ndim not in (2, 3, 4):
+            raise ValueError(f"Reals: values must be [N, D], [N, C, D] or [N, C, H, W], got {list(self.values.shape)}")
+
+    @property
+    def stored(self) -> Tensor:
+        """The values."""
+        return self.values
+
+    def continuous(self, generator: torch.Generator) -> Tensor:  # noqa: ARG002 - they are continuous already
+        """The values."""
+        return self.values
+
+    def _with(self, stored: Tensor, labels: Tensor | None) -> Self:
+        assert labels is None
+        return replace(self, values=stored)
+
+    def __repr__(self) -> str:
+        return f"Reals(name={self.name!r}, split={self.split!r}, values=float32 {list(self.values.shape)})"
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,11 @@ from torch import Tensor
 from torchmetrics.functional.classification import binary_auroc
 
 from pnf import figures
-from pnf.data import Images
-from pnf.data.images import Progress
+from pnf.data.images import Examples, Progress
 from pnf.evaluation.image_files import check_targets
 from pnf.evaluation.likelihood import class_log_probs, log_prior, num_classes, stage_log_probs, without_labels
 from pnf.evaluation.reports import Written, resolution, write_report
-from pnf.evaluation.runs import class_counts, find_runs, load_images, load_only
+from pnf.evaluation.runs import class_counts, find_runs, load_images, load_only, require_images
 from pnf.flows.shapes import bits_per_dim
 from pnf.training.batches import hold_out
 from pnf.training.build import stage_dims, stage_names
@@ -35,7 +34,7 @@ MEASURES = {
 _TYPICAL = 1000
 
 
-def typical_images(config: RunConfig, images: Images) -> Images:
+def typical_images(config: RunConfig, images: Examples) -> Examples:
     """The images that a run held out of its training images, or the first thousand if it held out none."""
     if not config.validation:
         return images.take(slice(_TYPICAL))
@@ -111,6 +110,7 @@ def anomaly(
     targets = [out / ANOMALY, out / "anomaly.png"]
     check_targets(targets)
     config, flow = load_only(run, device)
+    require_images(config, run)
     own = load_images(config, "test", run=run, data=data, limit=limit, progress=progress)
     sets = [
         own,
@@ -125,7 +125,7 @@ def anomaly(
     classes = num_classes(flow)
     prior = log_prior(classes, class_counts(config, find_runs(run)[0])) if classes else None
 
-    def log_probs(images: Images) -> torch.Tensor:
+    def log_probs(images: Examples) -> torch.Tensor:
         how: dict[str, Any] = {"seed": seed, "track": progress(f"Evaluating {images.name}")}
         if prior is None:
             return stage_log_probs(flow, images, **how)

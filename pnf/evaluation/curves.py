@@ -1,6 +1,5 @@
 """Training curves of runs, in bits/dim."""
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from pnf.evaluation.runs import run_names
 from pnf.training.build import build_flow, stage_dims, stage_names
 from pnf.training.config import RunConfig, RunError
 from pnf.training.logs import read_logs
+from pnf.training.progress import bits_of
 
 _SPLITS = ("train", "validation")
 
@@ -19,23 +19,30 @@ _SPLITS = ("train", "validation")
 def draw_curves(folders: Sequence[Path], target: Path) -> None:
     """Draw the training curves of runs into a picture, for training images and held-out ones.
 
+    They are in bits/dim, or for real data in nats/dim of its standardised values.
+
     Raises:
-        RunError: a run has no logs yet, or the picture cannot be written.
+        RunError: a run has no logs yet, the runs are of images and of real data, or the picture cannot be written.
     """
     target = png(target)
+    supports = {RunConfig.load(folder).support for folder in folders}
+    if len(supports) > 1:
+        raise RunError("images have bits/dim, and real data has not: draw the curves of their runs one by one")
+    real = supports == {"real"}
     training, validation = {}, {}
     for folder, name in zip(folders, run_names(folders), strict=True):
         logged = _read_logs(folder)
         if not logged["train"]:
             raise RunError(f"{folder} has no logs yet: is it training?")
-        training[name] = _bits(logged["train"])
+        training[name] = _curve(logged["train"], real)
         if logged["validation"]:
-            validation[name] = _bits(logged["validation"])
-    figures.save(figures.training_curves(training, validation=validation or None), target)
+            validation[name] = _curve(logged["validation"], real)
+    unit = {"unit": "nats/dim"} if real else {}
+    figures.save(figures.training_curves(training, validation=validation or None, **unit), target)
 
 
-def _bits(curve: dict[int, float]) -> list[tuple[int, float]]:
-    return [(step, 8 - nats / math.log(2)) for step, nats in sorted(curve.items())]
+def _curve(nats_by_step: dict[int, float], real: bool) -> list[tuple[int, float]]:
+    return [(step, nats if real else bits_of(nats)) for step, nats in sorted(nats_by_step.items())]
 
 
 def _read_logs(folder: Path) -> dict[str, dict[int, float]]:

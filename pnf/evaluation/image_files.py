@@ -83,6 +83,14 @@ def png(target: Path, inputs: Sequence[Path] = ()) -> Path:
     return target
 
 
+def npz(target: Path) -> Path:
+    """Check the name of a file of samples that will be written, and return it."""
+    if target.suffix.lower() != ".npz":
+        raise RunError(f"samples of real data are arrays: --out must end in .npz, got {target}")
+    check_targets([target])
+    return target
+
+
 def write_image(image: Tensor, path: Path) -> None:
     """Write an image ``[C, H, W]`` in [0, 1] as an 8-bit PNG."""
     levels = (image.clamp(0, 1) * 256).floor().clamp(max=255).to(torch.uint8).cpu().permute(1, 2, 0).numpy()

@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 from torchmetrics.functional.classification import multiclass_calibration_error
 
-from pnf.data import Images, dequantize
+from pnf.data.images import Examples
 from pnf.flows import ProgressiveFlow
 from pnf.training import processes
 from pnf.training.batches import TEST_NOISE, Batch, seeded
 from pnf.training.build import Flow, stage_dims, stage_inputs, stage_modules, stage_names
 from pnf.training.config import RunError
+from pnf.training.standardisation import Standardisation
 from pnf.training.trainer import exact_arithmetic
 
 _CHUNK = 1000
@@ -84,7 +85,7 @@ class Evaluation:
 
 def evaluate(
     flow: Flow,
-    images: Images,
+    images: Examples,
     *,
     seed: int = 0,
     draws: int = 1,
@@ -125,6 +126,65 @@ def evaluate(
     return replace(result, classification=classify(by_class.sum(2) + log_prior(classes, of_class), images, flow.dims))
 
 
+@dataclass(frozen=True)
+class RealEvaluation:
+    """The likelihood of held-out real data, in its own units.
+
+    Attributes:
+        nats: the mean log-likelihood of an example, ``log p(x)``.
+        nats_error: the standard error of that mean, over examples.
+        nats_per_dim: ``nats / D``.
+        nats_per_dim_error: its standard error.
+        stage_nats: each stage's share in the log-likelihood of the standardised example.
+        standardisation_nats: the share of the standardisation, ``-sum log std``. With the stages' it sums to ``nats``.
+        parameters: the number of parameters of the flow.
+        examples: the number of examples.
+    """
+
+    nats: float
+    nats_error: float
+    nats_per_dim: float
+    nats_per_dim_error: float
+    stage_nats: dict[str, float]
+    standardisation_nats: float
+    parameters: int
+    examples: int
+
+
+def evaluate_reals(
+    flow: Flow,
+    reals: Examples,
+    standardisation: Standardisation,
+    *,
+    batch_size: int = 250,
+    track: Callable[[Iterable[Any]], Iterable[Any]] = iter,
+) -> RealEvaluation:
+    """Evaluate a flow on real data. The processes of torchrun share it.
+
+    Args:
+        flow: a flow in evaluation mode.
+        reals: examples, standardised.
+        standardisation: their standardisation.
+        batch_size: the number of examples at a time. It changes the result by rounding only.
+        track: wraps the iterable over the batches, for a progress bar.
+
+    Raises:
+        RunError: the examples have another shape than the flow's, or there are fewer than two.
+    """
+    by_stage = stage_log_probs(flow, reals, batch_size=batch_size, track=track)
+    nats, error = _mean(by_stage.sum(1) + standardisation.log_det)
+    return RealEvaluation(
+        nats=nats,
+        nats_error=error,
+        nats_per_dim=nats / flow.dims,
+        nats_per_dim_error=error / flow.dims,
+        stage_nats=dict(zip(stage_names(flow), by_stage.mean(0).tolist(), strict=True)),
+        standardisation_nats=standardisation.log_det,
+        parameters=sum(p.numel() for p in flow.parameters()),
+        examples=len(by_stage),
+    )
+
+
 def num_classes(flow: Flow) -> int | None:
     """The number of classes of a flow that is conditioned on labels."""
     return flow.num_classes if isinstance(flow, ProgressiveFlow) else None
@@ -138,7 +198,7 @@ def log_prior(classes: int, of_class: Sequence[int] | None) -> Tensor:  # [class
 
 def classify(
     joint: Tensor,  # [N, K], float64
-    images: Images,
+    images: Examples,
     dims: int,
 ) -> Classification:
     """Classify images by ``log p(x, c)``, in nats, and compare with their labels."""
@@ -172,7 +232,7 @@ def without_labels(
     return torch.cat((totals[:, :1], totals.diff(dim=1)), 1)
 
 
-def class_log_probs(flow: Flow, images: Images, **how: Any) -> Tensor:  # [N, classes, stages], float64
+def class_log_probs(flow: Flow, images: Examples, **how: Any) -> Tensor:  # [N, classes, stages], float64
     """Each stage's share in the log-likelihood of each image given each class, in nats.
 
     Arguments and errors are those of :func:`stage_log_probs`.
@@ -182,7 +242,7 @@ def class_log_probs(flow: Flow, images: Images, **how: Any) -> Tensor:  # [N, cl
 
 def stage_log_probs(
     flow: Flow,
-    images: Images,
+    images: Examples,
     *,
     seed: int = 0,
     draw: int = 0,
@@ -200,7 +260,7 @@ def stage_log_probs(
 @torch.no_grad()
 def _log_probs(
     flow: Flow,
-    images: Images,
+    images: Examples,
     classes: Sequence[int] | None,
     *,
     seed: int = 0,
@@ -219,7 +279,7 @@ def _log_probs(
     # Noise is drawn in chunks of a fixed size, so that the result does not depend on the batch size.
     stages = cast("list[Any]", stage_modules(flow))
     for chunk in track([images.take(slice(start, start + _CHUNK)) for start in range(0, len(images), _CHUNK)]):
-        for part in Batch(dequantize(chunk.pixels, generator), chunk.labels).split(batch_size):
+        for part in Batch(chunk.continuous(generator), chunk.labels).split(batch_size):
             if count % processes.size() == processes.rank():
                 inputs = stage_inputs(flow, part.x.to(device))
                 own_label = None if part.condition is None else part.condition.to(device)
@@ -233,8 +293,8 @@ def _log_probs(
     return torch.cat(processes.gather_parts(own))
 
 
-def check_images(flow: Flow, images: Images, *, labels: bool = True) -> None:
-    """Raise RunError unless the images have the flow's shape and, if it wants them, labels."""
+def check_images(flow: Flow, images: Examples, *, labels: bool = True) -> None:
+    """Raise RunError unless images, or other examples, have the flow's shape and, if it wants them, labels."""
     if images.shape != flow.shape:
         raise RunError(f"the model is of images {list(flow.shape)}, got {images.name} with {list(images.shape)}")
     classes = num_classes(flow)

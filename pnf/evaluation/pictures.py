@@ -1,18 +1,20 @@
 """Pictures of the images that a trained flow makes: samples, upscaled images, projections."""
 
+import io
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from pnf import figures
-from pnf.data import dequantize
 from pnf.data.images import Progress, brief_list
-from pnf.evaluation.image_files import check_targets, png, read_image, write_image
+from pnf.evaluation.image_files import check_targets, npz, png, read_image, write_image
 from pnf.evaluation.likelihood import check_images
 from pnf.evaluation.runs import class_counts, find_runs, load_images, load_only, load_progressive, pick_labels
+from pnf.files import replace_file
 from pnf.flows import ProgressiveFlow
 from pnf.flows.peak_memory import peak_memory
 from pnf.training import processes
@@ -44,11 +46,12 @@ def samples(
 ) -> list[Path]:
     """Draw a grid of samples from the flow of a run. The processes of torchrun share them.
 
-    If the run has labels, each of several classes is a row.
+    If the run has labels, each of several classes is a row. Samples of real data are an ``.npz`` with one array,
+    ``samples``, in the units of the data.
 
     Args:
         run: the folder of the run, or of a model that comes with pnf.
-        target: the picture.
+        target: the picture, or the ``.npz``.
         n: the number of samples, by default 64; or that of each of several classes, by default 8.
         labels: the classes, by name or number. By default the first ``MOST_ROWS`` that have training images.
         temperature: the scale of the noise.
@@ -59,10 +62,10 @@ def samples(
         The files written; none on processes other than the first.
 
     Raises:
-        RunError: the run does not exist, the picture cannot be written, or the images do not fit into memory.
+        RunError: the run does not exist, the file cannot be written, or the samples do not fit into memory.
     """
     config, flow = load_only(run, device)
-    target = png(target)
+    target = png(target) if config.standardisation is None else npz(target)
     names: list[str] = []
     condition: Tensor | None = None
     chosen = pick_labels(config, labels) if labels else _trained_classes(config, run)
@@ -88,6 +91,12 @@ def samples(
     x = torch.cat(processes.gather_parts(own))
     if processes.rank():
         return []
+    if config.standardisation is not None:
+        content = io.BytesIO()
+        np.savez(content, samples=config.standardisation.invert(x).numpy())
+        target.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(target, content.getvalue())
+        return [target]
     name = "PNF" if config.model == "progressive" else "RealNVP"
     of_class = f" of {names[0]}" if len(names) == 1 else ""
     title = f"{total} samples{of_class} of {name}, temperature {temperature:g}"
@@ -285,7 +294,7 @@ def _held_out(
     check_images(flow, images)
     images = images.take(torch.randperm(len(images), generator=seeded(seed))[:n])
     labels: list[int] = [] if images.labels is None else images.labels.tolist()
-    return dequantize(images.pixels, seeded(seed, 1)), labels
+    return images.continuous(seeded(seed, 1)), labels
 
 
 def _low_resolution(flow: ProgressiveFlow, file: Path, device: torch.device) -> tuple[Tensor, Tensor | None]:

@@ -6,8 +6,7 @@ from pathlib import Path
 import torch
 
 from pnf import fast
-from pnf.data import Images
-from pnf.data.images import Progress, brief_list
+from pnf.data.images import Examples, Progress, brief_list
 from pnf.files import printable
 from pnf.flows import ProgressiveFlow
 from pnf.flows.saving import WEIGHTS_NAME, read_config
@@ -84,12 +83,21 @@ def load_only(folder: Path, device: torch.device) -> tuple[RunConfig, Flow]:
     return _load_only(folder, find_runs(folder), device)
 
 
+def require_images(config: RunConfig, folder: Path) -> None:
+    """Raise RunError unless a run is of images."""
+    if config.support == "real":
+        raise RunError(
+            f"{folder} is a run on real data, and this command is for images; see pnf evaluate and pnf sample"
+        )
+
+
 def load_progressive(folder: Path, device: torch.device) -> tuple[RunConfig, ProgressiveFlow]:
     """Load a run by :func:`load_only`, and raise unless its flow is a ProgressiveFlow."""
     runs = [run for run in find_runs(folder) if RunConfig.load(run).model == "progressive"]
     if not runs:
         raise RunError(f"{folder} holds no ProgressiveFlow, and only that can grow images")
     config, flow = _load_only(folder, runs, device)
+    require_images(config, folder)
     assert isinstance(flow, ProgressiveFlow)
     return config, flow
 
@@ -111,7 +119,7 @@ def load_images(
     limit: int | None = None,
     labels: bool | None = None,
     progress: Callable[[str], Progress] | None = None,
-) -> Images:
+) -> Examples:
     """Load a split of the run's data set, or of another, at the run's size.
 
     Args:

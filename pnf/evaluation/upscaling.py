@@ -154,7 +154,7 @@ def quality(
     check_images(flow, images)
     images = images.take(torch.randperm(len(images), generator=seeded(seed))[:n])
     # The middle of each level's interval: dequantization noise would be an error that no upscaling can undo.
-    x = ((images.pixels.float() + 0.5) / 256).to(device)
+    x = ((images.stored.float() + 0.5) / 256).to(device)
     condition = None if images.labels is None else images.labels.to(device)
     batches = Batch(x, condition).split(BATCH)
     found = upscaling_quality(flow, progress("Upscaling")(batches), draws=draws, seed=seed)

@@ -1,12 +1,14 @@
 """Batches as a function of the step, so that a resumed run continues with the same batches without saved state."""
 
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from pnf.data import Images, dequantize
+from pnf.data.images import Examples
+
+E = TypeVar("E", bound=Examples)
 
 _SHUFFLE, _NOISE, _FLIP, _HOLD_OUT, VALIDATION_NOISE, TEST_NOISE = range(6)
 
@@ -17,28 +19,28 @@ def seeded(*key: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def hold_out(images: Images, validation: int, seed: int) -> tuple[Images, Images]:
-    """Split N images at random into ``N - validation`` for training and ``validation`` to hold out."""
+def hold_out(images: E, validation: int, seed: int) -> tuple[E, E]:
+    """Split N examples at random into ``N - validation`` for training and ``validation`` to hold out."""
     order = torch.randperm(len(images), generator=seeded(seed, _HOLD_OUT))
     cut = len(images) - validation
     return images.take(order[:cut]), images.take(order[cut:])
 
 
 class Batch(NamedTuple):
-    """Dequantized images ``[B, C, H, W]``, and their labels ``[B]`` if the data has them."""
+    """Examples ``[B, *shape]`` as flows model them, and their labels ``[B]`` if the data has them."""
 
     x: Tensor
     condition: Tensor | None = None
 
     def split(self, size: int) -> "list[Batch]":
-        """Consecutive parts of at most ``size`` images."""
+        """Consecutive parts of at most ``size`` examples."""
         parts = self.x.split(size)
         conditions = [None] * len(parts) if self.condition is None else self.condition.split(size)
         return [Batch(*part) for part in zip(parts, conditions, strict=True)]
 
 
 class Batches:
-    """Batches of ``batch_size`` shuffled images, each epoch in a new order.
+    """Batches of ``batch_size`` shuffled images, or other examples, each epoch in a new order.
 
     Args:
         images: N images, with their labels if batches are to have them.
@@ -47,7 +49,7 @@ class Batches:
         flip: whether to mirror each image with probability 1/2.
     """
 
-    def __init__(self, images: Images, batch_size: int, seed: int, *, flip: bool) -> None:
+    def __init__(self, images: Examples, batch_size: int, seed: int, *, flip: bool) -> None:
         self.images, self.batch_size, self.seed, self.flip = images, batch_size, seed, flip
         self._orders: dict[int, Tensor] = {}
 
@@ -59,11 +61,10 @@ class Batches:
         self._orders = {epoch: self._order(epoch) for epoch in epochs}
         indices = torch.cat([self._orders[epoch][indices[indices // n == epoch] % n] for epoch in epochs])
         chosen = self.images.take(indices)
-        x = chosen.pixels
         if self.flip:
-            mirrored = torch.rand(len(x), generator=seeded(self.seed, _FLIP, step)) < 0.5
-            x = torch.where(mirrored.view(-1, 1, 1, 1), x.flip(3), x)
-        return Batch(dequantize(x, seeded(self.seed, _NOISE, step)), chosen.labels)
+            mirrored = torch.rand(len(chosen), generator=seeded(self.seed, _FLIP, step)) < 0.5
+            chosen = chosen.mirrored(mirrored)
+        return Batch(chosen.continuous(seeded(self.seed, _NOISE, step)), chosen.labels)
 
     def _order(self, epoch: int) -> Tensor:
         if epoch in self._orders:

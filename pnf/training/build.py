@@ -26,14 +26,15 @@ def build_flow(config: RunConfig, channels: int) -> Flow:
     Raises:
         RunError: the settings are invalid.
     """
-    shape = (channels, config.size, config.size)
+    shape = example_shape(config, channels)
 
     def build() -> Flow:
         if config.model == "realnvp":
-            alpha = BASELINE_ALPHA if config.alpha is None else config.alpha
+            alpha = BASELINE_ALPHA if config.alpha is None and config.support == "unit" else config.alpha
             return fast.RealNVP(shape, **flow_settings(replace(config, alpha=alpha)))
         classes = None if config.classes is None else len(config.classes)
-        return fast.ProgressiveFlow(shape, config.levels, num_classes=classes, **progressive_settings(config))
+        how = progressive_settings(config)
+        return fast.ProgressiveFlow(shape, config.levels, num_classes=classes, support=config.support, **how)
 
     try:
         # Settings are untrusted: nothing is allocated before the sizes are known.
@@ -46,6 +47,11 @@ def build_flow(config: RunConfig, channels: int) -> Flow:
             return build()
     except (OverflowError, RuntimeError, TypeError, ValueError) as error:
         raise RunError(f"wrong settings: {error}") from None
+
+
+def example_shape(config: RunConfig, channels: int) -> tuple[int, ...]:
+    """The shape of an example: that of real data, or that of images with so many channels."""
+    return (channels, config.size, config.size) if config.shape is None else config.shape
 
 
 def stage_names(flow: Flow) -> list[str]:

@@ -8,14 +8,16 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import ConfigDict, PlainSerializer, PlainValidator, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
-from pnf.data import BUNDLED, bundled, locate
+from pnf.data import BUNDLED, Reals, bundled, locate
 from pnf.data.images import MOST_CLASSES
 from pnf.files import FORMAT, NewerFormatError, printable, read_json, replace_json, without_format
-from pnf.flows.config import ProgressiveConfig, setting
+from pnf.flows.config import ProgressiveConfig, SupportKind, setting
+from pnf.training.standardisation import Standardisation, standardisation_of
 
 CONFIG_NAME = "run.json"
 
-_OF_LABELS = ("attribute", "classes")
+_OPTIONAL = {"attribute": None, "classes": None, "support": "unit", "shape": None, "mean": None, "std": None}
+"""Settings that are written only if they differ from these values, since older versions do not know them."""
 
 
 class RunError(Exception):
@@ -51,6 +53,10 @@ class RunConfig(ProgressiveConfig):
     data: _Source = setting(BUNDLED, "Data set; see docs/data.md.", group="Data")
     attribute: str | None = setting(None, "CelebA with --labels: the attribute that is the label.", group="Data")
     classes: tuple[str, ...] | None = setting(None, "Names of the classes, found in the data.", group=None)
+    support: SupportKind = setting("unit", "unit: 8-bit images; real: floats that are no images.", group="Data")
+    shape: tuple[int, ...] | None = setting(None, "Real data: the shape of an example, found in it.", group=None)
+    mean: tuple[float, ...] | None = setting(None, "Real data: its mean; see Standardisation.", group=None)
+    std: tuple[float, ...] | None = setting(None, "Real data: its standard deviation.", group=None)
     size: int = setting(32, "Height and width, in pixels.", group="Data", ge=1, le=4096)
     limit: int | None = setting(None, "Use at most this number of images.", group="Data", ge=1)
     flip: bool = setting(False, "Mirror images at random.", group="Data")
@@ -79,11 +85,36 @@ class RunConfig(ProgressiveConfig):
         super().__post_init__()
         if self.blocks * self.num_couplings > 4096:
             raise ValueError(f"blocks times num_couplings must be at most 4096, got {self.blocks * self.num_couplings}")
+        if self.support == "real":
+            self._check_real()
         if self.classes is not None:
             if self.model == "realnvp":
                 raise ValueError("the realnvp baseline takes no labels: leave out --labels, or --model realnvp")
             if not 1 <= len(self.classes) <= MOST_CLASSES:
                 raise ValueError(f"there must be from 1 to {MOST_CLASSES} classes, got {len(self.classes)}")
+
+    def _check_real(self) -> None:
+        if self.detail != "identity" or self.alpha is not None:
+            raise ValueError('with support "real", detail must be "identity" and alpha None')
+        if self.flip or self.classes is not None:
+            raise ValueError('with support "real" there are no flips and no labels')
+        found = self.shape, self.mean, self.std
+        if found == (None, None, None):
+            return  # the data has not been read yet
+        shape, mean, std = self.shape or (), self.mean or (), self.std or ()
+        if not 1 <= len(shape) <= 3 or min(shape) < 1:
+            raise ValueError(f"shape must be (D,), (C, D) or (C, H, W), got {self.shape}")
+        if not len(mean) == len(std) == shape[0]:
+            raise ValueError(f"mean and std must have {shape[0]} entries, got {len(mean)} and {len(std)}")
+        if min(std) <= 0:
+            raise ValueError(f"std must be positive, got {min(std)}")
+
+    @property
+    def standardisation(self) -> Standardisation | None:
+        """The standardisation of real data, once it has been read."""
+        if self.shape is None or self.mean is None or self.std is None:
+            return None
+        return Standardisation(self.shape, self.mean, self.std)
 
     @classmethod
     def from_dict(cls, settings: object) -> Self:
@@ -100,8 +131,22 @@ class RunConfig(ProgressiveConfig):
         return TypeAdapter(type(self)).dump_json(self, exclude=left_out).decode()
 
     def settings(self) -> dict[str, Any]:
-        """The settings as a dictionary. Those of labels are only there with labels, as in older versions."""
-        return {key: value for key, value in asdict(self).items() if value is not None or key not in _OF_LABELS}
+        """The settings as a dictionary. Those of labels and of real data are only there with such data."""
+        left_out = {name for name, without in _OPTIONAL.items() if getattr(self, name) == without}
+        left_out |= {"size"} if self.support == "real" else set()
+        return {key: value for key, value in asdict(self).items() if key not in left_out}
+
+    def of_reals(self, reals: Reals) -> Self:
+        """The settings of a run on real data like this, which is standardised by its mean and standard deviation.
+
+        Raises:
+            RunError: an entry is constant.
+        """
+        found = standardisation_of(reals)
+        try:
+            return replace(self, shape=found.shape, mean=found.mean, std=found.std)
+        except ValidationError as error:
+            raise RunError(f"wrong settings: {describe(error)}") from None
 
     def of_classes(self, classes: Sequence[str]) -> Self:
         """The settings of a run that is conditioned on labels of these classes.
@@ -227,6 +272,10 @@ def preset_config(name: str, **overrides: object) -> RunConfig:
     if name not in PRESETS:
         raise RunError(f"there is no preset {name!r}; there are {', '.join(PRESETS)}")
     settings = dict(PRESETS[name])
+    if overrides.get("support") == "real":
+        if "size" in overrides:
+            raise RunError("--size is of images: with --support real examples keep their shape")
+        settings["detail"] = "identity"
     if overrides.get("model") == "realnvp" and name in BASELINE_HIDDEN:
         settings["hidden"] = BASELINE_HIDDEN[name]
     settings |= overrides

@@ -7,8 +7,8 @@ from typing import Self
 
 from pydantic import BaseModel
 
-from pnf.data import DataError, Images, load
-from pnf.data.images import Progress
+from pnf.data import DataError, load, load_reals
+from pnf.data.images import Examples, Progress
 from pnf.files import read_json, replace_json
 from pnf.training.config import RunConfig, RunError
 
@@ -26,7 +26,7 @@ class HeldOut(BaseModel):
     crc32: dict[int, int]
 
     @classmethod
-    def of(cls, images: Images) -> Self:
+    def of(cls, images: Examples) -> Self:
         """Make the fingerprint of test images."""
         return cls(images=len(images), shape=list(images.shape), crc32=_checksums(images))
 
@@ -45,7 +45,7 @@ class Fingerprint(BaseModel):
     test: HeldOut | None = None
 
     @classmethod
-    def of(cls, images: Images) -> Self:
+    def of(cls, images: Examples) -> Self:
         """Make the fingerprint of training images."""
         counts = None if images.labels is None else images.labels.bincount(minlength=len(images.classes)).tolist()
         crc = _checksums(images)[len(images)]
@@ -83,14 +83,17 @@ def load_split(
     limit: int | None = None,
     labels: bool | None = None,
     progress: Progress | None = None,
-) -> Images:
+) -> Examples:
     """Load a split of a run's data set, or of another, at the run's size.
 
-    By default it has labels if the run has any. They number the run's classes.
+    By default it has labels if the run has any. They number the run's classes. Real data is standardised.
 
     Raises:
         DataError: the data set cannot be read, or lacks the run's labels.
     """
+    if config.support == "real":
+        reals = load_reals(config.source if data is None else data, split, limit=limit)
+        return reals if config.standardisation is None else config.standardisation.of(reals)
     images = load(
         config.source if data is None else data,
         split,
@@ -103,7 +106,7 @@ def load_split(
     return images if config.classes is None else images.with_classes(config.classes)
 
 
-def remember(folder: Path, config: RunConfig, images: Images) -> None:
+def remember(folder: Path, config: RunConfig, images: Examples) -> None:
     """Write the fingerprint of a run's training images, and of as many test images beside them.
 
     Args:
@@ -118,7 +121,7 @@ def remember(folder: Path, config: RunConfig, images: Images) -> None:
     found.save(folder)
 
 
-def check_training(folder: Path, config: RunConfig, images: Images) -> None:
+def check_training(folder: Path, config: RunConfig, images: Examples) -> None:
     """Raise if training images do not match the fingerprint of a run. A run without one is not checked.
 
     Raises:
@@ -131,7 +134,7 @@ def check_training(folder: Path, config: RunConfig, images: Images) -> None:
         )
 
 
-def check_test(folder: Path, config: RunConfig, images: Images, limit: int | None = None) -> None:
+def check_test(folder: Path, config: RunConfig, images: Examples, limit: int | None = None) -> None:
     """Raise if test images do not match the fingerprint of a run. A run without one is not checked.
 
     Args:
@@ -158,14 +161,14 @@ def check_test(folder: Path, config: RunConfig, images: Images, limit: int | Non
         )
 
 
-def _checksums(images: Images) -> dict[int, int]:
+def _checksums(images: Examples) -> dict[int, int]:
     """CRC-32 of the first 1, 2, 4, ... images and of all, so that the first few can be checked alone.
 
     Labels are part of it, each after the images of its step.
     """
     found, crc, start = {}, 0, 0
     for stop in [*(2**k for k in range(len(images).bit_length()) if 2**k < len(images)), len(images)]:
-        crc = zlib.crc32(images.pixels[start:stop].contiguous().numpy().data, crc)
+        crc = zlib.crc32(images.stored[start:stop].contiguous().numpy().data, crc)
         if images.labels is not None:
             crc = zlib.crc32(images.labels[start:stop].numpy().data, crc)
         found[stop], start = crc, stop

@@ -8,7 +8,7 @@ from torch import Tensor
 from pnf.flows.peak_memory import peak_memory
 from pnf.flows.realnvp import set_network_dtype
 from pnf.training import processes
-from pnf.training.build import build_flow, stage_inputs, stage_modules
+from pnf.training.build import build_flow, example_shape, stage_inputs, stage_modules
 from pnf.training.config import RunConfig, RunError
 from pnf.training.hardware import free_memory
 
@@ -27,7 +27,7 @@ def step_memory(config: RunConfig, channels: int, at_once: bool = False) -> int:
         held = [torch.empty_like(p) for p in flow.parameters() for _ in ("first moment", "second moment", "average")]
         if config.precision == "bf16":
             set_network_dtype(flow, torch.bfloat16)
-        x = torch.rand(config.batch_size, channels, config.size, config.size)
+        x = torch.rand(config.batch_size, *example_shape(config, channels))
         condition = torch.zeros(config.batch_size, dtype=torch.int64) if config.labelled else None
         losses: Iterable[Tensor] = (
             stage.train().log_prob(image, condition).mean()  # type: ignore[operator]
@@ -52,8 +52,9 @@ def check_memory(config: RunConfig, channels: int, accelerator: str) -> None:
     free = free_memory(processes.gpu() if cuda else torch.device("cpu"))
     if needed > free:
         conv = config.coupling == "conv" and config.memory == "plain"
+        what = f"images of {config.size}x{config.size}" if config.shape is None else f"examples {list(config.shape)}"
         raise RunError(
-            f"a step on {config.batch_size} images of {config.size}x{config.size} takes about {needed / GIB:.1f} GiB, "
+            f"a step on {config.batch_size} {what} takes about {needed / GIB:.1f} GiB, "
             f"and {free / GIB:.1f} GiB are free: lower --batch-size, which --accumulate makes up for"
             + (", or choose --memory invertible" if conv else "")
         )

@@ -10,8 +10,13 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 
+def bits_of(nats_per_dim: float) -> float:
+    """The bits/dim of images with a log-likelihood of so many nats/dim."""
+    return 8 - nats_per_dim / math.log(2)
+
+
 class StepBar:
-    """A bar over the steps of a run with nats/dim, bits/dim, images/s and the time left.
+    """A bar over the steps of a run with nats/dim, bits/dim, examples/s and the time left.
 
     If drawing fails, because the reader is gone or the terminal is dead, the run goes on without the bar.
 
@@ -19,9 +24,11 @@ class StepBar:
         title: the names of the stages.
         steps: the number of steps of the whole run.
         console: the console for the bar; ``None`` draws nothing.
+        bits: whether the examples are images, which have bits/dim.
     """
 
-    def __init__(self, title: str, steps: int, console: Console | None) -> None:
+    def __init__(self, title: str, steps: int, console: Console | None, *, bits: bool = True) -> None:
+        self._bits = bits
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=12),
@@ -54,16 +61,14 @@ class StepBar:
         """Show the log-likelihood of held-out images, on a separate line if there is no bar."""
         console = self._progress.console
         if not self._progress.disable and not console.is_terminal:
-            bits = 8 - nats_per_dim / math.log(2)
+            bits = f", {bits_of(nats_per_dim):.3f} bits/dim" if self._bits else ""
             with self._drawing():
-                console.print(
-                    f"step {step:,}: held-out {nats_per_dim:.3f} nats/dim, {bits:.3f} bits/dim", soft_wrap=True
-                )
+                console.print(f"step {step:,}: held-out {nats_per_dim:.3f} nats/dim{bits}", soft_wrap=True)
 
     def show(self, nats_per_dim: float, images_per_second: float) -> None:
         """Show the log-likelihood, in nats for each dimension, and the speed."""
-        bits = 8 - nats_per_dim / math.log(2)
-        text = f"{nats_per_dim:.3f} nats/dim {bits:.3f} bits/dim {images_per_second:,.0f} images/s"
+        bits = f" {bits_of(nats_per_dim):.3f} bits/dim" if self._bits else ""
+        text = f"{nats_per_dim:.3f} nats/dim{bits} {images_per_second:,.0f} {'images' if self._bits else 'examples'}/s"
         with self._drawing():
             self._progress.update(self._task, metrics=text)
 

@@ -25,7 +25,7 @@ from lightning.fabric.loggers.tensorboard import TensorBoardLogger
 from rich.console import Console
 from torch import Tensor, nn
 
-from pnf.data import Images, dequantize
+from pnf.data.images import Examples
 from pnf.files import remove_unfinished
 from pnf.flows.saving import CONFIG_NAME as CONFIG_FILE
 from pnf.flows.saving import WEIGHTS_NAME
@@ -37,7 +37,7 @@ from pnf.training.config import CONFIG_NAME, RunConfig, RunError
 from pnf.training.cuda_streams import Branches
 from pnf.training.fingerprints import check_training, remember
 from pnf.training.memory_check import check_memory
-from pnf.training.progress import StepBar
+from pnf.training.progress import StepBar, bits_of
 from pnf.training.stage_trainer import StageTrainer, schedule
 
 MODEL, LOGS, CHECKPOINTS = "model", "logs", "checkpoints"
@@ -53,7 +53,7 @@ class Interrupted(RunError):  # noqa: N818 - it is no error
 
 def train(
     config: RunConfig,
-    images: Images,
+    images: Examples,
     folder: Path,
     *,
     stages: Sequence[str] | None = None,
@@ -69,7 +69,8 @@ def train(
 
     Args:
         config: the settings.
-        images: the training images, ``[N, C, size, size]`` uint8, with labels if the settings name classes.
+        images: the training images, ``[N, C, size, size]`` uint8, with labels if the settings name classes; or real
+            data, standardised.
         folder: the folder of the run.
         stages: names of the stages to train, all by default. Their results do not depend on the other stages.
         resume: whether to resume from the checkpoints in the folder.
@@ -125,7 +126,7 @@ def train(
 
 def step_seconds(
     configs: Sequence[RunConfig],
-    images: Images,
+    images: Examples,
     *,
     seconds: float,
     stages: Sequence[str] | None = None,
@@ -207,7 +208,7 @@ class _Loop:
         first = min(trainer.step for trainer in self.trainers)
         with (
             _one_report(),
-            StepBar(title, self.config.steps, self.console) as bar,
+            StepBar(title, self.config.steps, self.console, bits=self.config.support == "unit") as bar,
             _stop_signals(self.size == 1) as received,
         ):
             bar.move(first)
@@ -293,7 +294,7 @@ class _Loop:
         if dims:
             metrics |= {
                 "train/nats_per_dim": total / dims,
-                "train/bits_per_dim": 8 - total / dims / math.log(2),
+                **self._bits("train", total / dims),
                 "train/images_per_second": speed,
                 "learning_rate": self.config.lr * schedule(self.config, step - 1),
             }
@@ -314,10 +315,15 @@ class _Loop:
         metrics = {f"validation/{trainer.name}/nats_per_dim": nats[trainer.name] / trainer.dims for trainer in active}
         if active:
             mean = sum(nats.values()) / sum(trainer.dims for trainer in active)
-            metrics |= {"validation/nats_per_dim": mean, "validation/bits_per_dim": 8 - mean / math.log(2)}
+            metrics |= {"validation/nats_per_dim": mean, **self._bits("validation", mean)}
             bar.report(step, mean)
             self._write(metrics, step)
         self.started, self.images = time.perf_counter(), 0
+
+    def _bits(self, split: str, nats_per_dim: float) -> dict[str, float]:
+        """The bits/dim of images."""
+        unit = self.config.support == "unit"
+        return {f"{split}/bits_per_dim": bits_of(nats_per_dim)} if unit else {}
 
     def _write(self, metrics: dict[str, float], step: int) -> None:
         try:
@@ -344,7 +350,7 @@ class _Loop:
 def _loop(
     config: RunConfig,
     flow: Flow,
-    images: Images,
+    images: Examples,
     chosen: list[str],
     fabric: Fabric,
     folder: Path,
@@ -361,7 +367,7 @@ def _loop(
         if name in chosen
     ]
     batches = Batches(training, config.batch_size * config.accumulate, config.seed, flip=config.flip)
-    validation = Batch(dequantize(held_out.pixels, seeded(config.seed, VALIDATION_NOISE)), held_out.labels)
+    validation = Batch(held_out.continuous(seeded(config.seed, VALIDATION_NOISE)), held_out.labels)
     return _Loop(config, flow, names, trainers, batches, validation, fabric, folder, console)
 
 
@@ -372,7 +378,7 @@ def _choose(names: list[str], stages: Sequence[str] | None) -> list[str]:
     return [name for name in names if stages is None or name in stages]
 
 
-def _claim(folder: Path, config: RunConfig, images: Images, chosen: list[str], resume: bool) -> None:
+def _claim(folder: Path, config: RunConfig, images: Examples, chosen: list[str], resume: bool) -> None:
     """Create the folder of a new run, or check that the run in it is this one."""
     if (folder / CONFIG_NAME).exists():
         if RunConfig.load(folder) != config:
@@ -433,7 +439,7 @@ def load_stage(config: RunConfig, stage: nn.Module, folder: Path, name: str) -> 
 
 
 @torch.no_grad()
-def held_out_log_probs(config: RunConfig, images: Images, folder: Path, name: str) -> Tensor:  # [validation], float64
+def held_out_log_probs(config: RunConfig, images: Examples, folder: Path, name: str) -> Tensor:  # [validation], float64
     """The log-likelihood of each held-out training image under one trained stage of a run, in nats.
 
     Raises:
@@ -445,7 +451,7 @@ def held_out_log_probs(config: RunConfig, images: Images, folder: Path, name: st
     if not load_stage(config, stage, folder, name):
         raise RunError(f"stage {name} in {folder} has not been trained to its end")
     _, held_out = hold_out(images, config.validation, config.seed)
-    x = dequantize(held_out.pixels, seeded(config.seed, VALIDATION_NOISE))
+    x = held_out.continuous(seeded(config.seed, VALIDATION_NOISE))
     parts = Batch(x, held_out.labels).split(config.batch_size)
     return torch.cat(
         [stage.log_prob(stage_inputs(flow, part.x)[index], part.condition).double() for part in parts]  # type: ignore[operator]

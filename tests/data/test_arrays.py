@@ -86,7 +86,7 @@ def test_axes(tmp_path: Path, shape: tuple[int, ...], axes: tuple[int, ...] | No
         ),
         (np.zeros((4, 8), dtype=np.uint8), r"got uint8 \[4, 8\]; reshape it"),
         (np.zeros((4, 8, 8, 8), dtype=np.uint8), r"with C <= 4, got uint8 \[4, 8, 8, 8\]; reshape it"),
-        (np.zeros((0, 1, 8, 8), dtype=np.uint8), "wanted at least one image and pixel"),
+        (np.zeros((0, 1, 8, 8), dtype=np.uint8), "wanted at least one example and entry"),
         (
             np.zeros((32, 32, 3), dtype=np.uint8),
             r"got \[32, 32, 3\], which looks like one colour image; add a first axis",
