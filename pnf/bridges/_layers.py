@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from pnf import ops
+from pnf.flows.shapes import zero_log_det
 
 
 class Coupling(nn.Module):
@@ -40,10 +41,11 @@ class Coupling(nn.Module):
         x: Tensor,  # [B, C, *spatial]
         network: Callable[[Tensor], Tensor],  # [B, kept, *spatial] -> [B, 2 * moved, *spatial]
         inverse: bool = False,
+        log_det: Tensor | None = None,  # [B]
     ) -> tuple[Tensor, Tensor]:
-        """Return y, or x for y, and the log-determinant ``[B]`` of that direction in nats."""
+        """Return y, or x for y, and ``log_det`` plus that of this direction: ``[B]`` in nats."""
         op = ops.affine_coupling_inverse if inverse else ops.affine_coupling
-        log_det = x.new_zeros(x.shape[0], dtype=torch.promote_types(x.dtype, torch.float32))
+        log_det = zero_log_det(x) if log_det is None else log_det
         # Made in each call, since a buffer of float32 would round it for float64.
         scale = self.scale if self.bound is None else log_det.new_full(self.moved.shape, self.bound)
         assert scale is not None

@@ -24,6 +24,7 @@ from pnf.bridges import requires
 from pnf.bridges._flows import Conditional
 from pnf.bridges._layers import Coupling, haar, haar_inverse, haar_log_det
 from pnf.flows import ProgressiveFlow, RealNVP
+from pnf.flows.shapes import zero_log_det
 
 with requires("FrEIA", "freia"):
     from FrEIA.modules import InvertibleModule
@@ -109,16 +110,15 @@ class AffineCoupling(InvertibleModule):
         rev: bool = False,
         jac: bool = True,  # noqa: ARG002
     ) -> Result:
-        (x,), total = x_or_z, 0.0
+        x, log_det = x_or_z[0], zero_log_det(x_or_z[0])
         steps = [(self.first, self.subnet2), (self.second, self.subnet1)]
         for coupling, subnet in reversed(steps) if rev else steps:
 
             def network(kept: Tensor, subnet: nn.Module = subnet) -> Tensor:
                 return subnet(torch.cat((kept, *c), 1) if c else kept)
 
-            x, log_det = coupling(x, network, rev)
-            total = total + log_det
-        return (x,), total
+            x, log_det = coupling(x, network, rev, log_det)
+        return (x,), log_det
 
     def output_dims(self, input_dims: Shapes) -> Shapes:
         return input_dims
