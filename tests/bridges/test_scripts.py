@@ -11,7 +11,7 @@ PRINTS = {
     "nflows_multiscale": ("nflows", "bits/dim held out"),
     "normflows_glow": ("normflows", "log_prob of both differs by"),
     "pyro_inference": ("pyro", "evidence lower bound"),
-    "sbi_posterior": ("sbi", "KL divergence of the posterior"),
+    "sbi_posterior": ("sbi", "KL divergence from the exact posterior"),
     "zuko_flow": ("zuko", "nats held out"),
 }
 
