@@ -52,7 +52,7 @@ def main() -> None:
     flow(pixels, brightness)  # the first batch sets the scales
     lazy = LazyFlow(flow.eval())
     given = lazy(brightness)
-    print(f"images given their brightness: {given}, log_prob {tuple(given.log_prob(pixels).shape)}")
+    print(f"{len(pixels)} images given their brightness: {given.log_prob(pixels).mean():.0f} nats, untrained")
     x, log_prob = lazy(torch.tensor([[0.2], [0.8]])).rsample_and_log_prob((4,))
     print(f"draws {tuple(x.shape)} with their density {tuple(log_prob.shape)}, and gradients: {x.requires_grad}")
 

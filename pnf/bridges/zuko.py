@@ -54,7 +54,8 @@ class LazyFlowTransform(zuko.lazy.LazyTransform):
     """A flow of pnf as a lazy transformation of ``x [*, *shape]`` into noise ``z [*, D]``, to be one of several.
 
     Args:
-        flow: the flow. A context has no leading dims, or those of x.
+        flow: the flow. Leading dims of a context and of x are broadcast. In a ``zuko.lazy.Flow`` the context must be a
+            vector, since zuko takes its last dim for the features.
 
     Raises:
         TypeError, ValueError: flow is no flow of pnf, or has two conditions.
