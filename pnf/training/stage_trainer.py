@@ -50,6 +50,9 @@ class StageTrainer:
         self.step = 0
         self.best: dict[str, Tensor] = {}
         self._best_nats = -math.inf
+        if fabric.device.type != "cpu":
+            # Images have their channels last, and cuDNN would lay out each weight likewise in every step.
+            stage.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         objective = Objective(stage)
         # Explicitly fused on every device, since the other implementations give different bits.
         optimizer = torch.optim.Adam(objective.parameters(), lr=config.lr, fused=True)
@@ -58,14 +61,24 @@ class StageTrainer:
         self.averaged = copy.deepcopy(self.stage).eval()
         set_network_dtype(self.averaged, None)
         pairs = list(zip(_tensors(self.averaged), _tensors(self.stage), strict=True))
-        self._floating = [pair for pair in pairs if pair[0].is_floating_point()]
+        self._average = _Average([pair for pair in pairs if pair[0].is_floating_point()], fabric.device)
         self._flags = [pair for pair in pairs if not pair[0].is_floating_point()]
+
+    def prepare(self) -> None:
+        """Set the numbers that depend on the step, before :meth:`train_step`."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.config.lr * schedule(self.config, self.step)
+        # A short memory at first, so that the average forgets the random start.
+        decay = min(self.config.ema, (1 + self.step) / (10 + self.step)) if self.step else 0.0
+        self._average.weight.fill_(1 - decay)
 
     def train_step(self, batches: Sequence[Batch]) -> Tensor:
         """Take a step with the mean gradient of the batches, and return the mean negative log-likelihood in nats.
 
-        Each of several processes has the same number of consecutive batches, and returns the mean of its own.
+        Each of several processes has the same number of consecutive batches, and returns the mean of its own. It may
+        become a CUDA graph, so all numbers that change are in tensors. The caller counts the steps.
         """
+        self.optimizer.zero_grad()
         shared = self.fabric.world_size > 1
         if shared and self.step == 0:
             self._start_alike(batches[0])
@@ -80,12 +93,8 @@ class StageTrainer:
             self._join_statistics(before, len(batches))
         self._penalise()
         nn.utils.clip_grad_norm_(self.objective.parameters(), self.config.clip, foreach=True)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.config.lr * schedule(self.config, self.step)
         self.optimizer.step()
-        self.optimizer.zero_grad()
         self._move_average()
-        self.step += 1
         return nll
 
     @property
@@ -181,12 +190,36 @@ class StageTrainer:
 
     @torch.no_grad()
     def _move_average(self) -> None:
-        # A short memory at first, so that the average forgets the random start.
-        decay = min(self.config.ema, (1 + self.step) / (10 + self.step)) if self.step else 0.0
-        averages, values = [average for average, _ in self._floating], [value for _, value in self._floating]
-        torch._foreach_lerp_(averages, values, 1 - decay)
+        self._average.move()
         if self._flags:
             torch._foreach_copy_([average for average, _ in self._flags], [value for _, value in self._flags])
+
+
+class _Average:
+    """Moving averages of tensors, which are views of one, so that a single call moves all of them.
+
+    Args:
+        pairs: the averages, whose memory is replaced, and the tensors.
+        device: of all tensors.
+
+    Attributes:
+        weight: the weight ``[]`` of the present values.
+    """
+
+    def __init__(self, pairs: Sequence[tuple[Tensor, Tensor]], device: torch.device) -> None:
+        self.values = [value for _, value in pairs]
+        self.weight = torch.ones((), device=device)
+        self._averages, self._present = (torch.empty(sum(x.numel() for x in self.values), device=device) for _ in "ab")
+        self._copies, offset = [], 0
+        for average, value in pairs:
+            views = [x[offset:].as_strided(value.shape, value.stride()) for x in (self._averages, self._present)]
+            average.data = views[0].copy_(average)
+            self._copies.append(views[1])
+            offset += value.numel()
+
+    def move(self) -> None:
+        torch._foreach_copy_(self._copies, self.values)
+        self._averages.lerp_(self._present, self.weight)
 
 
 def _tensors(module: nn.Module) -> list[Tensor]:

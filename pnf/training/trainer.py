@@ -11,7 +11,7 @@ import signal
 import statistics
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -25,6 +25,7 @@ from lightning.fabric.loggers.tensorboard import TensorBoardLogger
 from rich.console import Console
 from torch import Tensor, nn
 
+from pnf.cuda_graphs import GraphedStep
 from pnf.data.images import Examples
 from pnf.files import remove_unfinished
 from pnf.flows.saving import CONFIG_NAME as CONFIG_FILE
@@ -200,6 +201,8 @@ class _Loop:
         self.sums = {trainer.name: torch.zeros((), device=fabric.device) for trainer in trainers}
         self.counts = dict.fromkeys(self.sums, 0)
         self.size, self.rank = fabric.world_size, fabric.global_rank
+        self.now = torch.zeros((), dtype=torch.int64, device=fabric.device)
+        self._graphed: tuple[list[StageTrainer], Callable[..., None]] | None = None
         # The first step with a loss that is not finite. Kept on the device and read only for logs, to avoid a sync.
         self.broken = {name: torch.full((), config.steps, device=fabric.device) for name in self.sums}
 
@@ -252,25 +255,48 @@ class _Loop:
     def train(self, batch: Batch, active: list[StageTrainer]) -> None:
         """Take a step of some trainers on a batch."""
         own = self.config.accumulate // self.size
-        inputs = [
-            self._inputs(part) for part in batch.split(self.config.batch_size)[self.rank * own : (self.rank + 1) * own]
-        ]
+        parts = batch.split(self.config.batch_size)[self.rank * own : (self.rank + 1) * own]
+        tensors = [tensor for part in parts for tensor in part if tensor is not None]
+        if self.fabric.device.type == "cuda":
+            tensors = [tensor.pin_memory() for tensor in tensors]  # the copies need not wait for the GPU
+        for trainer in active:
+            trainer.prepare()
+        if active:
+            self.now.fill_(active[0].step + 1)
+        self._stepper(active)(*self.fabric.to_device(tensors))
+        for trainer in active:
+            trainer.step += 1
+            self.counts[trainer.name] += 1
+        self.images += len(batch.x)
+
+    def _stepper(self, active: list[StageTrainer]) -> Callable[..., None]:
+        """What takes a step of some trainers on tensors: a CUDA graph, if this is the only process."""
+        if self._graphed is None or self._graphed[0] != active:
+            count = self.config.accumulate // self.size
+
+            def take(*tensors: Tensor) -> None:
+                width = len(tensors) // count
+                self._take(active, [Batch(*tensors[i : i + width]) for i in range(0, len(tensors), width)])
+
+            alone = self.size == 1
+            self._graphed = active, GraphedStep(take, *(t.optimizer for t in active)) if alone else take
+        return self._graphed[1]
+
+    def _take(self, active: list[StageTrainer], parts: Sequence[Batch]) -> None:
+        """Take a step of some trainers on the parts of a batch, all of it on the device."""
+        inputs = [self._inputs(part) for part in parts]
         for i, trainer in enumerate(active):
             with self.branches.branch(i):
                 nll = trainer.train_step([part[trainer.name] for part in inputs])
                 self.sums[trainer.name] += nll
                 broken = self.broken[trainer.name]
-                torch.where(nll.isfinite(), broken, broken.clamp(max=trainer.step), out=broken)
-            self.counts[trainer.name] += 1
+                torch.where(nll.isfinite(), broken, torch.minimum(broken, self.now), out=broken)
         self.branches.join()
-        self.images += len(batch.x)
 
     def _inputs(self, batch: Batch) -> dict[str, Batch]:
-        """What each stage sees of a batch, on the device."""
-        x, condition = self.fabric.to_device(batch)
-        return {
-            name: Batch(image, condition) for name, image in zip(self.names, stage_inputs(self.flow, x), strict=True)
-        }
+        """What each stage sees of a batch on the device."""
+        images = stage_inputs(self.flow, batch.x)
+        return {name: Batch(image, batch.condition) for name, image in zip(self.names, images, strict=True)}
 
     def _log(self, step: int, bar: StepBar) -> None:
         metrics: dict[str, float] = {}
@@ -305,7 +331,7 @@ class _Loop:
     def _validate(self, step: int, active: list[StageTrainer], bar: StepBar) -> None:
         sums = {trainer.name: torch.zeros((), device=self.fabric.device) for trainer in active}
         for part in self.validation.split(self.config.batch_size)[self.rank :: self.size]:
-            inputs = self._inputs(part)
+            inputs = self._inputs(self.fabric.to_device(part))
             for trainer in active:
                 sums[trainer.name] += trainer.averaged.log_prob(*inputs[trainer.name]).sum()  # type: ignore[operator]
         totals = {name: processes.reduce(self.fabric, value, "sum").item() for name, value in sums.items()}

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from pnf import fast, ops, reference
+from pnf.cuda_graphs import WARMUP, GraphedStep, can_capture
 from pnf.data import Images
 from pnf.fast import networks
 from pnf.training import Interrupted, RunConfig, train
@@ -95,42 +96,101 @@ def test_bfloat16_changes_little(where: str, device: str) -> None:
         assert (a - b).norm() <= 0.2 * max(x.norm() for x in grads)
 
 
-def test_a_step_of_training_as_one_graph(device: str) -> None:
-    flow = pair(device, "conv", "bounded")[1].train()
-    flow.log_prob(pixels(device))  # sets what the first batch sets
-    twin = copy.deepcopy(flow)
-    x = pixels(device)
+class Learner:
+    """A small flow in training, with an optimiser whose rate changes."""
 
-    def stepper(flow: nn.Module) -> Callable[[], None]:
-        capturable = torch.device(device).type == "cuda"
-        optimizer = torch.optim.Adam(flow.parameters(), lr=1e-3, fused=True, capturable=capturable)
+    def __init__(self, device: str) -> None:
+        torch.manual_seed(0)
+        self.flow = fast.RealNVP((6,), coupling="dense", num_couplings=1, hidden=8).to(device).train()
+        capturable = can_capture(torch.device(device))
+        self.optimizer = torch.optim.Adam(self.flow.parameters(), 1e-3, fused=True, capturable=capturable)
+        self.calls = 0
 
-        def step() -> None:
-            optimizer.zero_grad()
-            (-flow.log_prob(x).mean()).backward()
-            optimizer.step()
+    def __call__(self, x: Tensor) -> Tensor:
+        """A step. It is not called where a graph is launched."""
+        self.calls += 1
+        self.optimizer.zero_grad()
+        loss = -self.flow.log_prob(x.flatten(1)[:, :6]).mean()
+        loss.backward()
+        self.optimizer.step()
+        return loss.detach()
 
-        return step
 
-    eager, captured = stepper(flow), stepper(twin)
-    with torch.cuda.device(device):
-        stream, graph = torch.cuda.Stream(device), torch.cuda.CUDAGraph()
-        stream.wait_stream(torch.cuda.current_stream(device))
-        with torch.cuda.stream(stream):
-            captured()
-        torch.cuda.current_stream(device).wait_stream(stream)
-        eager()
-        x.copy_(pixels(device, 1))
-        with torch.cuda.graph(graph):
-            captured()
-        for seed in (1, 2, 3):
-            x.copy_(pixels(device, seed))
-            eager()
-            # A graph of a GPU has not run yet when it is captured; that of the stand-in has.
-            if device != "cpu" or seed > 1:
-                graph.replay()
-    for a, b in zip(twin.parameters(), flow.parameters(), strict=True):
-        assert_close(a, b, rtol=1e-4, atol=1e-6)
+def take_turns(device: str, steps: int, eager: Learner, other: Learner, graphed: GraphedStep) -> None:
+    """Compare steps without and with a graph."""
+    # Both take the learning rate from a tensor of float32.
+    rate = torch.zeros((), device=device)
+    eager.optimizer.param_groups[0]["lr"] = rate
+    for seed in range(steps):
+        x = pixels(device, seed)
+        rate.fill_(1e-3 / (1 + seed))
+        other.optimizer.param_groups[0]["lr"] = 1e-3 / (1 + seed)
+        assert torch.equal(eager(x), graphed(x))
+        for a, b in zip(eager.flow.state_dict().values(), other.flow.state_dict().values(), strict=True):
+            assert torch.equal(a, b)
+
+
+def test_a_graph_takes_the_steps_of_training(device: str) -> None:
+    eager, captured = Learner(device), Learner(device)
+    graphed = GraphedStep(captured, captured.optimizer)
+    take_turns(device, WARMUP + 3, eager, captured, graphed)
+    assert not graphed.reason
+    assert (eager.calls, captured.calls) == (WARMUP + 3, WARMUP + 1)
+
+
+def test_a_changed_step_is_captured_again(device: str) -> None:
+    eager, captured = Learner(device), Learner(device)
+    graphed = GraphedStep(captured, captured.optimizer)
+    take_turns(device, WARMUP + 1, eager, captured, graphed)
+    calls = captured.calls
+    for learner in (eager, captured):
+        learner.optimizer.load_state_dict(copy.deepcopy(learner.optimizer.state_dict()))
+    take_turns(device, WARMUP + 1, eager, captured, graphed)
+    assert captured.calls == 2 * calls
+    for learner in (eager, captured):
+        learner.optimizer.param_groups[0]["weight_decay"] = 0.1
+    take_turns(device, WARMUP + 1, eager, captured, graphed)
+    assert captured.calls == 3 * calls
+    half = pixels(device)[:2]
+    assert torch.equal(eager(half), graphed(half))
+    assert captured.calls == 3 * calls + 1
+
+
+def test_a_step_that_reads_from_the_device_runs_without_a_graph(device: str) -> None:
+    eager, captured = Learner(device), Learner(device)
+
+    def step(x: Tensor) -> Tensor:
+        loss = captured(x)
+        loss.item()
+        return loss
+
+    graphed = GraphedStep(step, captured.optimizer)
+    with pytest.warns(RuntimeWarning, match="runs without a CUDA graph") as found:
+        take_turns(device, WARMUP + 3, eager, captured, graphed)
+    assert len(found) == 1
+    assert "capturing" in graphed.reason
+
+
+@pytest.mark.slow
+def test_a_run_is_the_same_without_graphs(
+    device: str,
+    tiny: Callable[..., RunConfig],
+    images: Images,
+    results: Callable[[Path], dict[str, object]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    config = tiny(steps=WARMUP + 3, num_couplings=1, scales=1, batch_size=4, validation=4, coupling="dense")
+    go = functools.partial(train, config, images, accelerator=torch.device(device).type)
+    launched: list[object] = []
+    replay = torch.cuda.CUDAGraph.replay
+    monkeypatch.setattr(torch.cuda.CUDAGraph, "replay", lambda graph: (launched.append(graph), replay(graph))[1])
+    go(tmp_path / "graph")
+    assert len(launched) == 3
+    monkeypatch.setattr("pnf.cuda_graphs.WARMUP", config.steps)
+    go(tmp_path / "eager")
+    assert len(launched) == 3
+    assert results(tmp_path / "graph") == results(tmp_path / "eager")
 
 
 @pytest.mark.slow
@@ -142,10 +202,11 @@ def test_a_run_resumes_to_the_bit(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    # Both halves end with graphs.
     config = tiny(
-        steps=4,
-        checkpoint_every=2,
-        validate_every=4,
+        steps=2 * (WARMUP + 2),
+        checkpoint_every=WARMUP + 2,
+        validate_every=WARMUP + 2,
         num_couplings=1,
         scales=1,
         batch_size=4,
@@ -157,7 +218,7 @@ def test_a_run_resumes_to_the_bit(
     batch = Batches.__call__
 
     def interrupt(self: Batches, step: int) -> Tensor:
-        if step == 1:
+        if step == WARMUP + 1:
             signal.raise_signal(signal.SIGTERM)
         return batch(self, step)
 

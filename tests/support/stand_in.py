@@ -59,14 +59,19 @@ def _refuse(*_: Any) -> None:
 class Graph(TorchDispatchMode):
     """The operators that run inside ``torch.cuda.graph``, with tensors whose memory :meth:`replay` fills anew.
 
-    Nothing may be read from a GPU meanwhile.
+    Nothing may be read from a GPU meanwhile, and what they changed is as before in the end.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.calls: list[tuple[Any, ...]] = []
+        self.before: dict[int, tuple[Tensor, Tensor]] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        for i, argument in enumerate(func._schema.arguments):
+            if argument.alias_info is not None and argument.alias_info.is_write:
+                for x in tree_leaves(args[i] if i < len(args) else (kwargs or {}).get(argument.name)):
+                    self.keep(x)
         out = func(*args, **(kwargs or {}))
         if not func.is_view:
             self.calls.append((func, args, kwargs or {}, out))
@@ -80,6 +85,14 @@ class Graph(TorchDispatchMode):
     def __exit__(self, *error: Any) -> None:
         super().__exit__(*error)
         self.locked.stop()
+        for x, before in self.before.values():
+            x.copy_(before)
+        self.before.clear()
+
+    def keep(self, x: Any) -> None:
+        if isinstance(x, Tensor) and x.numel() and x.untyped_storage().data_ptr() not in self.before:
+            whole = x.detach().as_strided((x.untyped_storage().nbytes() // x.itemsize,), (1,), 0)
+            self.before[x.untyped_storage().data_ptr()] = whole, _clone(whole)
 
     def replay(self) -> None:
         with torch.no_grad():
@@ -145,6 +158,8 @@ def _disguise() -> None:
     torch.cuda.graph = lambda graph: graph
     torch.cuda.is_current_stream_capturing = lambda: False
     torch.cuda.synchronize = lambda device=None: None
+    graphs = importlib.import_module("pnf.cuda_graphs")
+    graphs.can_capture = lambda device: True
 
 
 _register()

@@ -34,6 +34,14 @@ def inputs_of(config: RunConfig, x: Tensor) -> list[Batch]:
     return [Batch(part) for part in stage_inputs(build_flow(config, 1), x)]
 
 
+def take(unit: StageTrainer, batches: list[Batch]) -> Tensor:
+    """Take a step as the training loop does."""
+    unit.prepare()
+    nll = unit.train_step(batches)
+    unit.step += 1
+    return nll
+
+
 def gradients_at_steps(unit: StageTrainer) -> list[dict[str, Tensor]]:
     """A list to which every step of the optimiser adds its gradients."""
     seen: list[dict[str, Tensor]] = []
@@ -70,7 +78,7 @@ def test_the_optimiser_gets_the_scheduled_rate(tiny: Make, fabric: Fabric, x: Te
     config = tiny()
     unit = units_of(config, fabric)[0]
     for step in range(4):
-        unit.train_step(inputs_of(config, x)[:1])
+        take(unit, inputs_of(config, x)[:1])
         assert unit.optimizer.param_groups[0]["lr"] == config.lr * schedule(config, step)
 
 
@@ -86,7 +94,7 @@ def test_the_penalty_touches_only_scale_parameters(tiny: Make, fabric: Fabric, x
         scales = {id(p) for p in scale_parameters(unit.stage)}
         before = {name: p.detach().clone() for name, p in unit.stage.named_parameters() if id(p) in scales}
         gradients = gradients_at_steps(unit)
-        losses.append(unit.train_step([Batch(x), Batch(x)]))
+        losses.append(take(unit, [Batch(x), Batch(x)]))
         seen.append(gradients[0])
     plain, penalised = seen
     assert before
@@ -98,12 +106,12 @@ def test_the_penalty_touches_only_scale_parameters(tiny: Make, fabric: Fabric, x
 def test_a_step_takes_its_own_gradient_only(tiny: Make, fabric: Fabric, x: Tensor) -> None:
     unit = units_of(tiny(clip=1e9, scale_l2=0.0), fabric)[-1]
     seen = gradients_at_steps(unit)
-    unit.train_step([Batch(x)])
+    take(unit, [Batch(x)])
     for step in (1, 2):
         twin = copy.deepcopy(unit.stage)
         twin.zero_grad()
         (-twin.log_prob(x).mean()).backward()
-        unit.train_step([Batch(x)])
+        take(unit, [Batch(x)])
         for name, p in twin.named_parameters():
             torch.testing.assert_close(seen[step][name], p.grad)
 
@@ -112,7 +120,7 @@ def test_each_stage_is_clipped_by_itself(tiny: Make, fabric: Fabric, x: Tensor) 
     config = tiny(clip=1e-3)
     for unit, image in zip(units_of(config, fabric), inputs_of(config, x), strict=True):
         seen = gradients_at_steps(unit)
-        unit.train_step([image])
+        take(unit, [image])
         norm = torch.stack([gradient.square().sum() for gradient in seen[0].values()]).sum().sqrt()
         assert norm.item() == pytest.approx(1e-3, rel=1e-3)
 
@@ -122,7 +130,7 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(tiny: Make, fabric: 
     config = tiny(norm="none")
     whole, halves = units_of(config, fabric)[-1], units_of(config, fabric)[-1]
     seen_whole, seen_halves = gradients_at_steps(whole), gradients_at_steps(halves)
-    nll_whole, nll_halves = whole.train_step([Batch(x)]), halves.train_step(Batch(x).split(8))
+    nll_whole, nll_halves = take(whole, [Batch(x)]), take(halves, Batch(x).split(8))
     torch.testing.assert_close(nll_whole, nll_halves)
     torch.testing.assert_close(seen_whole, seen_halves, rtol=1e-4, atol=1e-5)
 
@@ -132,7 +140,7 @@ def test_the_average_follows_the_weights(tiny: Make, fabric: Fabric, x: Tensor) 
     unit = units_of(config, fabric)[0]
     expected: dict[str, Tensor] = {}
     for step in range(6):
-        unit.train_step(inputs_of(config, x)[:1])
+        take(unit, inputs_of(config, x)[:1])
         decay = min(0.3, (1 + step) / (10 + step)) if step else 0.0
         for name, p in unit.stage.named_parameters():
             expected[name] = decay * expected[name] + (1 - decay) * p.detach() if step else p.detach().clone()
@@ -152,7 +160,7 @@ def test_bf16_trains_and_leaves_likelihoods_in_float32(tiny: Make, fabric: Fabri
     stage, dims = stage_modules(flow)[-1], stage_dims(flow)[-1]
     before = {name: p.detach().clone() for name, p in stage.named_parameters()}
     unit = StageTrainer("f1y", stage, dims, config, fabric)
-    losses = [unit.train_step([Batch(x)]).item() for _ in range(20)]
+    losses = [take(unit, [Batch(x)]).item() for _ in range(20)]
     assert losses[-1] < losses[0]
     assert any((p != before[name]).any() for name, p in unit.stage.named_parameters())
     for module in (unit.stage, unit.averaged):
