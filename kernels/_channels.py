@@ -14,18 +14,26 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from pnf.kernels._common import divide, on_board, sqrt, wide
+from pnf.kernels._common import divide, on_board, plain, sqrt, value, wide
 
 TILE = 4096
 WARPS = 8
 
 
+FEW, MOST = 16, 64
+"""Programs that share the tiles of a block, at most. What they find is merged by code for one of these numbers."""
+
+
 class Tiling(NamedTuple):
-    """How a tensor is cut. A kernel takes it as one argument, ``tiles``."""
+    """How a tensor is cut. A kernel takes it as one argument, ``tiles``.
+
+    Its integers are :func:`plain`, so that few kernels are compiled. Channels and sites are as they are, since accesses
+    are wide where rows of memory are multiples of 16 bytes.
+    """
 
     channels: int
-    rows: int
     sites: int
+    rows: int
     across: int  # tiles beside one another
     total: int  # of a block of channels
     loops: int
@@ -33,26 +41,48 @@ class Tiling(NamedTuple):
     LAST: tl.constexpr
     ROWS: tl.constexpr
     COLUMNS: tl.constexpr
+    PARTS: tl.constexpr  # at least parts, a power of two
 
     def blocks(self, channels: int) -> int:
         """Blocks of so many channels."""
         return triton.cdiv(channels, self.COLUMNS.value) if self.LAST.value else channels
 
+    def programs(self) -> int:
+        """Programs that share the tiles of a block."""
+        return self.parts // 2 - 1
+
 
 def tiling(x: Tensor, batch: int, channels: int, sites: int, last: bool) -> Tiling:
     """The tiles of so many channels of x, ``[batch, ..., sites]`` or ``[batch, sites, ...]``."""
     rows = batch * sites if last else batch
-    columns = min(triton.next_power_of_2(channels), 32) if last else min(triton.next_power_of_2(sites), 1024)
+    if last:
+        columns = next((width for width in (4, 8) if channels <= width), 32)
+    else:
+        columns = min(triton.next_power_of_2(sites), 1024)
     # With the channels last an access of a thread may be as narrow as an entry, and its addresses fill the registers.
-    height = min(triton.next_power_of_2(rows), (TILE // 2 if last else TILE) // columns)
+    height = (TILE // 2 if last else TILE) // columns
+    if rows <= height // 8:
+        height //= 8
     across = 1 if last else triton.cdiv(sites, columns)
     total = triton.cdiv(rows, height) * across
     # Every program of a block reads 16 bytes from all of them, and no more than a twentieth of what three passes over
     # x move.
     most = math.isqrt(batch * sites * x.element_size() * 3 // (20 * 16))
-    loops = triton.cdiv(total, min(max(most, 1), 64))
-    constants = tl.constexpr(last), tl.constexpr(height), tl.constexpr(columns)
-    return Tiling(channels, rows, sites, across, total, loops, triton.cdiv(total, loops), *constants)
+    loops = triton.cdiv(total, min(max(most, 1), MOST))
+    parts = triton.cdiv(total, loops)
+    return Tiling(
+        channels=channels,
+        sites=sites,
+        rows=plain(rows),
+        across=plain(across),
+        total=plain(total),
+        loops=plain(loops),
+        parts=plain(parts),
+        LAST=tl.constexpr(last),
+        ROWS=tl.constexpr(height),
+        COLUMNS=tl.constexpr(columns),
+        PARTS=tl.constexpr(FEW if parts <= FEW else MOST),
+    )
 
 
 class Kept(NamedTuple):
@@ -62,30 +92,37 @@ class Kept(NamedTuple):
     """
 
     channels: int  # of x
-    start: int  # the first of them
-    width: int
-    parity: int
+    start: int  # the first of them, plain
+    width: int  # plain
+    parity: int  # plain
     BOARD: tl.constexpr
+
+
+def kept_of(channels: int, start: int = 0, width: int = 1, parity: int = 0, board: bool = False) -> Kept:
+    """The entries of x that take part; by default all."""
+    return Kept(channels, plain(start), plain(width), plain(parity), tl.constexpr(board))
 
 
 @triton.jit
 def program(tiles):
     """The block and the part of a program, and the first of its tiles and the one after its last."""
-    i_block, i_part = tl.program_id(0) // tiles.parts, tl.program_id(0) % tiles.parts
-    return i_block, i_part, i_part * tiles.loops, tl.minimum(i_part * tiles.loops + tiles.loops, tiles.total)
+    parts, loops = value(tiles.parts), value(tiles.loops)
+    i_block, i_part = tl.program_id(0) // parts, tl.program_id(0) % parts
+    return i_block, i_part, i_part * loops, tl.minimum(i_part * loops + loops, value(tiles.total))
 
 
 @triton.jit
 def tile(i_block, i_tile, channels, tiles):
     """Rows, channels and sites of a tile, and which of them exist; they broadcast to [ROWS, COLUMNS]."""
-    o_row = (i_tile // tiles.across).to(tl.int64) * tiles.ROWS + tl.arange(0, tiles.ROWS)[:, None]
+    across = value(tiles.across)
+    o_row = (i_tile // across).to(tl.int64) * tiles.ROWS + tl.arange(0, tiles.ROWS)[:, None]
     o_channel, m_tile = of_block(i_block, channels, tiles)
     if tiles.LAST:
         o_site = (o_row % tiles.sites).to(tl.int32)
     else:
-        o_site = i_tile % tiles.across * tiles.COLUMNS + tl.arange(0, tiles.COLUMNS)[None, :]
+        o_site = i_tile % across * tiles.COLUMNS + tl.arange(0, tiles.COLUMNS)[None, :]
         m_tile = o_site < tiles.sites
-    return o_row, o_channel, o_site, (o_row < tiles.rows) & m_tile
+    return o_row, o_channel, o_site, (o_row < value(tiles.rows)) & m_tile
 
 
 @triton.jit
@@ -110,18 +147,24 @@ def place(o_row, o_channel, o_site, channels, tiles):
 def tile_of_x(i_block, i_tile, tiles, kept):
     """The rows, channels and sites of a tile of what is kept of x, which of them exist, and where they lie in x."""
     o_row, o_channel, o_site, m_x = tile(i_block, i_tile, tiles.channels, tiles)
-    return o_row, o_channel, o_site, m_x, place(o_row, kept.start + o_channel, o_site, kept.channels, tiles)
+    return o_row, o_channel, o_site, m_x, place(o_row, value(kept.start) + o_channel, o_site, kept.channels, tiles)
+
+
+@triton.jit
+def on_kept(o_site, kept):
+    """Whether a checkerboard keeps a site."""
+    return on_board(o_site, value(kept.width), value(kept.parity))
 
 
 @triton.jit
 def load_kept(x, o_x, o_site, m_x, tiles, kept):
     """The entries that a board keeps, and zeros for the others."""
     if kept.BOARD and tiles.LAST:
-        b_x = wide(tl.load(x + o_x, mask=m_x & on_board(o_site, kept.width, kept.parity), other=0.0))
+        b_x = wide(tl.load(x + o_x, mask=m_x & on_kept(o_site, kept), other=0.0))
     elif kept.BOARD:
         # Neighbours share their bytes with those that are kept, and 16 of them are read at once without a mask.
         b_x = wide(tl.load(x + o_x, mask=m_x, other=0.0))
-        b_x = tl.where(on_board(o_site, kept.width, kept.parity), b_x, 0.0)
+        b_x = tl.where(on_kept(o_site, kept), b_x, 0.0)
     else:
         b_x = wide(tl.load(x + o_x, mask=m_x, other=0.0))
     return b_x
@@ -140,18 +183,19 @@ def over_rows(b_x, tiles):
 def entries_before(i_tile, tiles):
     """Entries of a channel in the tiles before one, in float64."""
     o_tile = tl.zeros([1, 1], tl.int64) + i_tile
-    o_row = o_tile // tiles.across * tiles.ROWS
-    entries = tl.minimum(o_row, tiles.rows)
+    across, rows = value(tiles.across), value(tiles.rows)
+    o_row = o_tile // across * tiles.ROWS
+    entries = tl.minimum(o_row, rows)
     if not tiles.LAST:
-        height = tl.minimum(o_row + tiles.ROWS, tiles.rows) - entries
-        entries = entries * tiles.sites + height * tl.minimum(o_tile % tiles.across * tiles.COLUMNS, tiles.sites)
+        height = tl.minimum(o_row + tiles.ROWS, rows) - entries
+        entries = entries * tiles.sites + height * tl.minimum(o_tile % across * tiles.COLUMNS, tiles.sites)
     return entries.to(tl.float64)
 
 
 @triton.jit
 def part_offsets(o_channel, o_part, tiles):
     """Where the parts of channels lie in [channels, parts], or in [parts, channels] with the channels last."""
-    return o_part * tiles.channels + o_channel if tiles.LAST else o_channel * tiles.parts + o_part
+    return o_part * tiles.channels + o_channel if tiles.LAST else o_channel * value(tiles.parts) + o_part
 
 
 @triton.jit
@@ -160,34 +204,35 @@ def store_parts(parts, i_block, i_part, b_first, b_second, tiles):  # parts: [2,
     o_channel, m_channel = of_block(i_block, tiles.channels, tiles)
     o_parts = part_offsets(o_channel, i_part, tiles)
     tl.store(parts + o_parts, b_first, mask=m_channel)
-    tl.store(parts + tiles.channels * tiles.parts + o_parts, b_second, mask=m_channel)
+    tl.store(parts + tiles.channels * value(tiles.parts) + o_parts, b_second, mask=m_channel)
 
 
 @triton.jit
-def load_parts(parts, o_channel, m_channel, tiles, PARTS: tl.constexpr):
+def load_parts(parts, o_channel, m_channel, tiles):
     """What all programs of a block found: two of [PARTS, channels of the block]."""
-    o_part = tl.arange(0, PARTS)[:, None]
+    o_part = tl.arange(0, tiles.PARTS)[:, None]
     o_parts = part_offsets(o_channel, o_part, tiles)
-    m_parts = m_channel & (o_part < tiles.parts)
+    m_parts = m_channel & (o_part < value(tiles.parts))
     b_first = tl.load(parts + o_parts, mask=m_parts, other=0.0)
-    return b_first, tl.load(parts + tiles.channels * tiles.parts + o_parts, mask=m_parts, other=0.0)
+    return b_first, tl.load(parts + tiles.channels * value(tiles.parts) + o_parts, mask=m_parts, other=0.0)
 
 
 @triton.jit
-def merge_sums(parts, o_channel, m_channel, tiles, PARTS: tl.constexpr):
+def merge_sums(parts, o_channel, m_channel, tiles):
     """The two sums of each channel."""
-    b_first, b_second = load_parts(parts, o_channel, m_channel, tiles, PARTS)
+    b_first, b_second = load_parts(parts, o_channel, m_channel, tiles)
     return tl.sum(b_first, 0, keep_dims=True), tl.sum(b_second, 0, keep_dims=True)
 
 
 @triton.jit
-def merge_moments(parts, o_channel, m_channel, tiles, PARTS: tl.constexpr):
+def merge_moments(parts, o_channel, m_channel, tiles):
     """Mean and biased variance of each channel, from the mean and the squared deviations of every part."""
-    b_means, b_squares = load_parts(parts, o_channel, m_channel, tiles, PARTS)
-    o_first = tl.minimum(tl.arange(0, PARTS)[:, None] * tiles.loops, tiles.total)
-    b_count = entries_before(tl.minimum(o_first + tiles.loops, tiles.total), tiles)
+    b_means, b_squares = load_parts(parts, o_channel, m_channel, tiles)
+    loops, total = value(tiles.loops), value(tiles.total)
+    o_first = tl.minimum(tl.arange(0, tiles.PARTS)[:, None] * loops, total)
+    b_count = entries_before(tl.minimum(o_first + loops, total), tiles)
     b_count -= entries_before(o_first, tiles)
-    entries = entries_before(tiles.total, tiles)
+    entries = entries_before(total, tiles)
     b_mean = tl.sum(b_count * b_means, 0, keep_dims=True) / entries
     b_distance = b_means - b_mean
     return b_mean, tl.sum(b_squares + b_count * b_distance * b_distance, 0, keep_dims=True) / entries
@@ -224,11 +269,9 @@ def moments(
 
 
 @triton.jit
-def batch_statistics(
-    mean, var, parts, i_part, o_channel, m_channel, tiles, EPS: tl.constexpr, PARTS: tl.constexpr
-):  # mean, var: [channels]
+def batch_statistics(mean, var, parts, i_part, o_channel, m_channel, tiles, EPS: tl.constexpr):  # mean, var: [channels]
     """Mean and reciprocal standard deviation of each channel, from its moments, which the first part writes."""
-    b_mean, b_var = merge_moments(parts, o_channel, m_channel, tiles, PARTS)
+    b_mean, b_var = merge_moments(parts, o_channel, m_channel, tiles)
     b_mean, b_var = b_mean.to(mean.dtype.element_ty), b_var.to(var.dtype.element_ty)
     tl.store(mean + o_channel, b_mean, mask=m_channel & (i_part == 0))
     tl.store(var + o_channel, b_var, mask=m_channel & (i_part == 0))
@@ -249,6 +292,6 @@ def through_statistics(b_sum, b_product, b_reciprocal, tiles):
 
     Of each channel the sums are those of the gradient, and of it times the distance from the mean.
     """
-    entries = entries_before(tiles.total, tiles)
+    entries = entries_before(value(tiles.total), tiles)
     b_slope = b_product * b_reciprocal * b_reciprocal / entries
     return (b_sum / entries).to(b_reciprocal.dtype), b_slope.to(b_reciprocal.dtype)

@@ -12,6 +12,20 @@ def wide(b_x):
     return b_x.to(tl.float64 if b_x.dtype == tl.float64 else tl.float32)
 
 
+def plain(n: int) -> int:
+    """An integer for an argument of a kernel that is the same code for every n, and takes :func:`value` of it.
+
+    Triton compiles a kernel again where an integer is 1 or a multiple of 16. This one never is.
+    """
+    return 2 * n + 3
+
+
+@triton.jit
+def value(n):
+    """The integer that :func:`plain` was given."""
+    return (n >> 1) - 1
+
+
 @triton.jit
 def exp(b_x):
     """The exponential, in float32 within about a unit in the last place, by the polynomial of csrc/cpu/math.h.

@@ -54,7 +54,7 @@ def _forward(
         tl.store(y + o_x, b_x * b_scale - b_shift if INVERSE else (b_x + b_shift) * b_scale, mask=m_x)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["batch", "channels", "sites"])
 def _log_det(
     out,  # [batch]
     log_scale,  # [channels]
@@ -100,7 +100,7 @@ def _backward(
     store_parts(parts, i_block, i_part, b_sum, b_product, tiles)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["batch", "sites"])
 def _parameter_grads(
     grad_shift,  # [channels]
     grad_log_scale,  # [channels]
@@ -111,12 +111,11 @@ def _parameter_grads(
     sites,
     tiles,
     INVERSE: tl.constexpr,
-    PARTS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     o_channel, m_channel = of_block(tl.program_id(0), tiles.channels, tiles)
     b_scale = _scale(log_scale, o_channel, m_channel, INVERSE)
-    b_sum, b_product = merge_sums(parts, o_channel, m_channel, tiles, PARTS)
+    b_sum, b_product = merge_sums(parts, o_channel, m_channel, tiles)
     b_of_log_scale = b_product * b_scale + _sum(grad_log_det, batch, BLOCK) * sites
     tl.store(grad_shift + o_channel, -b_sum if INVERSE else b_sum * b_scale, mask=m_channel)
     tl.store(grad_log_scale + o_channel, -b_of_log_scale if INVERSE else b_of_log_scale, mask=m_channel)
@@ -142,7 +141,7 @@ def act_norm(
     if batch * channels * sites == 0:
         return
     tiles = tiling(x, batch, channels, sites, last or sites == 1)
-    grid = (tiles.blocks(channels) * tiles.parts,)
+    grid = (tiles.blocks(channels) * tiles.programs(),)
     _forward[grid](y, x, shift, log_scale, tiles, INVERSE=inverse, num_warps=WARPS)
 
 
@@ -168,8 +167,8 @@ def act_norm_backward(
         return
     tiles = tiling(x, batch, channels, sites, last or sites == 1)
     count = tiles.blocks(channels)
-    parts = shift.new_empty(2, channels, tiles.parts, dtype=torch.float64)
-    _backward[(count * tiles.parts,)](
+    parts = shift.new_empty(2, channels, tiles.programs(), dtype=torch.float64)
+    _backward[(count * tiles.programs(),)](
         grad_x, grad_y, x, shift, log_scale, parts, tiles, INVERSE=inverse, num_warps=WARPS
     )
     _parameter_grads[(count,)](
@@ -182,6 +181,5 @@ def act_norm_backward(
         sites,
         tiles,
         INVERSE=inverse,
-        PARTS=triton.next_power_of_2(tiles.parts),
         BLOCK=BLOCK,
     )

@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from pnf.kernels._common import add_parts, exp, on_board, tanh, wide
+from pnf.kernels._common import add_parts, exp, on_board, plain, tanh, value, wide
 
 TILE = 1024
 COLUMNS = 128  # of a tile of the backward with the channels last, which leaves it enough rows to add up
@@ -22,26 +22,37 @@ CHANNEL: tl.constexpr = tl.constexpr(2)
 @triton.jit
 def _tile(tiles):
     """The example of a program, the number of its tile there, and the tile's rows and columns."""
-    i_tile = tl.program_id(0) % (tiles.groups * tiles.blocks)
-    i_example = (tl.program_id(0) // (tiles.groups * tiles.blocks)).to(tl.int64)
-    o_row = (i_tile // tiles.blocks).to(tl.int64) * tiles.ROWS + tl.arange(0, tiles.ROWS)[:, None]
-    i_block = i_tile % tiles.blocks
+    groups, blocks = value(tiles.groups), value(tiles.blocks)
+    i_tile = tl.program_id(0) % (groups * blocks)
+    i_example = (tl.program_id(0) // (groups * blocks)).to(tl.int64)
+    o_row = (i_tile // blocks).to(tl.int64) * tiles.ROWS + tl.arange(0, tiles.ROWS)[:, None]
+    i_block = i_tile % blocks
     if tiles.HUGE:
         i_block = i_block.to(tl.int64)
     return i_example, i_tile, o_row, i_block * tiles.COLUMNS + tl.arange(0, tiles.COLUMNS)[None, :]
 
 
 @triton.jit
+def _halves(places, tiles, MASK: tl.constexpr):
+    """Where in a row of x the entries begin that are transformed, and those that are kept."""
+    moved, kept = 0, 0
+    if MASK == CHANNEL:
+        kept = places.half * value(tiles.parity)
+        moved = places.half - kept
+    return moved, kept
+
+
+@triton.jit
 def _load_scale(scale, o_row, o, tiles):
     """The bound of the log-scale of each row or column of a tile."""
-    o_scale, n_scale = (o, tiles.columns) if tiles.LAST else (o_row, tiles.rows)
+    o_scale, n_scale = (o, tiles.columns) if tiles.LAST else (o_row, value(tiles.rows))
     return tl.load(scale + o_scale, mask=o_scale < n_scale, other=0.0)
 
 
 @triton.jit
 def _on_board(o_row, o, tiles):
     """Which entries of a tile a checkerboard keeps."""
-    return on_board(o_row % tiles.sites if tiles.LAST else o, tiles.width, tiles.parity)
+    return on_board(o_row % value(tiles.sites) if tiles.LAST else o, value(tiles.width), value(tiles.parity))
 
 
 @triton.jit
@@ -58,13 +69,14 @@ def _forward(
     INVERSE: tl.constexpr,
 ):
     i_example, i_tile, o_row, o = _tile(tiles)
-    m_row = o_row < tiles.rows
+    moved, kept = _halves(places, tiles, MASK)
+    m_row = o_row < value(tiles.rows)
     m = m_row & (o < tiles.columns)
     x += i_example * places.example_x + o_row * places.row_x
     y += i_example * places.example_x + o_row * places.row_x
     raw += i_example * places.example_raw + o_row * places.row_raw
     b_scale = _load_scale(scale, o_row, o, tiles)
-    b_x = wide(tl.load(x + places.moved + o, mask=m, other=0.0))
+    b_x = wide(tl.load(x + moved + o, mask=m, other=0.0))
     b_shift = wide(tl.load(raw + o, mask=m, other=0.0))
     b_s = b_scale * tanh(wide(tl.load(raw + places.half + o, mask=m, other=0.0)))[0]
     b_y = (b_x - b_shift) * exp(-b_s) if INVERSE else b_x * exp(b_s) + b_shift
@@ -72,13 +84,15 @@ def _forward(
         m_kept = _on_board(o_row, o, tiles)
         b_y = tl.where(m_kept, b_x, b_y)
         b_s = tl.where(m_kept, 0.0, b_s)
-    tl.store(y + places.moved + o, b_y, mask=m)
+    tl.store(y + moved + o, b_y, mask=m)
     if MASK == CHANNEL:
-        tl.store(y + places.kept + o, tl.load(x + places.kept + o, mask=m), mask=m)
+        tl.store(y + kept + o, tl.load(x + kept + o, mask=m), mask=m)
     if tiles.DENSE:
-        _gain(out, log_det, tl.sum(b_s, 1, keep_dims=True), o_row, m_row, i_tile % tiles.blocks, tiles.blocks, INVERSE)
+        blocks = value(tiles.blocks)
+        _gain(out, log_det, tl.sum(b_s, 1, keep_dims=True), o_row, m_row, i_tile % blocks, blocks, INVERSE)
     else:
-        _gain(out, log_det, tl.sum(b_s), i_example, i_example >= 0, i_tile, tiles.groups * tiles.blocks, INVERSE)
+        parts = value(tiles.groups) * value(tiles.blocks)
+        _gain(out, log_det, tl.sum(b_s), i_example, i_example >= 0, i_tile, parts, INVERSE)
 
 
 @triton.jit
@@ -91,7 +105,7 @@ def _gain(out, log_det, b_sum, o_example, m, i_part, parts, INVERSE: tl.constexp
         tl.store(out + o_example * parts + i_part, b_sum, mask=m)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n"])
 def _add_log_det(
     out,  # [batch]
     parts,  # [batch, n]
@@ -109,7 +123,7 @@ def _add_log_det(
     tl.store(out + i_row, b_log_det - b_total if INVERSE else b_log_det + b_total)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["parts"])
 def _backward(
     grad_x,  # [examples, rows, columns], with gaps under a channel mask
     grad_raw,  # [examples, 2 rows, columns] or [examples, rows, 2 columns]
@@ -126,14 +140,15 @@ def _backward(
     INVERSE: tl.constexpr,
 ):
     i_example, i_tile, o_row, o = _tile(tiles)
-    m_row = o_row < tiles.rows
+    moved, kept = _halves(places, tiles, MASK)
+    m_row = o_row < value(tiles.rows)
     m = m_row & (o < tiles.columns)
     o_x = i_example * places.example_x + o_row * places.row_x
     o_raw = i_example * places.example_raw + o_row * places.row_raw
     b_scale = _load_scale(scale, o_row, o, tiles)
     b_grad = tl.load(grad_log_det + o_row, mask=m_row, other=0.0) if tiles.DENSE else tl.load(grad_log_det + i_example)
-    b_g = wide(tl.load(grad_y + o_x + places.moved + o, mask=m, other=0.0))
-    b_x = wide(tl.load(x + o_x + places.moved + o, mask=m, other=0.0))
+    b_g = wide(tl.load(grad_y + o_x + moved + o, mask=m, other=0.0))
+    b_x = wide(tl.load(x + o_x + moved + o, mask=m, other=0.0))
     b_tanh, b_slope = tanh(wide(tl.load(raw + o_raw + places.half + o, mask=m, other=0.0)))
     b_s = b_scale * b_tanh
     if INVERSE:
@@ -152,16 +167,16 @@ def _backward(
         b_gshift = tl.where(m_kept, 0.0, b_gshift)
         b_gu = tl.where(m_kept, 0.0, b_gu)
         b_gscale = tl.where(m_kept, 0.0, b_gscale)
-    tl.store(grad_x + o_x + places.moved + o, b_gx, mask=m)
+    tl.store(grad_x + o_x + moved + o, b_gx, mask=m)
     tl.store(grad_raw + o_raw + o, b_gshift, mask=m)
     tl.store(grad_raw + o_raw + places.half + o, b_gu, mask=m)
     if MASK == CHANNEL:
-        tl.store(grad_x + o_x + places.kept + o, tl.load(grad_y + o_x + places.kept + o, mask=m), mask=m)
+        tl.store(grad_x + o_x + kept + o, tl.load(grad_y + o_x + kept + o, mask=m), mask=m)
     if tiles.LAST:
-        o_part = o.to(tl.int64) * parts + i_example * tiles.groups + i_tile // tiles.blocks
+        o_part = o.to(tl.int64) * parts + i_example * value(tiles.groups) + i_tile // value(tiles.blocks)
         tl.store(grad_scale + o_part, tl.sum(b_gscale, 0, keep_dims=True), mask=o < tiles.columns)
     else:
-        o_part = o_row * parts + i_example * tiles.blocks + i_tile % tiles.blocks
+        o_part = o_row * parts + i_example * value(tiles.blocks) + i_tile % value(tiles.blocks)
         tl.store(grad_scale + o_part, tl.sum(b_gscale, 1, keep_dims=True), mask=m_row)
 
 
@@ -170,71 +185,71 @@ class Places(NamedTuple):
 
     example_x: int  # from an example of x to the next
     row_x: int
-    moved: int  # where in a row of x the entries that are transformed begin
-    kept: int
     example_raw: int
     row_raw: int
-    half: int  # from shift to u
+    half: int  # from shift to u, and under a channel mask from one half of x to the other
 
 
 class Tiling(NamedTuple):
     """Memory as matrices, one for each example or one for the whole batch, cut into tiles.
 
     Their rows are channels, with sites as columns; where the channels come last, sites with channels as columns; where
-    there is one site, examples with channels as columns.
+    there is one site, examples with channels as columns. Integers are :func:`plain`, so that few kernels are compiled;
+    but columns, and all places, are as they are, since accesses are wide where they are multiples of 16.
     """
 
+    columns: int
     examples: int
     rows: int
-    columns: int
     sites: int
     width: int
-    parity: int
     groups: int  # of rows
     blocks: int  # of columns
+    parity: int
     LAST: tl.constexpr
     DENSE: tl.constexpr
     HUGE: tl.constexpr
     ROWS: tl.constexpr
     COLUMNS: tl.constexpr
 
-    def programs(self) -> int:
-        return self.examples * self.groups * self.blocks
+    def parts(self) -> tuple[int, int, int]:
+        """Examples, groups and blocks, of which each program has one."""
+        return self.examples // 2 - 1, self.groups // 2 - 1, self.blocks // 2 - 1
 
     def warps(self) -> int:
         return max(self.ROWS.value * self.COLUMNS.value // 256, 1)
 
 
 def _cut(
-    batch: int, channels: int, transformed: int, height: int, width: int, mask: int, parity: int, last: bool,
-    widest: int,
-) -> tuple[Places, Tiling]:  # fmt: skip
+    batch: int, channels: int, transformed: int, height: int, width: int, parity: int, last: bool, widest: int
+) -> tuple[Places, Tiling]:
     """How x and raw are cut, with at most ``widest`` columns of channels in a tile."""
     sites = height * width
     dense = sites == 1
     last = last or dense
     rows, columns = (batch if dense else sites, transformed) if last else (transformed, sites)
     block = min(triton.next_power_of_2(columns), widest if last else TILE)
-    tile = min(TILE // block, triton.next_power_of_2(rows))
+    tile = max(TILE // block, 1)
+    if rows <= tile // 8:
+        tile //= 8
+    groups, blocks = triton.cdiv(rows, tile), triton.cdiv(columns, block)
     line = 1 if last else sites
     places = Places(
         example_x=0 if dense else channels * sites,
         row_x=channels if last else sites,
-        moved=transformed * line if mask == CHANNEL.value and parity == 0 else 0,
-        kept=transformed * line if mask == CHANNEL.value and parity == 1 else 0,
         example_raw=0 if dense else 2 * transformed * sites,
         row_raw=2 * transformed if last else sites,
         half=transformed * line,
     )
     tiles = Tiling(
-        examples=1 if dense else batch,
-        rows=rows,
         columns=columns,
-        sites=sites,
-        width=width,
-        parity=parity,
-        groups=triton.cdiv(rows, tile),
-        blocks=triton.cdiv(columns, block),
+        examples=plain(1 if dense else batch),
+        rows=plain(rows),
+        sites=plain(sites),
+        width=plain(width),
+        groups=plain(groups),
+        blocks=plain(blocks),
+        parity=plain(parity),
         LAST=tl.constexpr(last),
         DENSE=tl.constexpr(dense),
         HUGE=tl.constexpr(columns >= 2**31),
@@ -265,14 +280,15 @@ def affine_coupling(
     if batch * transformed * height * width == 0:
         out.copy_(log_det)
         return
-    places, tiles = _cut(batch, channels, transformed, height, width, mask, parity, last, widest=TILE)
-    n = tiles.blocks if tiles.DENSE.value else tiles.groups * tiles.blocks
+    places, tiles = _cut(batch, channels, transformed, height, width, parity, last, widest=TILE)
+    examples, groups, blocks = tiles.parts()
+    n = blocks if tiles.DENSE.value else groups * blocks
     parts = out if n == 1 else scale.new_empty(batch, n)
-    _forward[(tiles.programs(),)](
+    _forward[(examples * groups * blocks,)](
         y, parts, x, raw, scale, log_det, places, tiles, MASK=mask, INVERSE=inverse, num_warps=tiles.warps()
     )
     if n > 1:
-        block = min(triton.next_power_of_2(n), TILE)
+        block = 64 if n <= 64 else TILE
         _add_log_det[(batch,)](out, parts, log_det, n, INVERSE=inverse, BLOCK=block, num_warps=max(block // 256, 1))
 
 
@@ -299,10 +315,11 @@ def affine_coupling_backward(
     if batch * transformed * height * width == 0:
         grad_scale.zero_()
         return
-    places, tiles = _cut(batch, channels, transformed, height, width, mask, parity, last, widest=COLUMNS)
-    n = tiles.examples * (tiles.groups if tiles.LAST.value else tiles.blocks)
+    places, tiles = _cut(batch, channels, transformed, height, width, parity, last, widest=COLUMNS)
+    examples, groups, blocks = tiles.parts()
+    n = examples * (groups if tiles.LAST.value else blocks)
     parts = grad_scale if n == 1 else grad_scale.new_empty(transformed, n)
-    _backward[(tiles.programs(),)](
+    _backward[(examples * groups * blocks,)](
         grad_x, grad_raw, parts, grad_y, grad_log_det, x, raw, scale, n, places, tiles,
         MASK=mask, INVERSE=inverse, num_warps=tiles.warps(),
     )  # fmt: skip

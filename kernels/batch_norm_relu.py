@@ -13,9 +13,9 @@ from torch import Tensor
 
 from pnf.kernels._channels import (
     WARPS,
-    Kept,
     batch_statistics,
     given_statistics,
+    kept_of,
     merge_sums,
     moments,
     of_block,
@@ -57,12 +57,11 @@ def _forward(
     tiles,
     BATCH: tl.constexpr,
     EPS: tl.constexpr,
-    PARTS: tl.constexpr,
 ):
     i_block, i_part, first, last = program(tiles)
     o_channel, m_channel = of_block(i_block, tiles.channels, tiles)
     if BATCH:
-        b_mean, b_reciprocal = batch_statistics(mean, var, parts, i_part, o_channel, m_channel, tiles, EPS, PARTS)
+        b_mean, b_reciprocal = batch_statistics(mean, var, parts, i_part, o_channel, m_channel, tiles, EPS)
     else:
         b_mean, b_reciprocal = given_statistics(mean, var, o_channel, m_channel, EPS)
     b_scale, b_bias = _affine(weight, bias, b_reciprocal, o_channel, m_channel)
@@ -119,7 +118,6 @@ def _backward(
     tiles,
     BATCH: tl.constexpr,
     EPS: tl.constexpr,
-    PARTS: tl.constexpr,
 ):
     i_block, i_part = tl.program_id(0), 0
     if BATCH:
@@ -127,7 +125,7 @@ def _backward(
     o_channel, m_channel = of_block(i_block, tiles.channels, tiles)
     b_mean, b_reciprocal = given_statistics(mean, var, o_channel, m_channel, EPS)
     b_scale, b_bias = _affine(weight, bias, b_reciprocal, o_channel, m_channel)
-    b_sum, b_product = merge_sums(parts, o_channel, m_channel, tiles, PARTS)
+    b_sum, b_product = merge_sums(parts, o_channel, m_channel, tiles)
     m_first = m_channel & (i_part == 0)
     tl.store(grad_weight + o_channel, b_product * b_reciprocal, mask=m_first)
     tl.store(grad_bias + o_channel, b_sum, mask=m_first)
@@ -158,11 +156,10 @@ def batch_norm_relu(
     if batch * channels * sites == 0:
         return
     tiles = tiling(x, batch, channels, sites, last)
-    grid = (tiles.blocks(channels) * tiles.parts,)
-    parts = mean.new_empty(2, channels, tiles.parts, dtype=torch.float64) if statistics else mean
+    grid = (tiles.blocks(channels) * tiles.programs(),)
+    parts = mean.new_empty(2, channels, tiles.programs(), dtype=torch.float64) if statistics else mean
     if statistics:
-        whole = Kept(channels, 0, 1, 0, BOARD=tl.constexpr(False))
-        moments[grid](parts, x, tiles, whole, num_warps=WARPS)
+        moments[grid](parts, x, tiles, kept_of(channels), num_warps=WARPS)
     _forward[grid](
         y,
         mean,
@@ -174,7 +171,6 @@ def batch_norm_relu(
         tiles,
         statistics,
         eps,
-        triton.next_power_of_2(tiles.parts),
         num_warps=WARPS,
     )
 
@@ -203,12 +199,12 @@ def batch_norm_relu_backward(
         return
     tiles = tiling(x, batch, channels, sites, last)
     count = tiles.blocks(channels)
-    parts = mean.new_empty(2, channels, tiles.parts, dtype=torch.float64)
-    _sums[(count * tiles.parts,)](
+    parts = mean.new_empty(2, channels, tiles.programs(), dtype=torch.float64)
+    _sums[(count * tiles.programs(),)](
         grad_x, grad_y, x, weight, bias, mean, var, parts, tiles, statistics, eps, num_warps=WARPS
     )
     # In evaluation the sums are all that is left to do, by the first part of each block.
-    grid = (count * (tiles.parts if statistics else 1),)
+    grid = (count * (tiles.programs() if statistics else 1),)
     _backward[grid](
         grad_x,
         grad_weight,
@@ -223,6 +219,5 @@ def batch_norm_relu_backward(
         tiles,
         statistics,
         eps,
-        triton.next_power_of_2(tiles.parts),
         num_warps=WARPS,
     )

@@ -18,13 +18,14 @@ from torch import Tensor
 
 from pnf.kernels._channels import (
     WARPS,
-    Kept,
     batch_statistics,
     given_statistics,
+    kept_of,
     load_kept,
     merge_sums,
     moments,
     of_block,
+    on_kept,
     over_rows,
     place,
     program,
@@ -34,13 +35,13 @@ from pnf.kernels._channels import (
     tile_of_x,
     tiling,
 )
-from pnf.kernels._common import on_board, wide
+from pnf.kernels._common import value, wide
 
 NONE, GIVEN, BATCH = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
 """How v is normalised."""
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["columns", "conditions", "blocks"])
 def _forward(
     h,
     mean,  # [channels]
@@ -57,13 +58,12 @@ def _forward(
     NORM: tl.constexpr,
     GAIN: tl.constexpr,
     EPS: tl.constexpr,
-    PARTS: tl.constexpr,
 ):
     i_block, i_part, first, last = program(tiles)
     if i_block < blocks:
         o_channel, m_channel = of_block(i_block, tiles.channels, tiles)
         if NORM == BATCH:
-            b_mean, b_scale = batch_statistics(mean, var, parts, i_part, o_channel, m_channel, tiles, EPS, PARTS)
+            b_mean, b_scale = batch_statistics(mean, var, parts, i_part, o_channel, m_channel, tiles, EPS)
         if NORM == GIVEN:
             b_mean, b_scale = given_statistics(mean, var, o_channel, m_channel, EPS)
         if NORM != NONE:
@@ -85,7 +85,7 @@ def _forward(
             m_h = m_h & (o_rest < rest)
             o_h = place(o_row, 2 * tiles.channels + o_rest, o_site, columns, tiles)
             if kept.BOARD:
-                b_board = on_board(o_site, kept.width, kept.parity).to(tl.float32)
+                b_board = on_kept(o_site, kept).to(tl.float32)
                 tl.store(h + o_h, b_board, mask=m_h & (o_rest == 0))
             o_rest = o_rest - kept.BOARD
             m_h = m_h & (o_rest >= 0)
@@ -103,7 +103,7 @@ def _gradient(grad_h, b_v, o_row, o_channel, o_site, m_x, columns, tiles):
     return tl.where(b_v <= 0, 0.0, b_positive) - tl.where(b_v >= 0, 0.0, b_negative)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["columns"])
 def _sums(
     grad_x,
     grad_h,
@@ -133,12 +133,12 @@ def _sums(
         b_sum += b_grad
         b_product += tl.where(m_x, b_grad * b_centred, 0.0)
         if NORM == GIVEN:
-            b_grad = tl.where(on_board(o_site, kept.width, kept.parity), b_grad, 0.0) if kept.BOARD else b_grad
+            b_grad = tl.where(on_kept(o_site, kept), b_grad, 0.0) if kept.BOARD else b_grad
             tl.store(grad_x + o_x, b_grad * b_scale, mask=m_x)
     store_parts(parts, i_block, i_part, over_rows(b_sum, tiles), over_rows(b_product, tiles), tiles)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["columns", "blocks"])
 def _backward(
     grad_x,
     grad_offset,  # [channels]
@@ -155,7 +155,6 @@ def _backward(
     NORM: tl.constexpr,
     GAIN: tl.constexpr,
     EPS: tl.constexpr,
-    PARTS: tl.constexpr,
 ):
     i_block, i_part, first, last = program(tiles)
     if i_block < blocks:
@@ -163,7 +162,7 @@ def _backward(
         if NORM != NONE:
             b_mean, b_scale = given_statistics(mean, var, o_channel, m_channel, EPS)
             b_offset = tl.load(offset + o_channel, mask=m_channel, other=0.0)
-            b_sum, b_product = merge_sums(parts, o_channel, m_channel, tiles, PARTS)
+            b_sum, b_product = merge_sums(parts, o_channel, m_channel, tiles)
             tl.store(grad_offset + o_channel, b_sum, mask=m_channel & (i_part == 0))
         if NORM == BATCH:
             b_constant, b_slope = through_statistics(b_sum, b_product, b_scale, tiles)
@@ -177,18 +176,18 @@ def _backward(
                 b_v *= GAIN
                 m_grad = m_x
                 if kept.BOARD and tiles.LAST:
-                    m_grad = m_x & on_board(o_site, kept.width, kept.parity)
+                    m_grad = m_x & on_kept(o_site, kept)
                 b_grad = _gradient(grad_h, b_v, o_row, o_channel, o_site, m_grad, columns, tiles) * GAIN
                 if NORM == BATCH:
                     b_grad = b_scale * (b_grad - b_constant - b_centred * b_slope)
                 if kept.BOARD:
-                    b_grad = tl.where(on_board(o_site, kept.width, kept.parity), b_grad, 0.0)
+                    b_grad = tl.where(on_kept(o_site, kept), b_grad, 0.0)
                 tl.store(grad_x + o_x, b_grad, mask=m_x)
     else:
         for i_tile in range(first, last):
             o_row, o_channel, o_site, m_x = tile(i_block - blocks, i_tile, tiles.channels, tiles)
             # The other half of the channels.
-            o_x = place(o_row, tiles.channels - kept.start + o_channel, o_site, kept.channels, tiles)
+            o_x = place(o_row, tiles.channels - value(kept.start) + o_channel, o_site, kept.channels, tiles)
             tl.store(grad_x + o_x, tl.zeros([tiles.ROWS, tiles.COLUMNS], tl.float32), mask=m_x)
 
 
@@ -224,12 +223,12 @@ def conditioner_input(
         return
     tiles = tiling(x, batch, n_kept, sites, last)
     blocks, rest = tiles.blocks(n_kept), tiles.blocks(columns - 2 * n_kept)
-    kept = Kept(channels, start, width, parity, BOARD=tl.constexpr(board))
+    kept = kept_of(channels, start, width, parity, board)
     parts = mean
     if norm == BATCH.value and n_kept:
-        parts = mean.new_empty(2, n_kept, tiles.parts, dtype=torch.float64)
-        moments[(blocks * tiles.parts,)](parts, x, tiles, kept, num_warps=WARPS)
-    _forward[((blocks + rest) * tiles.parts,)](
+        parts = mean.new_empty(2, n_kept, tiles.programs(), dtype=torch.float64)
+        moments[(blocks * tiles.programs(),)](parts, x, tiles, kept, num_warps=WARPS)
+    _forward[((blocks + rest) * tiles.programs(),)](
         h,
         mean,
         var,
@@ -245,7 +244,6 @@ def conditioner_input(
         norm,
         gain,
         eps,
-        triton.next_power_of_2(tiles.parts),
         num_warps=WARPS,
     )
 
@@ -279,11 +277,11 @@ def conditioner_input_backward(
         return
     tiles = tiling(x, batch, n_kept, sites, last)
     blocks = tiles.blocks(n_kept)
-    kept = Kept(channels, start, width, parity, BOARD=tl.constexpr(board))
+    kept = kept_of(channels, start, width, parity, board)
     parts = mean
     if norm != NONE.value:
-        parts = mean.new_empty(2, n_kept, tiles.parts, dtype=torch.float64)
-        _sums[(blocks * tiles.parts,)](
+        parts = mean.new_empty(2, n_kept, tiles.programs(), dtype=torch.float64)
+        _sums[(blocks * tiles.programs(),)](
             grad_x,
             grad_h,
             x,
@@ -299,7 +297,7 @@ def conditioner_input_backward(
             eps,
             num_warps=WARPS,
         )
-    _backward[((1 if board else 2) * blocks * tiles.parts,)](
+    _backward[((1 if board else 2) * blocks * tiles.programs(),)](
         grad_x,
         grad_offset,
         grad_h,
@@ -315,6 +313,5 @@ def conditioner_input_backward(
         norm,
         gain,
         eps,
-        triton.next_power_of_2(tiles.parts),
         num_warps=WARPS,
     )

@@ -19,7 +19,7 @@ MAX_CHANNELS = 64
 INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["channels", "blocks"])
 def _lines(
     y,  # [B, 4C, h, w]
     x,  # [B, C, h, 2, w, 2]
@@ -64,7 +64,7 @@ def _lines(
             tl.store(odd + o_y * WORDS + word, b_odd, mask=m_y)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["pixels", "width", "units", "blocks"])
 def _pixels(
     y,  # [B h, w, 4C]
     x,  # [B h, 2, w, 2, C]
@@ -158,7 +158,7 @@ def squeeze(
         )  # fmt: skip
     else:
         plane = height * width
-        block = min(BLOCK, triton.next_power_of_2(plane))
+        block = BLOCK if plane > BLOCK // 8 else BLOCK // 8
         blocks = triton.cdiv(plane, block)
         _lines[(batch * channels * 2 * blocks,)](
             y, x, channels, 2 * width, plane, blocks, factor, inverse, words, block,
