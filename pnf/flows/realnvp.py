@@ -407,6 +407,7 @@ class _ConvFlow(nn.Module):
             x = self.ops.squeeze(x)
             x, log_det = self._couple(level.channel, x, log_det, conditions[k + 1])
             x, z = self.ops.squeeze(self.ops.squeeze_inverse(x), "factor").chunk(2, 1)
+            x = self._laid_out(x)
             factored.append(z.flatten(1))
         x, log_det = self._couple(self.levels[-1].checkerboard, x, log_det, conditions[-1])
         return torch.cat((*factored, x.flatten(1)), 1), log_det
@@ -446,7 +447,9 @@ class _ConvFlow(nn.Module):
 
     def _laid_out(self, x: Tensor) -> Tensor:
         # Under torch.vmap a tensor hides its batched dim.
-        return x if transformed() else x.to(memory_format=self.memory_format)
+        if transformed() or self.memory_format == torch.preserve_format:
+            return x
+        return x.contiguous(memory_format=self.memory_format)  # ``to`` would leave gaps
 
     def _conditions(self, condition: Tensor | None, features: Tensor | None) -> list[Tensor | None]:
         """What the networks of each scale are given."""

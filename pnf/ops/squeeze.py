@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from pnf.ops._layout import dense, empty
+from pnf.ops._layout import dense, dense_as, empty
 from pnf.ops._library import Launch, cpp, documented_by, kernels, register, triton
 from pnf.reference.squeeze import check_squeeze, check_squeeze_inverse
 from pnf.reference.squeeze import squeeze as reference
@@ -71,15 +71,18 @@ def _fake_inverse(y: Tensor, order: str) -> Tensor:
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    ctx.order = inputs[1]
+    ctx.order, ctx.last = inputs[1], dense(inputs[0])[1]
+
+
+# A gradient has the layout of its tensor, as the ops before take it.
 
 
 def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-    return _inverse(grad, ctx.order), None
+    return _inverse(dense_as(grad, ctx.last), ctx.order), None
 
 
 def _differentiate_inverse(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-    return _squeeze(grad, ctx.order), None
+    return _squeeze(dense_as(grad, ctx.last), ctx.order), None
 
 
 _squeeze = register(
