@@ -221,6 +221,7 @@ class Fabric:
 def measure(preset: str, batch: int) -> dict[str, Any]:
     """The launches of a step of a preset, and the kernels of two steps, validation, evaluation and two samples."""
     from pnf.training import preset_config
+    from pnf.training.batches import Batch
     from pnf.training.build import build_flow, stage_dims, stage_modules, stage_names
     from pnf.training.stage_trainer import StageTrainer
     from pnf.training.trainer import _Loop
@@ -233,7 +234,7 @@ def measure(preset: str, batch: int) -> dict[str, Any]:
         StageTrainer(name, stage, dims, config, fabric)
         for name, stage, dims in zip(stage_names(flow), stage_modules(flow), stage_dims(flow), strict=True)
     ]
-    x = torch.empty(batch, channels, config.size, config.size, device="meta")
+    x = Batch(torch.empty(batch, channels, config.size, config.size, device="meta"))
     loop = _Loop(config, flow, stage_names(flow), trainers, lambda _: x, x, fabric, Path(), None)  # type: ignore[arg-type]
     with Operators():
         loop.train(x, trainers)  # sets what the first batch sets

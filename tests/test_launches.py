@@ -1,0 +1,27 @@
+"""What a training step launches and compiles on a GPU, as benchmarks/launches.py counts it."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).parents[1] / "benchmarks" / "launches.py"
+
+
+@pytest.mark.parametrize(
+    ("preset", "launches", "kernels"),
+    [("mnist-dense", 1024, 21), pytest.param("cifar10", 15_193, 58, marks=pytest.mark.slow)],
+)
+def test_no_more_than_is_known(preset: str, launches: int, kernels: int) -> None:
+    # Kernels of the interpreter have no specialisations.
+    compiled = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    done = subprocess.run([sys.executable, SCRIPT, preset], env=compiled, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    row = done.stdout.splitlines()[-1]
+    found = [int(number.replace(",", "")) for number in re.findall(r"[0-9,]+(?= \|)", row)]
+    assert found[1] <= launches
+    assert found[2] <= kernels
+    assert found[3] < 2 * kernels
