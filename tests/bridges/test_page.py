@@ -14,6 +14,7 @@ def test_every_library_has_a_block() -> None:
 
 
 @pytest.mark.filterwarnings("default")  # the libraries may warn of what is theirs
+@pytest.mark.usefixtures("elsewhere")
 @pytest.mark.parametrize("library", BLOCKS)
 def test_a_block_runs(library: str) -> None:
     pytest.importorskip(library.lower() if library == "Pyro" else library)

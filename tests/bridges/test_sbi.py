@@ -98,6 +98,7 @@ def trained(kind: Any, theta: Tensor, x: Tensor, prior: Any, build: Any) -> Any:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("elsewhere")
 @pytest.mark.parametrize("images", [False, True])
 def test_posteriors_of_a_linear_gaussian_simulator(images: bool) -> None:
     shape = (1, 4, 4) if images else (5,)
@@ -120,6 +121,7 @@ def test_posteriors_of_a_linear_gaussian_simulator(images: bool) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("elsewhere")
 def test_a_likelihood_of_a_linear_gaussian_simulator() -> None:
     design, noise = torch.randn(4, 2), 0.5
     prior = MultivariateNormal(torch.zeros(2), torch.eye(2))

@@ -22,6 +22,7 @@ def test_every_script_is_run() -> None:
 
 # The libraries may warn of what is theirs.
 @pytest.mark.filterwarnings("default")
+@pytest.mark.usefixtures("elsewhere")
 @pytest.mark.parametrize("name", PRINTS)
 def test_a_script_runs(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     library, line = PRINTS[name]
