@@ -161,8 +161,8 @@ def _print_tables(found: dict[str, tuple[RunConfig, Evaluation]]) -> None:
 def _print_classification(found: dict[str, Classification | None]) -> None:
     table = Table(title="The most probable class of each image, by Bayes' rule")
     table.add_column("model")
-    for column in ("accuracy", "calibration error", "bits/dim without label", "classes", "images"):
-        table.add_column(column, justify="right", no_wrap=column == "accuracy")
+    for column in ("accuracy", "calibration error", "bits/dim, no label", "classes", "images"):
+        table.add_column(column, justify="right", no_wrap=column.startswith(("accuracy", "bits")))
     for name, result in found.items():
         if result is not None:
             table.add_row(

@@ -16,9 +16,10 @@ folder = Path(sys.argv[1])
 images = load("fashion-mini", "train", 8, limit=200)
 for path in sorted(folder.glob("*/run.json")):
     config = RunConfig.load(path.parent)
-    train(config, images, path.parent / "shared", accelerator="cpu")
+    labelled = load("fashion-mini", "train", 8, limit=200, labels=True) if config.labelled else images
+    train(config, labelled, path.parent / "shared", accelerator="cpu")
     _, flow = load_run(path.parent / "shared")
-    result = evaluate(flow, load("fashion-mini", "test", 8, limit=101), batch_size=10)
+    result = evaluate(flow, load("fashion-mini", "test", 8, limit=101, labels=config.labelled), batch_size=10)
     if processes.rank() == 0:
         path.with_name("result.json").write_text(json.dumps([result.nats, result.stage_nats]))
 out = str(folder / "dense/samples.png")

@@ -19,9 +19,12 @@ from pnf.data import Images, dequantize, load
 from pnf.evaluation import evaluate, load_run
 from pnf.training import RunConfig, RunError, processes, train
 
+CLOTHES = load("fashion-mini", "test", 8, limit=1, labels=True).classes
+
 SETTINGS = {
     "dense": {"coupling": "dense", "norm": "act"},
     "conv": {"coupling": "conv", "norm": "batch", "steps": 6},
+    "labels": {"coupling": "dense", "norm": "act", "steps": 6, "classes": CLOTHES},
     "bf16": {"coupling": "conv", "norm": "act", "steps": 6, "precision": "bf16"},
 }
 
@@ -49,12 +52,15 @@ def test_processes_learn_what_one_does(
     shared: Path, tmp_path: Path, tiny: Callable[..., RunConfig], images: Images, name: str
 ) -> None:
     config = tiny(batch_size=8, accumulate=4, **SETTINGS[name])
+    if config.labelled:
+        images = load("fashion-mini", "train", 8, limit=200, labels=True)
     assert train(config, images, tmp_path, accelerator="cpu") == []
     _, alone = load_run(tmp_path)
     _, together = load_run(shared / name / "shared")
-    x = dequantize(load("fashion-mini", "test", 8, limit=50).pixels, torch.Generator().manual_seed(0))
+    held_out = load("fashion-mini", "test", 8, limit=50, labels=config.labelled)
+    x = dequantize(held_out.pixels, torch.Generator().manual_seed(0))
     with torch.no_grad():
-        want, got = alone.log_prob(x), together.log_prob(x)
+        want, got = (flow.log_prob(x, held_out.labels) for flow in (alone, together))
     # Parameters are not compared: before a batch normalisation the gradient of a bias is only rounding.
     tolerance = 1e-2 if name == "bf16" else 1e-4
     assert_close(got, want, rtol=tolerance, atol=tolerance * want.abs().max().item())
@@ -65,10 +71,11 @@ def test_processes_learn_what_one_does(
             assert_close(b["optimizer"]["state"], a["optimizer"]["state"], rtol=1e-3, atol=1e-6)
 
 
-def test_processes_evaluate_as_one_does(shared: Path) -> None:
-    _, flow = load_run(shared / "dense/shared")
-    result = evaluate(flow, load("fashion-mini", "test", 8, limit=101), batch_size=10)
-    nats, stage_nats = json.loads((shared / "dense/result.json").read_text())
+@pytest.mark.parametrize("name", ["dense", "labels"])
+def test_processes_evaluate_as_one_does(shared: Path, name: str) -> None:
+    config, flow = load_run(shared / name / "shared")
+    result = evaluate(flow, load("fashion-mini", "test", 8, limit=101, labels=config.labelled), batch_size=10)
+    nats, stage_nats = json.loads((shared / name / "result.json").read_text())
     assert nats == result.nats
     assert stage_nats == result.stage_nats
 
