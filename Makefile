@@ -23,7 +23,7 @@ PYTEST = OMP_NUM_THREADS=1 $(BIN)/pytest -n logical --maxprocesses 4 --dist load
 QUICK := tests/reference tests/ops tests/flows tests/data tests/test_files.py tests/test_layout.py tests/test_docs.py \
 	tests/training/test_train.py tests/evaluation tests/cli/test_commands.py
 
-.PHONY: test test-all quick lint lint-python demo benchmark sanitize clean
+.PHONY: test test-all quick lint lint-python docs demo benchmark sanitize clean
 
 test: lint
 	$(PYTEST) tests benchmarks
@@ -45,6 +45,11 @@ lint: lint-python
 	$(BIN)/clang-format --dry-run -Werror $(CXX_SOURCES)
 	@mkdir -p build/lint && printf '#include "%s"\n' $(abspath $(wildcard csrc/*.cpp csrc/bindings/*.cpp)) >build/lint/bindings.cpp
 	printf '%s\n' $(CXX_LINTED) | xargs -P "$$(nproc)" -I{} $(BIN)/clang-tidy --quiet {} -- $(CXX_FLAGS)
+
+# All pages anew, so that no warning of an earlier build is forgotten.
+docs: $(STAMP)
+	$(BIN)/sphinx-build -E -W --keep-going -q -d build/doctrees docs build/docs
+	@echo "The site is build/docs/index.html"
 
 # A second call goes on where the first one was stopped.
 define TRAIN_DEMO
@@ -84,7 +89,7 @@ $(STAMP): $(SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q --upgrade pip
 	$(BIN)/python -m pip install -q -c constraints.txt -C build-dir=build/release -C cmake.define.PNF_WERROR=ON \
-		'.[train,test]'
+		'.[train,test,docs]'
 	touch $@
 
 clean:
