@@ -24,7 +24,8 @@ def step_memory(config: RunConfig, channels: int, at_once: bool = False) -> int:
 
     def run() -> None:
         flow = build_flow(config, channels)
-        held = [torch.empty_like(p) for p in flow.parameters() for _ in ("first moment", "second moment", "average")]
+        kept = ["first moment", "second moment", "average", *(["copy for the average"] if at_once else [])]
+        held = [torch.empty_like(p) for p in flow.parameters() for _ in kept]
         if config.precision == "bf16":
             set_network_dtype(flow, torch.bfloat16)
         x = torch.rand(config.batch_size, *example_shape(config, channels))

@@ -10,6 +10,7 @@ import torch
 from lightning.fabric import Fabric
 from torch import Tensor, nn
 
+from pnf import cuda_graphs
 from pnf.flows import scale_parameters, set_network_dtype
 from pnf.flows.couplings import ActNorm
 from pnf.flows.networks import MOMENTUM
@@ -196,10 +197,13 @@ class StageTrainer:
 
 
 class _Average:
-    """Moving averages of tensors, which are views of one, so that a single call moves all of them.
+    """Moving averages of tensors.
+
+    Where a step becomes a CUDA graph, the averages are views of one tensor, since the weight of the present values must
+    be a tensor then, and PyTorch has no call for that on lists. The averages get new memory.
 
     Args:
-        pairs: the averages, whose memory is replaced, and the tensors.
+        pairs: the averages and the tensors.
         device: of all tensors.
 
     Attributes:
@@ -207,19 +211,25 @@ class _Average:
     """
 
     def __init__(self, pairs: Sequence[tuple[Tensor, Tensor]], device: torch.device) -> None:
-        self.values = [value for _, value in pairs]
+        self.averages, self.values = [average for average, _ in pairs], [value for _, value in pairs]
         self.weight = torch.ones((), device=device)
-        self._averages, self._present = (torch.empty(sum(x.numel() for x in self.values), device=device) for _ in "ab")
-        self._copies, offset = [], 0
+        self._copies: list[Tensor] = []
+        if not cuda_graphs.can_capture(device):
+            return
+        self._average, self._present = (torch.empty(sum(x.numel() for x in self.values), device=device) for _ in "ab")
+        offset = 0
         for average, value in pairs:
-            views = [x[offset:].as_strided(value.shape, value.stride()) for x in (self._averages, self._present)]
+            views = [x[offset:].as_strided(value.shape, value.stride()) for x in (self._average, self._present)]
             average.data = views[0].copy_(average)
             self._copies.append(views[1])
             offset += value.numel()
 
     def move(self) -> None:
-        torch._foreach_copy_(self._copies, self.values)
-        self._averages.lerp_(self._present, self.weight)
+        if self._copies:
+            torch._foreach_copy_(self._copies, self.values)
+            self._average.lerp_(self._present, self.weight)
+        elif self.values:
+            torch._foreach_lerp_(self.averages, self.values, self.weight.item())
 
 
 def _tensors(module: nn.Module) -> list[Tensor]:

@@ -195,7 +195,8 @@ class _Loop:
         console: Console | None,
     ) -> None:
         self.config, self.flow, self.names, self.trainers, self.fabric = config, flow, names, trainers, fabric
-        self.branches = Branches(fabric.device, len(trainers))
+        # DistributedDataParallel adds gradients up on the stream that it was built on.
+        self.branches = Branches(fabric.device, len(trainers) if fabric.world_size == 1 else 0)
         self.batches, self.validation, self.folder, self.console = batches, validation, folder, console
         self.started, self.images = time.perf_counter(), 0
         self.sums = {trainer.name: torch.zeros((), device=fabric.device) for trainer in trainers}

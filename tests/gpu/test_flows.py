@@ -180,7 +180,7 @@ def test_a_run_is_the_same_without_graphs(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    config = tiny(steps=WARMUP + 3, num_couplings=1, scales=1, batch_size=4, validation=4, coupling="dense")
+    config = tiny(steps=WARMUP + 3, num_couplings=1, batch_size=4, validation=4, coupling="dense")
     go = functools.partial(train, config, images, accelerator=torch.device(device).type)
     launched: list[object] = []
     replay = torch.cuda.CUDAGraph.replay
