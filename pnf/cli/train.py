@@ -10,6 +10,7 @@ import typer
 
 from pnf.cli.common import console, notes, pick_device, progress
 from pnf.data import Reals
+from pnf.data.images import brief_list
 from pnf.evaluation.runs import load_images
 from pnf.training import PRESETS, RunConfig, RunError, preset_config, train
 
@@ -81,6 +82,10 @@ def train_command(
     images = load_images(config, "train", labels=labels or config.labelled, **reading)
     if labels:
         config = config.of_classes(images.classes)
+    if images.labels is not None:
+        counts = images.labels.bincount(minlength=len(images.classes)).tolist()
+        if absent := [name for name, count in zip(images.classes, counts, strict=True) if not count]:
+            notes.say(f"No training image is of the classes {brief_list(absent)}: the flow cannot learn them")
     if config.support == "real" and resume is None:
         assert isinstance(images, Reals)
         config = config.of_reals(images)

@@ -22,7 +22,7 @@ def read(tree: Tree, request: Request) -> Images:
 
     With a ``size`` every image is cropped to that aspect ratio around its centre, and resized. Pixels have one channel
     if every image of all splits is grey, and three otherwise. Labels are the outermost folders inside the split, or
-    inside the root.
+    inside the root. With them images are sorted by that SHA-256, so that a limit takes from every class its share.
 
     Raises:
         DataError: there is no image or no such split, the splits are ambiguous, an image has no class, images differ in
@@ -54,6 +54,7 @@ def read(tree: Tree, request: Request) -> Images:
         # Those of the training split number the classes of all splits.
         training = by_split.get("train", paths) if splits else every
         classes = _classes(training, splits.get("train", top))
+        paths = sorted(paths, key=lambda path: _digest(path.relative_to(top)))
         labels = _labels(paths[: request.limit], top, classes)
     headers = scan_all(every)
     grey = all(is_grey for is_grey, _, _ in headers)
@@ -163,8 +164,11 @@ def _sorted(top: Path, tree: Tree) -> list[Path]:
 
 
 def _split(name: Path) -> str:
-    digest = hashlib.sha256(name.as_posix().encode("utf-8", "surrogateescape")).digest()
-    return "train" if int.from_bytes(digest[:8], "big") % 10 else "test"
+    return "train" if int.from_bytes(_digest(name)[:8], "big") % 10 else "test"
+
+
+def _digest(name: Path) -> bytes:
+    return hashlib.sha256(name.as_posix().encode("utf-8", "surrogateescape")).digest()
 
 
 def _centred(size: tuple[int, int], height: int, width: int) -> tuple[int, int, int, int]:

@@ -131,6 +131,15 @@ def test_mistakes_in_training(pnf: Pnf, tiny: Tiny, tmp_path: Path, args: list[s
     assert not (tmp_path / "run").exists()
 
 
+def test_training_names_classes_without_images(pnf: Pnf, tiny: Tiny, tmp_path: Path) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (40, 16, 16), np.uint8)
+    np.savez(tmp_path / "sorted.npz", train=images, y_train=np.repeat([0, 1, 3], [20, 10, 10]))
+    args = tiny(tmp_path / "run", data=tmp_path / "sorted.npz", limit=30, steps=1, validation=4)
+    result = pnf(*args, "--labels", "--stages", "f0")
+    assert result.code == 0, result.err
+    assert "No training image is of the classes 2, 3: the flow cannot learn them" in result.err
+
+
 def test_data_without_labels(pnf: Pnf, tiny: Tiny, colours: Path, run: Path, tmp_path: Path) -> None:
     for args in ([*tiny(tmp_path / "run", data=colours), "--labels"], ["evaluate", run, "--data", colours]):
         result = pnf(*args)

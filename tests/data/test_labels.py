@@ -133,8 +133,8 @@ def test_folders_of_classes_inside_splits(tmp_path: Path) -> None:
     assert train.classes == test.classes == ("cat", "dog", "eel")
     assert train.labels is not None
     assert test.labels is not None
-    assert train.labels.tolist() == [0, 1, 2]
-    assert test.labels.tolist() == [0, 2], "numbered as in the training split"
+    assert sorted(train.labels.tolist()) == [0, 1, 2]
+    assert sorted(test.labels.tolist()) == [0, 2], "numbered as in the training split"
     save(tmp_path / "test/fox/f.png")
     with pytest.raises(DataError, match="wanted folders of the training images' classes cat, dog, eel, got fox"):
         load(tmp_path, "test", labels=True)
@@ -151,6 +151,21 @@ def test_folders_of_classes_without_splits(tmp_path: Path) -> None:
     save(tmp_path / "loose.png")
     with pytest.raises(DataError, match=r"loose.png: wanted a folder for each class, .* move it into the folder of"):
         load(tmp_path, labels=True)
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_a_limit_takes_from_every_class_its_share(tmp_path: Path, split: str) -> None:
+    for i in range(60):
+        save(tmp_path / split / "abc"[i % 3] / f"{i}.png", grey=i % 3)
+    if split == "test":
+        for name in "abc":
+            save(tmp_path / "train" / name / "0.png")
+    every, some = load(tmp_path, split, labels=True), load(tmp_path, split, labels=True, limit=30)
+    assert every.labels is not None
+    assert some.labels is not None
+    assert some.labels.bincount(minlength=3).min() >= 5
+    assert torch.equal(some.labels, every.labels[:30]), "a limit takes the first of the whole split"
+    assert torch.equal(some.labels, some.pixels[:, 0, 0, 0].long())
 
 
 @pytest.mark.parametrize(
