@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torchmetrics.functional.classification import multiclass_calibration_error
+from torchmetrics.functional.classification import binary_calibration_error
 
 from pnf.data.images import Examples
 from pnf.flows import ProgressiveFlow
@@ -205,8 +205,11 @@ def classify(
     labels = images.labels
     assert labels is not None
     posterior, total = joint.softmax(1), joint.logsumexp(1)
-    accuracy, accuracy_error = _mean((joint.argmax(1) == labels).double())
-    calibration_error = multiclass_calibration_error(posterior, labels, max(2, joint.shape[1]), n_bins=15)
+    confidence, chosen = posterior.max(1)
+    accuracy, accuracy_error = _mean((chosen == labels).double())
+    # torchmetrics puts a confidence of exactly 1 into a bin of its own, so take the largest float32 below it.
+    # Its error of several classes is this one of the most probable class, in float32.
+    calibration_error = binary_calibration_error(confidence.clamp(max=1 - 2**-24), (chosen == labels).long(), 15)
     nats, error = _mean(total)
     unit = dims * math.log(2)
     return Classification(

@@ -73,6 +73,15 @@ def test_calibration() -> None:
     assert found.accuracy == pytest.approx(0.8)
 
 
+def test_certain_images_share_a_bin_with_nearly_certain_ones() -> None:
+    """The last of 15 bins holds a mean confidence of 0.985 and 8 of 10 images that are right."""
+    confidence = torch.tensor([1.0] * 5 + [0.97] * 5, dtype=torch.float64)
+    labels = torch.tensor([0, 0, 0, 1, 1, 0, 0, 0, 0, 0])
+    images = Images(torch.zeros(10, 1, 1, 1).byte(), "some", "test", labels, ("a", "b"))
+    found = classify(torch.stack((confidence, 1 - confidence), 1).log(), images, dims=1)
+    assert found.calibration_error == pytest.approx(0.185)
+
+
 def test_a_class_without_training_images_is_never_chosen() -> None:
     assert log_prior(3, [1, 0, 3]).exp().tolist() == pytest.approx([0.25, 0, 0.75])
     assert log_prior(2, None).exp().tolist() == pytest.approx([0.5, 0.5])
