@@ -43,11 +43,13 @@ class Conditional:
     def ops(self) -> OpTable:
         return self.flow.ops
 
-    @property
     def unit(self) -> bool:
-        """Whether samples are in [0, 1]."""
-        flow = self.flow
-        return flow.detail == "bounded" if isinstance(flow, ProgressiveFlow) else flow.alpha is not None
+        """Whether samples are in [0, 1].
+
+        Raises:
+            ValueError: they can leave the support.
+        """
+        return self.flow.unit_samples
 
     def parameters(self) -> Any:
         return self.flow.parameters()
@@ -68,8 +70,12 @@ class Conditional:
         return condition.shape[: condition.dim() - len(self.condition_shape or ())]
 
     def distribution(self, condition: Tensor | None, kind: type[FlowDistribution] = FlowDistribution) -> Any:
-        """The flow as a distribution, with a batch of any dims for a condition of any leading dims."""
-        return kind(self, condition, unit=self.unit, batch_shape=self.batch_shape(condition))
+        """The flow as a distribution, with a batch of any dims for a condition of any leading dims.
+
+        Raises:
+            ValueError: samples can leave the support.
+        """
+        return kind(self, condition, unit=self.unit(), batch_shape=self.batch_shape(condition))
 
     def _given(self, condition: Tensor | None) -> dict[str, Tensor]:
         return {} if condition is None else {self.name: condition}

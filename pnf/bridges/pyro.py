@@ -39,7 +39,7 @@ def distribution(flow: ProgressiveFlow | RealNVP, condition: Tensor | None = Non
         condition: labels ``[*]``, or vectors or maps with any leading dims.
 
     Raises:
-        TypeError, ValueError: flow is no flow of pnf, or has two conditions.
+        TypeError, ValueError: flow is no flow of pnf, has two conditions, or samples that leave its support.
     """
     made: FlowDistribution = Conditional(flow).distribution(condition, FlowDistribution)
     return made

@@ -40,7 +40,7 @@ class FlowEstimator(ConditionalDensityEstimator):
         shift, scale: if given, the flow sees ``(input - shift) / scale``, numbers or tensors of an input's shape.
 
     Raises:
-        TypeError, ValueError: flow is no flow of pnf, has no condition, or has two.
+        TypeError, ValueError: flow is no flow of pnf, has no condition or two, or samples that leave its support.
     """
 
     shift: Tensor
@@ -55,7 +55,9 @@ class FlowEstimator(ConditionalDensityEstimator):
         shift: Tensor | float = 0.0,
         scale: Tensor | float = 1.0,
     ) -> None:
-        own_shape = Conditional(flow).condition_shape
+        conditional = Conditional(flow)
+        conditional.unit()  # raises if there is no support
+        own_shape = conditional.condition_shape
         if own_shape is None:
             raise ValueError("FlowEstimator: flow must have a vector or a map as its condition")
         super().__init__(flow, torch.Size(flow.shape), torch.Size(condition_shape or own_shape))

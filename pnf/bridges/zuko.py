@@ -38,12 +38,12 @@ class LazyFlow(zuko.lazy.LazyDistribution):
         flow: the flow. A context c may have any leading dims before the shape of its condition; labels are integers.
 
     Raises:
-        TypeError, ValueError: flow is no flow of pnf, or has two conditions.
+        TypeError, ValueError: flow is no flow of pnf, has two conditions, or samples that leave its support.
     """
 
     def __init__(self, flow: ProgressiveFlow | RealNVP) -> None:
         super().__init__()
-        Conditional(flow)
+        Conditional(flow).unit()  # raises if there is no support
         self.flow = flow
 
     def forward(self, c: Tensor | None = None) -> FlowDistribution:
@@ -58,12 +58,12 @@ class LazyFlowTransform(zuko.lazy.LazyTransform):
             vector, since zuko takes its last dim for the features.
 
     Raises:
-        TypeError, ValueError: flow is no flow of pnf, or has two conditions.
+        TypeError, ValueError: flow is no flow of pnf, has two conditions, or samples that leave its support.
     """
 
     def __init__(self, flow: ProgressiveFlow | RealNVP) -> None:
         super().__init__()
-        Conditional(flow)
+        Conditional(flow).unit()  # raises if there is no support
         self.flow = flow
 
     def forward(self, c: Tensor | None = None) -> Transform:
@@ -84,7 +84,7 @@ class LazyFlowTransform(zuko.lazy.LazyTransform):
             return run
 
         return _Bijection(
-            batched(flow.forward, shape, latent), batched(flow.inverse, latent, shape), shape, latent, flow.unit
+            batched(flow.forward, shape, latent), batched(flow.inverse, latent, shape), shape, latent, flow.unit()
         )
 
 

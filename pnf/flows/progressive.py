@@ -290,6 +290,9 @@ class ProgressiveFlow(Pretrained):
         ``event_shape`` is ``shape``, ``batch_shape`` is ``[B]`` with a condition and empty without one. It has
         ``log_prob``, ``sample``, ``rsample`` and ``support``.
 
+        Raises:
+            ValueError: the flow is of images with identity details, whose samples can leave the support.
+
         Example:
             >>> import torch
             >>> from pnf import ProgressiveFlow
@@ -300,7 +303,21 @@ class ProgressiveFlow(Pretrained):
         """
         batch_shape = torch.Size() if condition is None else condition.shape[:1]
         self._condition.check(self, condition, 1 if condition is None else condition.shape[0], self.condition_shape)
-        return FlowDistribution(self, condition, unit=self.detail == "bounded", batch_shape=batch_shape)
+        return FlowDistribution(self, condition, unit=self.unit_samples, batch_shape=batch_shape)
+
+    @property
+    def unit_samples(self) -> bool:
+        """Whether samples are in [0, 1], or any real numbers, as the support of a distribution.
+
+        Raises:
+            ValueError: samples can leave [0, 1], where ``log_prob`` ends.
+        """
+        if self.detail == "identity" and self.support == "unit":
+            raise ValueError(
+                "ProgressiveFlow: samples of identity details can leave [0, 1], where log_prob ends, so they are no "
+                'distribution with a support: use detail="bounded" or, for data that is no image, support="real"'
+            )
+        return self.detail == "bounded"
 
     @torch.no_grad()
     def sample(

@@ -203,6 +203,20 @@ class RealNVP(Pretrained):
         set_network_dtype(self, dtype)
         return self
 
+    @property
+    def unit_samples(self) -> bool:
+        """Whether samples are in [0, 1], or any real numbers, as the support of a distribution.
+
+        Raises:
+            ValueError: samples can leave [0, 1], where ``log_prob`` ends.
+        """
+        if self.alpha:
+            raise ValueError(
+                f"RealNVP: samples with alpha={self.alpha:g} can leave [0, 1], where log_prob ends, so they are no "
+                "distribution with a support: use alpha=0 or, for data that is no image, alpha=None"
+            )
+        return self.alpha is not None
+
     def _check_condition(self, condition: Tensor | None, features: Tensor | None, x: Tensor) -> Tensor | None:
         """The condition with a dim of channels, if both conditions are as the flow wants them."""
         if self.features:

@@ -54,6 +54,11 @@ def test_an_estimator_has_the_numbers_of_its_flow(flow: Any) -> None:
         estimator.log_prob(inputs[..., :-1], condition)
 
 
+def test_a_flow_whose_samples_leave_its_support_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"^RealNVP: samples with alpha=0\.05 can leave \[0, 1\]"):
+        bridge.FlowEstimator(RealNVP((4,), features=2, alpha=0.05, coupling="dense", hidden=4))
+
+
 def test_estimators_move_and_are_saved() -> None:
     def make() -> nn.Module:
         theta, x = torch.randn(64, 3), torch.randn(64, 1, 4, 4)

@@ -12,6 +12,8 @@ from torch import Tensor
 from torch.distributions import Transform, constraints
 from torch.testing import assert_close
 
+from pnf import RealNVP
+
 zuko = pytest.importorskip("zuko")
 bridge = pytest.importorskip("pnf.bridges.zuko")
 
@@ -68,6 +70,12 @@ def test_a_flow_is_one_of_several_transformations(flow: Any) -> None:
     assert_close(model(c).log_prob(x), bridge.LazyFlow(flow)(c).log_prob(x), rtol=1e-9, atol=1e-9)
     model(c).log_prob(x).mean().backward()
     assert all(p.grad is not None for p in flow.parameters())
+
+
+@pytest.mark.parametrize("kind", ["LazyFlow", "LazyFlowTransform"])
+def test_a_flow_whose_samples_leave_its_support_is_refused(kind: str) -> None:
+    with pytest.raises(ValueError, match=r"^RealNVP: samples with alpha=0\.05 can leave \[0, 1\]"):
+        getattr(bridge, kind)(RealNVP((4,), alpha=0.05, coupling="dense", hidden=4))
 
 
 class TanhAffine(Transform):

@@ -22,6 +22,7 @@ from torch.distributions import (
 from torch.testing import assert_close
 
 from pnf import fast
+from pnf.bridges._flows import Conditional
 from pnf.flows.distribution import FlowDistribution
 
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -194,3 +195,38 @@ def test_values_outside_the_support(
     assert found.support.check(found.sample((3,))).all()
     with pytest.raises(ValueError, match="support" if checks else r"values in \[0, 1\]"):
         found.log_prob(torch.full((1, 4, 4), 1.5, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("support", ["unit", "real"])
+def test_samples_are_in_the_support_and_have_a_density(randomise: Callable[..., nn.Module], support: str) -> None:
+    flow: Any = randomise(fast.ProgressiveFlow((1, 4, 4), 1, support=support, coupling="dense", hidden=4))
+    flow = flow.double().eval()
+    assert_samples(flow.distribution())
+    assert_samples(Conditional(flow).distribution(None))
+
+
+def test_identity_details_of_images_are_no_distribution() -> None:
+    flow: Any = fast.ProgressiveFlow((1, 4, 4), 1, detail="identity", coupling="dense", hidden=4)
+    for make in (flow.distribution, lambda: Conditional(flow).distribution(None)):
+        with pytest.raises(ValueError, match=r"^ProgressiveFlow: samples of identity details can leave \[0, 1\]"):
+            make()
+
+
+@pytest.mark.parametrize("alpha", [None, 0.0, 1e-6, 0.05])
+def test_samples_of_realnvp_are_in_the_support_and_have_a_density(
+    randomise: Callable[..., nn.Module], alpha: float | None
+) -> None:
+    flow: Any = randomise(fast.RealNVP((1, 4, 4), alpha=alpha, coupling="dense", hidden=4)).double().eval()
+    if alpha:
+        with pytest.raises(ValueError, match=rf"^RealNVP: samples with alpha={alpha:g} can leave \[0, 1\]"):
+            Conditional(flow).distribution(None)
+        return
+    found = Conditional(flow).distribution(None)
+    assert_samples(found)
+    assert found.support.check(torch.full((1, 4, 4), 1.5)) == (alpha is None)
+
+
+def assert_samples(found: FlowDistribution) -> None:
+    x = found.sample((200,))
+    assert found.support.check(x).all()
+    assert found.log_prob(x).isfinite().all()

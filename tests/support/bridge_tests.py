@@ -19,7 +19,7 @@ FLOWS: dict[str, Callable[[], nn.Module]] = {
     "vector": lambda: fast.ProgressiveFlow((4,), 1, condition_shape=(3,), support="real", coupling="dense", hidden=4),
     "map": lambda: fast.ProgressiveFlow((1, 4, 4), 1, condition_shape=(2, 4, 4), coupling="dense", hidden=4),
     "features": lambda: fast.RealNVP((5,), features=3, coupling="dense", hidden=4),
-    "real images": lambda: fast.RealNVP((1, 4, 4), hidden=4, blocks=1, num_couplings=1, alpha=0.05),
+    "real images": lambda: fast.RealNVP((1, 4, 4), hidden=4, blocks=1, num_couplings=1, alpha=0.0),
 }
 
 
