@@ -28,6 +28,7 @@ from pnf.evaluation.image_files import check_targets
 from pnf.evaluation.runs import class_counts, find_runs, load_images, load_run, run_names
 from pnf.files import replace_json
 from pnf.training import RunConfig, RunError, processes
+from pnf.training.fingerprints import DATA_NAME
 
 
 def evaluate_command(
@@ -83,7 +84,10 @@ def evaluate_command(
             real[name] = (config, evaluate_reals(flow, images, config.standardisation, **how))
             continue
         how = {"seed": seed, "draws": draws, "batch_size": batch_size, "track": track}
-        result = evaluate(flow, images, of_class=class_counts(config, folder), **how)
+        of_class = class_counts(config, folder)
+        if config.labelled and of_class is None:
+            notes.say(f"{folder} has no {DATA_NAME} with the share of each class: all are taken as equally probable")
+        result = evaluate(flow, images, of_class=of_class, **how)
         found[name] = (config, result)
     if not found and not real:
         raise RunError("none of the runs can be evaluated")
@@ -97,7 +101,12 @@ def evaluate_command(
         "threads": torch.get_num_threads(),
         "seed": seed,
         "models": {
-            name: {"settings": config.settings(), "result": asdict(result)}
+            name: {
+                "settings": config.settings(),
+                "data": config.data if data is None else data,
+                "limit": limit,
+                "result": asdict(result),
+            }
             for name, (config, result) in (found | real).items()
         },
     }
@@ -119,6 +128,14 @@ def evaluate_command(
     console.say(f"Written: {', '.join(map(str, written if found else written[:1]))}")
 
 
+def best_of(found: dict[str, tuple[RunConfig, Evaluation]]) -> float | None:
+    """The fewest bits/dim of several models, if they can be compared."""
+    # They must be of the same images, and all or none of them must see the labels.
+    kinds = {(config.data, config.size, config.labelled, result.images) for config, result in found.values()}
+    bits = [result.bits_per_dim for _, result in found.values()]
+    return min(bits) if len(kinds) == 1 and len(bits) > 1 else None
+
+
 def _print_tables(found: dict[str, tuple[RunConfig, Evaluation]]) -> None:
     table = Table(title="Held-out log-likelihood, mean ± standard error over images")
     table.add_column("model")
@@ -126,12 +143,10 @@ def _print_tables(found: dict[str, tuple[RunConfig, Evaluation]]) -> None:
     bound = [f"{draws} draws"] if draws > 1 else []
     for column in ("nats", "bits/dim", *bound, "params", "steps", "images", "img/s"):
         table.add_column(column, justify="right", no_wrap=column in ("nats", "bits/dim", *bound))
-    # Only models of the same images can be compared.
-    same = len({(config.data, config.size, result.images) for config, result in found.values()}) == 1
-    best = min(result.bits_per_dim for _, result in found.values()) if same and len(found) > 1 else None
+    best = best_of(found)
     for name, (config, result) in found.items():
         table.add_row(
-            name,
+            f"{name} (given the label)" if config.labelled else name,
             f"{result.nats:,.1f} ± {result.nats_error:.1f}",
             f"{result.bits_per_dim:.3f} ± {result.bits_per_dim_error:.3f}",
             *(f"{result.draws_bits_per_dim:.3f} ± {result.draws_bits_per_dim_error:.3f}" for _ in bound),

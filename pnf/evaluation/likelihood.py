@@ -33,6 +33,7 @@ class Classification:
             probable class from the share of images for which it is the label.
         bits_per_dim: the bits/dim without the label, of ``log p(x) = log sum_c p(c) p(x | c)``.
         bits_per_dim_error: its standard error.
+        prior: ``p(c)`` of each class.
         classes: the number of classes.
         images: the number of images.
     """
@@ -42,6 +43,7 @@ class Classification:
     calibration_error: float
     bits_per_dim: float
     bits_per_dim_error: float
+    prior: list[float]
     classes: int
     images: int
 
@@ -59,7 +61,8 @@ class Evaluation:
         stage_nats: each stage's share in the nats.
         parameters: the number of parameters of the flow.
         images: the number of images.
-        images_per_second: the speed of the evaluation, a draw of noise being an image of its own.
+        images_per_second: the speed of the evaluation, an image under another class or draw of noise being one of its
+            own.
         draws: the number K of draws of dequantization noise for each image.
         draws_bits_per_dim: the bits/dim of ``log (1/K sum_k p(x + u_k))``, a lower bound of the likelihood of the 8-bit
             image that is tighter than the mean over one draw. For K = 1 it is ``bits_per_dim``.
@@ -123,7 +126,9 @@ def evaluate(
     result = summarise(flow, found[0], time.perf_counter() - started, [by_stage.sum(1) for by_stage in found[1:]])
     if not classes:
         return result
-    return replace(result, classification=classify(by_class.sum(2) + log_prior(classes, of_class), images, flow.dims))
+    speed = result.images_per_second * (classes + draws - 1) / draws
+    classification = classify(by_class.sum(2), log_prior(classes, of_class), images, flow.dims)
+    return replace(result, images_per_second=speed, classification=classification)
 
 
 @dataclass(frozen=True)
@@ -197,13 +202,15 @@ def log_prior(classes: int, of_class: Sequence[int] | None) -> Tensor:  # [class
 
 
 def classify(
-    joint: Tensor,  # [N, K], float64
+    given: Tensor,  # [N, K], float64
+    prior: Tensor,  # [K], float64
     images: Examples,
     dims: int,
 ) -> Classification:
-    """Classify images by ``log p(x, c)``, in nats, and compare with their labels."""
+    """Classify images by ``log p(x | c)`` and ``log p(c)``, in nats, and compare with their labels."""
     labels = images.labels
     assert labels is not None
+    joint = given + prior
     posterior, total = joint.softmax(1), joint.logsumexp(1)
     confidence, chosen = posterior.max(1)
     accuracy, accuracy_error = _mean((chosen == labels).double())
@@ -218,6 +225,7 @@ def classify(
         calibration_error=float(calibration_error),
         bits_per_dim=8 - nats / unit,
         bits_per_dim_error=error / unit,
+        prior=prior.exp().tolist(),
         classes=joint.shape[1],
         images=len(joint),
     )

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
+
+from pnf.cli.evaluate import best_of
+from pnf.data import load
+from pnf.evaluation import evaluate, load_run
+from pnf.training.fingerprints import Fingerprint
 
 Pnf = Callable[..., Any]
 Tiny = Callable[..., list[str]]
@@ -38,11 +45,42 @@ def test_the_run_names_its_classes(run: Path) -> None:
 def test_evaluate(pnf: Pnf, run: Path, tmp_path: Path) -> None:
     result = pnf("evaluate", run, "--limit", 40, "--out", tmp_path)
     assert result.code == 0, result.err
-    found = json.loads((tmp_path / "metrics.json").read_text())["models"]["run"]["result"]["classification"]
-    assert 0 <= found["accuracy"] <= 1
-    assert 0 <= found["calibration_error"] <= 1
-    assert (found["classes"], found["images"]) == (10, 40)
+    written = json.loads((tmp_path / "metrics.json").read_text())["models"]["run"]
+    assert (written["data"], written["limit"]) == ("fashion-mini", 40)
+    found = written["result"]["classification"]
+    images = load("fashion-mini", "test", 16, limit=40, labels=True)
+    of_class = Fingerprint.load(run).of_class
+    same = asdict(evaluate(load_run(run)[1], images, of_class=of_class).classification)
+    assert found.pop("prior") == pytest.approx([count / 200 for count in of_class])
+    assert found == pytest.approx({key: value for key, value in same.items() if key != "prior"}, rel=1e-5)
     assert f"{100 * found['accuracy']:.2f} ± {100 * found['accuracy_error']:.2f} %" in result.out
+
+
+def test_labelled_and_other_runs_are_not_compared(pnf: Pnf, run: Path, demo: Path, tmp_path: Path) -> None:
+    result = pnf("evaluate", run, demo, "--limit", 20, "--out", tmp_path)
+    assert result.code == 0, result.err
+    assert "run (given the label)" in result.out
+    assert "realnvp (given the label)" not in result.out
+
+
+def test_the_best_model_is_of_those_that_can_be_compared(demo: Path, run: Path) -> None:
+    images = load("fashion-mini", "test", 16, limit=20, labels=True)
+    plain = {name: load_run(demo / name) for name in ("realnvp", "progressive-bounded")}
+    unlabelled = replace(images, labels=None, classes=())
+    found = {name: (config, evaluate(flow, unlabelled)) for name, (config, flow) in plain.items()}
+    assert best_of(found) == min(result.bits_per_dim for _, result in found.values())
+    config, flow = load_run(run)
+    assert best_of(found | {"run": (config, evaluate(flow, images))}) is None
+
+
+def test_without_the_shares_of_the_classes_they_are_taken_as_equal(pnf: Pnf, run: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(run, tmp_path / "copy")
+    (copy / "data.json").unlink()
+    result = pnf("evaluate", copy, "--limit", 20)
+    assert result.code == 0, result.err
+    assert "has no data.json with the share of each class: all are taken as equally probable" in result.err
+    written = json.loads((copy / "metrics.json").read_text())["models"]["copy"]
+    assert written["result"]["classification"]["prior"] == pytest.approx([0.1] * 10)
 
 
 def test_sample_draws_a_row_for_each_class(pnf: Pnf, run: Path, tmp_path: Path) -> None:

@@ -62,13 +62,21 @@ def test_classes_are_judged_by_bayes_rule(flow: Flow, held_out: Images) -> None:
     assert result.accuracy_error == pytest.approx((right.std() / math.sqrt(60)).item())
     assert result.bits_per_dim == pytest.approx(8 - joint.logsumexp(1).mean().item() / (64 * math.log(2)), rel=1e-5)
     assert (result.classes, result.images) == (10, 60)
+    assert result.prior == pytest.approx([count / 55 for count in counts])
+
+
+def test_the_speed_counts_an_image_once_for_each_class_and_draw(
+    flow: Flow, held_out: Images, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pnf.evaluation.likelihood.time.perf_counter", iter((100.0, 102.0)).__next__)
+    assert evaluate(flow, held_out, draws=3).images_per_second == pytest.approx((10 + 2) * 60 / 2)
 
 
 def test_calibration() -> None:
     """Of four images with a confidence of 0.8 one is wrong, and of one with 0.99 none."""
     posterior = torch.tensor([[0.8, 0.2]] * 4 + [[0.01, 0.99]], dtype=torch.float64)
     images = Images(torch.zeros(5, 1, 1, 1).byte(), "some", "test", torch.tensor([0, 0, 0, 1, 1]), ("a", "b"))
-    found = classify(posterior.log() - 7, images, dims=1)
+    found = classify(posterior.log() - 7, log_prior(2, None), images, dims=1)
     assert found.calibration_error == pytest.approx((4 * 0.05 + 0.01) / 5)
     assert found.accuracy == pytest.approx(0.8)
 
@@ -78,7 +86,8 @@ def test_certain_images_share_a_bin_with_nearly_certain_ones() -> None:
     confidence = torch.tensor([1.0] * 5 + [0.97] * 5, dtype=torch.float64)
     labels = torch.tensor([0, 0, 0, 1, 1, 0, 0, 0, 0, 0])
     images = Images(torch.zeros(10, 1, 1, 1).byte(), "some", "test", labels, ("a", "b"))
-    found = classify(torch.stack((confidence, 1 - confidence), 1).log(), images, dims=1)
+    given = torch.stack((confidence, 1 - confidence), 1).log()
+    found = classify(given, log_prior(2, None), images, dims=1)
     assert found.calibration_error == pytest.approx(0.185)
 
 
