@@ -104,7 +104,7 @@ def load_reals(source: str | Path, split: str = "train", *, limit: int | None = 
         limit: the largest number of examples to read, from the start of the split.
 
     Returns:
-        The values, in float32, with the data set's name.
+        The values, in float64 if the file has them so and else in float32, with the data set's name.
 
     Raises:
         DataError: the file or the split does not exist, or the file is broken or foreign, or holds other numbers.
@@ -115,7 +115,7 @@ def load_reals(source: str | Path, split: str = "train", *, limit: int | None = 
         >>> from pnf.data import load_reals
         >>> np.savez("waves.npz", train=np.random.randn(90, 1, 64), test=np.random.randn(10, 1, 64))  # doctest: +SKIP
         >>> load_reals("waves.npz")  # doctest: +SKIP
-        Reals(name='waves', split='train', values=float32 [90, 1, 64])
+        Reals(name='waves', split='train', values=float64 [90, 1, 64])
     """
     request = _request("load_reals", split, limit)
     path = Path(locate(source))

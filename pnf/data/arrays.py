@@ -298,11 +298,12 @@ def _make_images(array: np.ndarray, name: str, split: str) -> Images:
 
 
 def _make_reals(array: np.ndarray, name: str, split: str) -> Reals:
-    values = torch.from_numpy(array.astype(np.float32))
+    # Rounded to float32, a large mean would leave little of small variations, so wide numbers keep their width.
+    values = torch.from_numpy(array.astype(np.float64 if array.itemsize > 4 else np.float32))
     finite = values.flatten(1).isfinite().all(1)
     if not finite.all():
         row = int(finite.logical_not().nonzero()[0])
-        raise DataError(f"{name}: wanted finite float32 numbers, got others in example {row}; remove or replace them")
+        raise DataError(f"{name}: wanted finite numbers, got others in example {row}; remove or replace them")
     return Reals(values, name, split)
 
 

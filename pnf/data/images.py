@@ -155,12 +155,12 @@ class Reals(Examples):
     """One split of a data set of real numbers that are no images: vectors, signals or fields.
 
     Attributes:
-        values: ``[N, D]``, ``[N, C, D]`` or ``[N, C, H, W]``, float32.
+        values: ``[N, D]``, ``[N, C, D]`` or ``[N, C, H, W]``, float32 or float64.
         name: the stem of the file.
         split: ``"train"``, ``"validation"`` or ``"test"``.
 
     Raises:
-        TypeError: ``values`` is not float32.
+        TypeError: ``values`` has another dtype.
         ValueError: ``values`` has another number of dimensions.
     """
 
@@ -169,8 +169,8 @@ class Reals(Examples):
     split: str
 
     def __post_init__(self) -> None:
-        if self.values.dtype != torch.float32:
-            raise TypeError(f"Reals: values must be torch.float32, got {self.values.dtype}")
+        if self.values.dtype not in (torch.float32, torch.float64):
+            raise TypeError(f"Reals: values must be torch.float32 or torch.float64, got {self.values.dtype}")
         if self.values.ndim not in (2, 3, 4):
             raise ValueError(f"Reals: values must be [N, D], [N, C, D] or [N, C, H, W], got {list(self.values.shape)}")
 
@@ -180,15 +180,15 @@ class Reals(Examples):
         return self.values
 
     def continuous(self, generator: torch.Generator) -> Tensor:  # noqa: ARG002 - they are continuous already
-        """The values."""
-        return self.values
+        """The values in float32."""
+        return self.values.float()
 
     def _with(self, stored: Tensor, labels: Tensor | None) -> Self:
         assert labels is None
         return replace(self, values=stored)
 
     def __repr__(self) -> str:
-        return f"Reals(name={self.name!r}, split={self.split!r}, values=float32 {list(self.values.shape)})"
+        return f"Reals(name={self.name!r}, split={self.split!r}, values={str(self.values.dtype)[6:]} {list(self.values.shape)})"
 
 
 @dataclass(frozen=True)

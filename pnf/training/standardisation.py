@@ -32,14 +32,14 @@ class Standardisation:
         x: Tensor,  # [N, *shape]
     ) -> Tensor:
         """``(x - mean) / std``, computed in float64."""
-        return ((x.double() - self._along(self.mean)) / self._along(self.std)).to(x.dtype)
+        return ((x.double() - self._along(self.mean, x)) / self._along(self.std, x)).to(x.dtype)
 
     def invert(
         self,
         y: Tensor,  # [N, *shape]
     ) -> Tensor:
         """``mean + std y``, computed in float64."""
-        return (self._along(self.mean) + y.double() * self._along(self.std)).to(y.dtype)
+        return (self._along(self.mean, y) + y.double() * self._along(self.std, y)).to(y.dtype)
 
     @property
     def log_det(self) -> float:
@@ -47,29 +47,41 @@ class Standardisation:
         return -math.prod(self.shape[1:]) * sum(map(math.log, self.std))
 
     def of(self, reals: Reals) -> Reals:
-        """Standardise examples.
+        """Standardise examples, to float32.
 
         Raises:
-            DataError: they have another shape.
+            DataError: they have another shape, or are too far from the mean for float32.
         """
         if reals.shape != self.shape:
             raise DataError(f"{reals.name}: wanted examples {list(self.shape)}, got {list(reals.shape)}; reshape them")
-        return replace(reals, values=self.apply(reals.values))
+        values = self.apply(reals.values).float()
+        if not values.isfinite().all():
+            raise DataError(f"{reals.name}: wanted numbers like those of the training, got some far beyond; remove them")
+        return replace(reals, values=values)
 
-    def _along(self, numbers: tuple[float, ...]) -> Tensor:
-        return torch.tensor(numbers, dtype=torch.float64).view(-1, *[1] * (len(self.shape) - 1))
+    def _along(self, numbers: tuple[float, ...], like: Tensor) -> Tensor:
+        return torch.tensor(numbers, dtype=torch.float64, device=like.device).view(-1, *[1] * (len(self.shape) - 1))
 
 
 def standardisation_of(reals: Reals) -> Standardisation:
     """The standardisation that gives each channel, or each entry of vectors, mean 0 and variance 1.
 
     Raises:
-        DataError: one of them is constant, so that the data has no density.
+        DataError: one of them is constant or holds integers only, so that the data has no density, or they vary too
+            much or too little for float64.
     """
     by_channel = reals.values.double().movedim(1, 0).flatten(1)
     std, mean = torch.std_mean(by_channel, dim=1, correction=0)
-    constant = (by_channel == by_channel[:, :1]).all(1).nonzero().flatten().tolist()
-    if constant:
-        what = "entry" if reals.values.ndim == 2 else "channel"
-        raise DataError(f"{reals.name}: wanted values that vary, got {what} {constant[0]} constant; remove it")
+    # Above that bound numbers have little room for fractions, and need be no integers.
+    bound = 0.25 / torch.finfo(reals.values.dtype).eps
+    whole = ((by_channel == by_channel.round()) & (by_channel.abs() < bound)).all(1)
+    constant = (by_channel == by_channel[:, :1]).all(1)
+    for wrong, wanted, got, remedy in (
+        (constant, "values that vary", "constant", "remove it"),
+        (whole, "values with fractions", "of integers only, which have no density", "add noise from [0, 1) to it"),
+        ((std <= 0) | ~std.isfinite(), "values of about 1", "beyond the range of float64", "change its unit"),
+    ):
+        if wrong.any():
+            what = f"{'entry' if reals.values.ndim == 2 else 'channel'} {int(wrong.nonzero()[0])}"
+            raise DataError(f"{reals.name}: wanted {wanted}, got {what} {got}; {remedy}")
     return Standardisation(reals.shape, tuple(mean.tolist()), tuple(std.tolist()))

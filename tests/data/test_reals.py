@@ -28,10 +28,12 @@ def test_arrays(tmp_path: Path, shape: tuple[int, ...], dtype: Any, order: Any, 
     else:
         np.savez_compressed(path, array)
     train, test = load_reals(path), load_reals(path, "test", limit=1)
-    assert torch.equal(train.values, torch.from_numpy(array[:18].astype(np.float32)))
-    assert torch.equal(test.values, torch.from_numpy(array[18:19].astype(np.float32)))
+    kept = np.float64 if array.itemsize == 8 else np.float32
+    assert torch.equal(train.values, torch.from_numpy(array[:18].astype(kept)))
+    assert torch.equal(test.values, torch.from_numpy(array[18:19].astype(kept)))
+    assert train.continuous(torch.Generator()).dtype == torch.float32
     assert (train.shape, train.name, len(train)) == (shape[1:], "set", 18)
-    assert repr(train) == f"Reals(name='set', split='train', values=float32 {[18, *shape[1:]]})"
+    assert repr(train) == f"Reals(name='set', split='train', values={np.dtype(kept)} {[18, *shape[1:]]})"
 
 
 def test_keys_are_splits_and_labels_are_passed_over(tmp_path: Path) -> None:
@@ -48,11 +50,10 @@ def test_keys_are_splits_and_labels_are_passed_over(tmp_path: Path) -> None:
         (np.zeros(4), r"got float64 \[4\]; reshape it"),
         (np.zeros((4, 8), np.complex64), "save it as float32"),
         (np.zeros((0, 8)), "wanted at least one example and entry"),
-        (np.array([[0.0, 1], [np.nan, 1]]), "wanted finite float32 numbers, got others in example 1"),
-        (np.array([[0.0, 1e300]]), "wanted finite float32 numbers, got others in example 0"),
+        (np.array([[0.0, 1], [np.nan, 1]]), "wanted finite numbers, got others in example 1"),
+        (np.array([[0.0, np.inf]]), "wanted finite numbers, got others in example 0"),
     ],
 )
-@pytest.mark.filterwarnings("ignore:overflow encountered")
 def test_wrong_arrays(tmp_path: Path, array: np.ndarray, message: str) -> None:
     np.savez(tmp_path / "set.npz", train=array)
     with pytest.raises(DataError, match=message):
@@ -73,7 +74,7 @@ def test_other_sources(tmp_path: Path) -> None:
         load_reals(tmp_path, "dev")
 
 
-@pytest.mark.parametrize(("wrong", "error"), [(torch.zeros(3, 2).double(), TypeError), (torch.zeros(3), ValueError)])
+@pytest.mark.parametrize(("wrong", "error"), [(torch.zeros(3, 2).half(), TypeError), (torch.zeros(3), ValueError)])
 def test_wrong_values(wrong: torch.Tensor, error: type[Exception]) -> None:
     with pytest.raises(error, match="Reals: values must be"):
         Reals(wrong, "some", "train")

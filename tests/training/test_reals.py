@@ -117,8 +117,34 @@ def test_constant_and_misshapen_data() -> None:
         standardisation_of(Reals(torch.tensor([[1.0, 2], [3, 2]]), "some", "train"))
     with pytest.raises(DataError, match="some: wanted values that vary, got channel 0 constant"):
         standardisation_of(Reals(torch.ones(3, 1, 4), "some", "train"))
+    with pytest.raises(DataError, match="some: wanted values with fractions, got entry 0 of integers only, which have"):
+        standardisation_of(Reals(torch.tensor([[1.0, 2.5], [3, 2]]), "some", "train"))
+    with pytest.raises(DataError, match="got channel 0 beyond the range of float64; change its unit"):
+        standardisation_of(Reals(torch.tensor([[[1e200]], [[-1e200]]]).double(), "some", "train"))
+    with pytest.raises(DataError, match="wanted numbers like those of the training, got some far beyond; remove them"):
+        Standardisation((2,), (0, 0), (1, 1)).of(Reals(torch.tensor([[1e300, 0]]).double(), "some", "test"))
     with pytest.raises(DataError, match=r"some: wanted examples \[3\], got \[2\]; reshape them"):
         Standardisation((3,), (0, 0, 0), (1, 1, 1)).of(Reals(torch.zeros(2, 2), "some", "test"))
+
+
+def test_a_large_mean_leaves_small_variations(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).normal(size=(500, 4))
+    np.savez(tmp_path / "pressure.npz", train=101325 + 0.01 * noise)
+    _, reals = real(tmp_path / "pressure.npz")
+    assert reals.values.dtype == torch.float32
+    wanted = (noise - noise.mean(0)) / noise.std(0)
+    np.testing.assert_allclose(reals.values.numpy(), wanted, atol=1e-6)
+
+
+def test_large_numbers_in_float32_need_not_be_integers() -> None:
+    x = 1e8 * torch.randn(50, 2, generator=torch.Generator().manual_seed(0))
+    assert standardisation_of(Reals(x, "some", "train")).std == pytest.approx([1e8, 1e8], rel=0.3)
+
+
+def test_standardisation_takes_place_on_the_device_of_the_data() -> None:
+    scaling = Standardisation((2,), (1.0, 2.0), (3.0, 4.0))
+    x = torch.empty(5, 2, device="meta")
+    assert scaling.apply(x).device == scaling.invert(x).device == x.device
 
 
 @pytest.mark.parametrize(
