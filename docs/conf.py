@@ -11,8 +11,11 @@ from sphinx import addnodes
 from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
 from sphinx.transforms import SphinxTransform
+from sphinx.util.docutils import SphinxDirective
+from typer.testing import CliRunner
 
 import pnf
+from pnf.cli.app import app as commands
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -130,6 +133,22 @@ def find_name(app: Sphinx, env: BuildEnvironment, node: nodes.Element, text: nod
     return None
 
 
+class CommandHelp(SphinxDirective):
+    """The help of a command, ``.. command-help:: train``, as a terminal shows it."""
+
+    required_arguments = 1
+    final_argument_whitespace = True
+
+    def run(self) -> list[nodes.Node]:
+        shown = CliRunner().invoke(
+            commands, [*self.arguments[0].split(), "--help"], prog_name="pnf", env={"COLUMNS": "90", "NO_COLOR": "1"}
+        )
+        if shown.exit_code:
+            raise self.error(f"pnf {self.arguments[0]} --help: {shown.output}")
+        text = "\n".join(line.rstrip() for line in shown.output.strip("\n").splitlines())
+        return [nodes.literal_block(text, text, language="text")]
+
+
 def level_captions(_app: Sphinx, _page: str, _template: str, context: dict[str, Any], _tree: Any) -> None:
     """Give the captions of the navigation, which the theme calls headings, the level that a heading must have."""
     tree = context["furo_navigation_tree"]
@@ -138,6 +157,7 @@ def level_captions(_app: Sphinx, _page: str, _template: str, context: dict[str, 
 
 def setup(app: Sphinx) -> None:
     """Connect the functions above to the build."""
+    app.add_directive("command-help", CommandHelp)
     app.add_transform(RepositoryLinks)
     # Before napoleon, which reads the sections of a docstring by their indentation.
     app.connect("autodoc-process-docstring", mark_formulas, priority=400)

@@ -8,6 +8,7 @@ import torch
 
 import pnf
 from pnf import ops
+from pnf.cli.app import _COMMANDS
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(
@@ -73,6 +74,14 @@ def test_the_page_of_the_interface_names_all_of_it() -> None:
     own = {name for kind in pnf.ProgressiveFlow.__mro__ if kind.__module__.startswith("pnf.") for name in vars(kind)}
     public = {name for name in own if not name.startswith("_")} - {"ops", "flow_class"}
     assert {name for name in public | set(ops.__all__) if f"`{name}" not in page} == set()
+
+
+def test_the_reference_has_every_module_and_command() -> None:
+    pages = "".join(page.read_text() for page in (ROOT / "docs" / "reference").glob("*.rst"))
+    entries = [f"automodule:: pnf.reference.{path.stem}" for path in ROOT.glob("pnf/ops/[!_]*.py")]
+    entries += [f"automodule:: pnf.bridges.{path.stem}" for path in ROOT.glob("pnf/bridges/[!_]*.py")]
+    entries += [f"command-help:: {name}" for name in _COMMANDS]
+    assert [entry for entry in entries if f"{entry}\n" not in pages] == []
 
 
 def test_documents_agree_on_the_version() -> None:
