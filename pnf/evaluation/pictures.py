@@ -47,7 +47,7 @@ def samples(
     """Draw a grid of samples from the flow of a run. The processes of torchrun share them.
 
     If the run has labels, each of several classes is a row. Samples of real data are an ``.npz`` with one array,
-    ``samples``, in the units of the data.
+    ``samples``, in the units of the data and in float64.
 
     Args:
         run: the folder of the run, or of a model that comes with pnf.
@@ -93,7 +93,7 @@ def samples(
         return []
     if config.standardisation is not None:
         content = io.BytesIO()
-        np.savez(content, samples=config.standardisation.invert(x).numpy())
+        np.savez(content, samples=config.standardisation.invert(x.double()).numpy())
         target.parent.mkdir(parents=True, exist_ok=True)
         replace_file(target, content.getvalue())
         return [target]

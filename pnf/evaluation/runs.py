@@ -44,12 +44,13 @@ def _name(folder: Path, folders: Sequence[Path]) -> str:
     return printable(folder)
 
 
-def load_run(folder: Path) -> tuple[RunConfig, Flow]:
+def load_run(folder: str | Path) -> tuple[RunConfig, Flow]:
     """Load the settings and the trained flow of a run, on the CPU, in evaluation mode.
 
     Raises:
         RunError: there is no run, its training is not finished, or its files are damaged.
     """
+    folder = Path(folder)
     config = RunConfig.load(folder)
     # What comes from the hub lies beside the settings.
     model = folder if (folder / WEIGHTS_NAME).is_file() else folder / MODEL

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
+
+from pnf.evaluation import evaluate_reals, load_run
+from pnf.evaluation.runs import load_images
 
 Pnf = Callable[..., Any]
 Tiny = Callable[..., list[str]]
@@ -41,9 +46,25 @@ def test_samples_are_in_the_units_of_the_data(pnf: Pnf, run: Path, tmp_path: Pat
     assert pnf("sample", run, "-n", 200, "--out", tmp_path / "s.npz").code == 0
     samples = np.load(tmp_path / "s.npz")["samples"]
     assert samples.shape == (200, 2, 16)
+    assert samples.dtype == np.float64, "float32 would round small variations about a large mean away"
     assert abs(samples.mean() - 1000) < 10
     assert 35 < samples.std() < 80
     assert "--out must end in .npz, got" in pnf("sample", run, "--out", tmp_path / "s.png").err
+
+
+def test_the_density_of_the_documentation(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (Path(__file__).parents[2] / "docs/training.md").read_text()
+    (block,) = re.findall("```python\n(from pnf.evaluation import load_run\n.*?)```", text, re.DOTALL)
+    waves = np.load(run.parent / "waves.npz")["test"]
+    names: dict[str, Any] = {"x": torch.from_numpy(waves)}
+    (run.parent / "runs").mkdir()
+    (run.parent / "runs/waves").symlink_to(run)
+    monkeypatch.chdir(run.parent)
+    exec(block, names)  # noqa: S102 - it is our own
+    config, flow = load_run(run)
+    assert config.standardisation is not None
+    result = evaluate_reals(flow, load_images(config, "test"), config.standardisation)
+    assert names["log_prob"].mean().item() == pytest.approx(result.nats, rel=1e-5)
 
 
 def test_curves_and_checks(pnf: Pnf, run: Path, demo: Path, tmp_path: Path) -> None:
