@@ -10,7 +10,16 @@ from pydantic.dataclasses import dataclass
 
 from pnf.data import BUNDLED, Reals, bundled, locate
 from pnf.data.images import MOST_CLASSES
-from pnf.files import FORMAT, NewerFormatError, printable, read_json, replace_json, without_format
+from pnf.files import (
+    FORMAT,
+    LARGEST_JSON,
+    NewerFormatError,
+    json_bytes,
+    printable,
+    read_json,
+    replace_file,
+    without_format,
+)
 from pnf.flows.config import ProgressiveConfig, SupportKind, setting
 from pnf.training.standardisation import Standardisation, standardisation_of
 
@@ -181,8 +190,20 @@ class RunConfig(ProgressiveConfig):
         return replace(other, data=self.data) == self
 
     def save(self, folder: Path) -> None:
-        """Write the settings into a run's folder."""
-        replace_json(folder / CONFIG_NAME, {"format": FORMAT, **self.settings()})
+        """Write the settings into a run's folder.
+
+        Raises:
+            RunError: they would be too large to read again.
+        """
+        content = json_bytes({"format": FORMAT, **self.settings()})
+        if len(content) > LARGEST_JSON:
+            remedy = (
+                "give the classes shorter names"
+                if self.labelled
+                else ("give vectors as signals [N, 1, D], which have one mean and standard deviation for all entries")
+            )
+            raise RunError(f"{CONFIG_NAME} would have {len(content):,} bytes, more than {LARGEST_JSON:,}: {remedy}")
+        replace_file(folder / CONFIG_NAME, content)
 
     @classmethod
     def load(cls, folder: Path) -> Self:

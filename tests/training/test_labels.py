@@ -100,6 +100,12 @@ def test_images_and_settings_must_agree(tmp_path: Path, tiny: Make, images: Imag
         train(tiny().of_classes(["a"]), images, tmp_path, accelerator="cpu")
 
 
+def test_names_of_classes_that_could_not_be_read_again_are_refused(tmp_path: Path, tiny: Make) -> None:
+    config = tiny().of_classes([f"{i} " + "long " * 50 for i in range(5000)])
+    with pytest.raises(RunError, match="more than 1,048,576: give the classes shorter names"):
+        config.save(tmp_path)
+
+
 def test_the_baseline_takes_no_labels(tiny: Make) -> None:
     with pytest.raises(RunError, match="the realnvp baseline takes no labels: leave out --labels, or --model realnvp"):
         tiny(model="realnvp").of_classes(["a"])

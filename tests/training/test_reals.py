@@ -98,6 +98,16 @@ def test_the_run_holds_what_its_density_needs(tmp_path: Path) -> None:
     assert train(loaded, reals, tmp_path / "run", resume=True, accelerator="cpu") == []
 
 
+def test_settings_that_could_not_be_read_again_are_refused(tmp_path: Path) -> None:
+    x = torch.randn(3, 22000, generator=torch.Generator().manual_seed(0)).double()
+    config = preset_config("demo", support="real")
+    with pytest.raises(RunError, match=r"run.json would have 1,.* bytes, more than 1,048,576: give vectors as signals"):
+        config.of_reals(Reals(x, "some", "train")).save(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    config.of_reals(Reals(x[:, None], "some", "train")).save(tmp_path)
+    assert RunConfig.load(tmp_path).shape == (1, 22000)
+
+
 @pytest.mark.parametrize("shape", [(5,), (2, 6), (3, 4, 2)])
 def test_standardised_data_has_mean_0_and_variance_1(shape: tuple[int, ...]) -> None:
     values = torch.randn(50, *shape, generator=torch.Generator().manual_seed(0)).double()
