@@ -99,8 +99,10 @@ class RunConfig(ProgressiveConfig):
         if self.classes is not None:
             if self.model == "realnvp":
                 raise ValueError("the realnvp baseline takes no labels: leave out --labels, or --model realnvp")
-            if not 1 <= len(self.classes) <= MOST_CLASSES:
-                raise ValueError(f"there must be from 1 to {MOST_CLASSES} classes, got {len(self.classes)}")
+            if not 2 <= len(self.classes) <= MOST_CLASSES:
+                raise ValueError(
+                    f"there must be from 2 to {MOST_CLASSES} classes, got {len(self.classes)}: leave out --labels"
+                )
 
     def _check_real(self) -> None:
         if self.detail != "identity" or self.alpha is not None:
@@ -296,7 +298,8 @@ def preset_config(name: str, **overrides: object) -> RunConfig:
     if overrides.get("support") == "real":
         if "size" in overrides:
             raise RunError("--size is of images: with --support real examples keep their shape")
-        settings["detail"] = "identity"
+        settings |= {"detail": "identity", "flip": False}
+        settings.pop("size", None)
     if overrides.get("model") == "realnvp" and name in BASELINE_HIDDEN:
         settings["hidden"] = BASELINE_HIDDEN[name]
     settings |= overrides

@@ -81,6 +81,12 @@ def test_calibration() -> None:
     assert found.accuracy == pytest.approx(0.8)
 
 
+def test_of_one_class_every_image_is_right() -> None:
+    images = Images(torch.zeros(3, 1, 1, 1).byte(), "some", "test", torch.tensor([0, 0, 0]), ("a",))
+    found = classify(torch.tensor([[-3.0], [-4.0], [-5.0]]).double(), log_prior(1, None), images, dims=1)
+    assert (found.accuracy, found.calibration_error) == (1, pytest.approx(0, abs=1e-6))
+
+
 def test_certain_images_share_a_bin_with_nearly_certain_ones() -> None:
     """The last of 15 bins holds a mean confidence of 0.985 and 8 of 10 images that are right."""
     confidence = torch.tensor([1.0] * 5 + [0.97] * 5, dtype=torch.float64)

@@ -96,8 +96,13 @@ def test_other_labels_are_other_data(tmp_path: Path, tiny: Make, labelled: Image
 def test_images_and_settings_must_agree(tmp_path: Path, tiny: Make, images: Images, labelled: Images) -> None:
     with pytest.raises(RunError, match=r"the run has the classes none, and its images \('T-shirt'"):
         train(tiny(), labelled, tmp_path, accelerator="cpu")
-    with pytest.raises(RunError, match=r"the run has the classes \('a',\), and its images none"):
-        train(tiny().of_classes(["a"]), images, tmp_path, accelerator="cpu")
+    with pytest.raises(RunError, match=r"the run has the classes \('a', 'b'\), and its images none"):
+        train(tiny().of_classes(["a", "b"]), images, tmp_path, accelerator="cpu")
+
+
+def test_one_class_is_none(tiny: Make) -> None:
+    with pytest.raises(RunError, match="there must be from 2 to 65536 classes, got 1: leave out --labels"):
+        tiny().of_classes(["a"])
 
 
 def test_names_of_classes_that_could_not_be_read_again_are_refused(tmp_path: Path, tiny: Make) -> None:
@@ -108,4 +113,4 @@ def test_names_of_classes_that_could_not_be_read_again_are_refused(tmp_path: Pat
 
 def test_the_baseline_takes_no_labels(tiny: Make) -> None:
     with pytest.raises(RunError, match="the realnvp baseline takes no labels: leave out --labels, or --model realnvp"):
-        tiny(model="realnvp").of_classes(["a"])
+        tiny(model="realnvp").of_classes(["a", "b"])

@@ -16,7 +16,7 @@ from pnf.data import DataError, Reals, load_reals
 from pnf.evaluation import evaluate_reals, load_run
 from pnf.evaluation.likelihood import stage_log_probs
 from pnf.evaluation.runs import load_images
-from pnf.training import RunConfig, RunError, preset_config, train
+from pnf.training import PRESETS, RunConfig, RunError, preset_config, train
 from pnf.training.standardisation import Standardisation, standardisation_of
 
 _TINY = {
@@ -106,6 +106,14 @@ def test_settings_that_could_not_be_read_again_are_refused(tmp_path: Path) -> No
     assert list(tmp_path.iterdir()) == []
     config.of_reals(Reals(x[:, None], "some", "train")).save(tmp_path)
     assert RunConfig.load(tmp_path).shape == (1, 22000)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_preset_takes_real_data(tmp_path: Path, preset: str) -> None:
+    x = torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    config = preset_config(preset, support="real").of_reals(Reals(x, "some", "train"))
+    config.save(tmp_path)
+    assert RunConfig.load(tmp_path) == config
 
 
 @pytest.mark.parametrize("shape", [(5,), (2, 6), (3, 4, 2)])
