@@ -37,6 +37,8 @@ myst_enable_extensions = ["html_image"]
 
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
+# Methods that only fulfil another library's interface have no entry: its words may need scripts from the web.
+autodoc_inherit_docstrings = False
 # The bridges are documented whether or not their libraries are installed.
 autodoc_mock_imports = [name for name in ("FrEIA", "nflows", "normflows", "pyro", "sbi", "zuko") if not find_spec(name)]
 napoleon_use_ivar = True
