@@ -11,8 +11,7 @@ from pnf.cli.common import DataOption, DeviceOption, SeedOption, console, pick_d
 from pnf.data import dequantize, load
 from pnf.evaluation import diagnose
 from pnf.evaluation.likelihood import check_images, num_classes
-from pnf.evaluation.runs import load_flow, load_images, load_only
-from pnf.flows import ProgressiveFlow
+from pnf.evaluation.runs import is_real, load_flow, load_images, load_only
 from pnf.flows.saving import CONFIG_NAME
 from pnf.training import Flow, RunConfig, RunError, seeded
 from pnf.training.batches import Batch
@@ -65,25 +64,19 @@ def _images(flow: Flow, run: Path, config: RunConfig | None, data: str | None, n
         device = next(flow.parameters()).device
         labels = torch.arange(n, device=device) % classes if classes else None
         samples = flow.sample(n, labels, generator=torch.Generator().manual_seed(seed))
-        if _is_real(flow):
+        if is_real(flow):
             return Batch(samples, labels)
         pixels = (256 * samples).clamp(0, 255).byte()
         return Batch(dequantize(pixels, seeded(seed)), labels)
     if config is not None:
         images = load_images(config, "test", run=run, data=data, limit=n, progress=progress)
-    elif _is_real(flow):
-        raise RunError("--data must be standardised as in training, and only a run knows how: give the run's folder")
+    elif is_real(flow) or classes:
+        how = "labelled" if classes else "standardised"
+        raise RunError(f"--data must be {how} as in training, and only a run knows how: give the run's folder")
     else:
         assert data is not None
         if len(flow.shape) != 3:
             raise RunError(f"--data must be images, and the model is of vectors {list(flow.shape)}")
-        images = load(data, "test", (flow.shape[1], flow.shape[2]), limit=n, labels=classes is not None)
-        if len(images.classes) > (classes or 0):
-            raise RunError(f"the model has {classes} classes, and {images.name} has {len(images.classes)}")
+        images = load(data, "test", (flow.shape[1], flow.shape[2]), limit=n)
     check_images(flow, images)
     return Batch(images.continuous(seeded(seed)), images.labels)
-
-
-def _is_real(flow: Flow) -> bool:
-    """Whether a flow models real data that is no image."""
-    return flow.support == "real" if isinstance(flow, ProgressiveFlow) else flow.alpha is None

@@ -188,7 +188,8 @@ class Reals(Examples):
         return replace(self, values=stored)
 
     def __repr__(self) -> str:
-        return f"Reals(name={self.name!r}, split={self.split!r}, values={str(self.values.dtype)[6:]} {list(self.values.shape)})"
+        dtype = str(self.values.dtype).removeprefix("torch.")
+        return f"Reals(name={self.name!r}, split={self.split!r}, values={dtype} {list(self.values.shape)})"
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from pnf.evaluation.likelihood import check_images
 from pnf.evaluation.runs import class_counts, find_runs, load_images, load_only, load_progressive, pick_labels
 from pnf.files import replace_file
 from pnf.flows import ProgressiveFlow
-from pnf.flows.peak_memory import peak_memory
+from pnf.flows.peak_memory import MemoryLimitError, peak_memory
 from pnf.training import processes
 from pnf.training.batches import seeded
 from pnf.training.config import RunConfig, RunError
@@ -84,7 +84,7 @@ def samples(
         if i % processes.size() == processes.rank():
             try:
                 own[i] = flow.sample(count, given, **how).cpu()
-            except ValueError as error:
+            except MemoryLimitError as error:
                 raise RunError(f"the images are too large for the memory that is free: {error}") from None
         else:
             torch.randn(count, flow.dims, generator=generator)  # the noise must not depend on the processes

@@ -48,7 +48,7 @@ def load_run(folder: str | Path) -> tuple[RunConfig, Flow]:
     """Load the settings and the trained flow of a run, on the CPU, in evaluation mode.
 
     Raises:
-        RunError: there is no run, its training is not finished, or its files are damaged.
+        RunError: there is no run, its training is not finished, or its files are damaged or do not belong together.
     """
     folder = Path(folder)
     config = RunConfig.load(folder)
@@ -56,7 +56,32 @@ def load_run(folder: str | Path) -> tuple[RunConfig, Flow]:
     model = folder if (folder / WEIGHTS_NAME).is_file() else folder / MODEL
     if not (model / WEIGHTS_NAME).is_file():
         raise RunError(f"the training in {folder} is not finished; go on with: pnf train --resume {folder}")
-    return config, load_flow(model)
+    flow = load_flow(model)
+    if wrong := _difference(config, flow):
+        raise RunError(f"{folder / CONFIG_NAME} and the model beside it do not belong together: {wrong}")
+    return config, flow
+
+
+def _difference(config: RunConfig, flow: Flow) -> str | None:
+    """What a flow has that does not fit the settings of a run, if there is anything."""
+    size = (flow.shape[0], config.size, config.size)
+    classes = None if config.classes is None else len(config.classes)
+    of_flow = flow.num_classes if isinstance(flow, ProgressiveFlow) else None
+    for name, wanted, found in (
+        ("model", config.model, "progressive" if isinstance(flow, ProgressiveFlow) else "realnvp"),
+        ("support", config.support, "real" if is_real(flow) else "unit"),
+        ("shape", config.shape if config.support == "real" else size, flow.shape),
+        ("number of classes", classes, of_flow),
+        ("condition", None, flow.condition_shape),
+    ):
+        if wanted != found:
+            return f"the {name} is {wanted} and {found}"
+    return None
+
+
+def is_real(flow: Flow) -> bool:
+    """Whether a flow models real data that is no image."""
+    return flow.support == "real" if isinstance(flow, ProgressiveFlow) else flow.alpha is None
 
 
 def load_flow(folder: Path) -> Flow:

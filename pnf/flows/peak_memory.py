@@ -22,6 +22,10 @@ def peak_memory(function: Callable[[], object]) -> int:
     return live.peak
 
 
+class MemoryLimitError(ValueError):
+    """One example takes more memory than is allowed."""
+
+
 @torch.no_grad()
 def in_batches(
     owner: str, function: Callable[..., Tensor], tensors: Sequence[Tensor], max_memory: int | None
@@ -29,7 +33,7 @@ def in_batches(
     """Compute ``function(*tensors)`` in the fewest batches along dim 0 that keep within ``max_memory`` bytes.
 
     Raises:
-        ValueError: one example takes more.
+        MemoryLimitError: one example takes more.
     """
     n = len(tensors[0])
     if max_memory is None or n == 0:
@@ -46,7 +50,7 @@ def in_batches(
     result = results[0].nbytes
     left = max_memory - n * result
     if left < least:
-        raise ValueError(
+        raise MemoryLimitError(
             f"{owner}: one example takes {_mebibytes(least)}, and max_memory leaves {_mebibytes(left)} beside the "
             f"{_mebibytes(n * result)} of the result"
         )

@@ -153,6 +153,9 @@ def test_foreign_images_need_no_labels(pnf: Pnf, run: Path, tmp_path: Path) -> N
 
 def test_a_saved_flow_with_labels_is_checked_on_samples_of_each_class(pnf: Pnf, run: Path) -> None:
     assert pnf("check", run / "model", "-n", 3).code == 0
+    for data in ("fashion-mini", "celeba"):
+        result = pnf("check", run / "model", "-n", 3, "--data", data)
+        assert "--data must be labelled as in training, and only a run knows how: give the run's folder" in result.err
 
 
 @pytest.mark.parametrize(

@@ -60,7 +60,7 @@ def test_the_density_of_the_documentation(run: Path, monkeypatch: pytest.MonkeyP
     (run.parent / "runs").mkdir()
     (run.parent / "runs/waves").symlink_to(run)
     monkeypatch.chdir(run.parent)
-    exec(block, names)  # noqa: S102 - it is our own
+    exec(block, names)
     config, flow = load_run(run)
     assert config.standardisation is not None
     result = evaluate_reals(flow, load_images(config, "test"), config.standardisation)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import math
 import shutil
 from collections.abc import Callable, Iterable
@@ -11,6 +12,7 @@ import torch
 
 from pnf.data import Images, dequantize, load
 from pnf.evaluation import evaluate, find_runs, load_run
+from pnf.evaluation.pictures import samples
 from pnf.training import Flow, RunConfig, RunError, seeded, train
 from pnf.training.batches import TEST_NOISE
 
@@ -145,6 +147,36 @@ def test_load_run_of_a_damaged_model(
     with pytest.raises(RunError, match=message) as told:
         load_run(folder)
     assert "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"size": 16}, r"the shape is \(1, 16, 16\) and \(1, 8, 8\)"),
+        ({"classes": ["a", "b"]}, "the number of classes is 2 and None"),
+        ({"model": "realnvp"}, "the model is realnvp and progressive"),
+        ({"support": "real", "detail": "identity"}, "the support is real and unit"),
+    ],
+)
+def test_load_run_of_settings_of_another_flow(
+    tmp_path: Path, finished: Finished, changed: dict[str, object], message: str
+) -> None:
+    folder = shutil.copytree(finished(), tmp_path / "run")
+    settings = json.loads((folder / "run.json").read_text())
+    (folder / "run.json").write_text(json.dumps(settings | changed))
+    with pytest.raises(RunError, match=f"run.json and the model beside it do not belong together: {message}"):
+        load_run(folder)
+
+
+def test_only_a_lack_of_memory_is_called_so(
+    tmp_path: Path, finished: Finished, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ValueError, match="temperature must be at least 0"):
+        samples(finished(), tmp_path / "s.png", temperature=-1, device=torch.device("cpu"))
+    monkeypatch.setattr("pnf.evaluation.pictures.LARGE", 0)
+    monkeypatch.setattr("pnf.evaluation.pictures.free_memory", lambda _: 1)
+    with pytest.raises(RunError, match="the images are too large for the memory that is free: ProgressiveFlow: one"):
+        samples(finished(), tmp_path / "s.png", device=torch.device("cpu"))
 
 
 def test_load_run_of_a_model_that_does_not_fit_its_settings(tmp_path: Path, finished: Finished) -> None:
