@@ -24,8 +24,8 @@ _LOG_IN = "log in with `hf auth login`, or give a token"
 # A path that begins with a dot or a slash is none.
 _NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
 
-_LICENCES = {"fashion-mini": "mit"}
-"""The licences of data sets that are known to be one and the same everywhere."""
+_LICENCES = {"fashion-mini": "MIT"}
+"""The licences of data sets that are known to be one and the same everywhere. That of a model is its owner's choice."""
 
 
 def is_name(path: object) -> bool:
@@ -111,18 +111,24 @@ def upload(
         ValueError: the name is none of a repository.
     """
     library = _library()
+    made = card(name)  # first, so that an error leaves no empty repository
     try:
         api = library.HfApi(token=token, library_name="pnf", library_version=pnf.__version__)
-        name = api.create_repo(name, private=private, exist_ok=True).repo_id
+        full_name = api.create_repo(name, private=private, exist_ok=True).repo_id
         if revision is not None:
-            api.create_branch(name, branch=revision, exist_ok=True)
-        has_card = api.file_exists(name, CARD_NAME, revision=revision)
-        with tempfile.TemporaryDirectory() as folder:
-            for file, content in (files if has_card else {**files, CARD_NAME: card(name)}).items():
-                (Path(folder) / file).write_bytes(content)
-            commit = api.upload_folder(repo_id=name, folder_path=folder, revision=revision, commit_message=message)
+            api.create_branch(full_name, branch=revision, exist_ok=True)
+        has_card = api.file_exists(full_name, CARD_NAME, revision=revision)
     except Exception as error:
         raise _explained("push_to_hub", name, revision, error) from error
+    if full_name != name:
+        made = card(full_name)
+    with tempfile.TemporaryDirectory() as folder:
+        for file, content in (files if has_card else {**files, CARD_NAME: made}).items():
+            (Path(folder) / file).write_bytes(content)
+        try:
+            commit = api.upload_folder(repo_id=full_name, folder_path=folder, revision=revision, commit_message=message)
+        except Exception as error:
+            raise _explained("push_to_hub", full_name, revision, error) from error
     return str(commit.commit_url)
 
 
@@ -172,7 +178,7 @@ class Run(NamedTuple):
     settings: dict[str, Any]
     """The settings in ``run.json``, with the last part of the path of the data: the rest names private folders."""
     result: dict[str, Any]
-    """The likelihood of held-out images in ``metrics.json``, if ``pnf evaluate`` wrote it."""
+    """The figures in ``metrics.json``, if they are of these settings and of held-out data of their data set."""
 
     @classmethod
     def read(cls, folder: Path) -> "Run":
@@ -190,19 +196,56 @@ class Run(NamedTuple):
             raise ValueError(f"push_to_hub: {folder / SETTINGS_NAME} is damaged: {error}") from error
         if not isinstance(settings, dict):
             raise ValueError(f"push_to_hub: {folder / SETTINGS_NAME} is damaged: it holds no settings")
-        settings["data"] = Path(str(settings.get("data", ""))).name
         result: dict[str, Any] = {}
         # A run need not have been evaluated, and the file may hold several runs.
         with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
             metrics: Any = read_json(folder / "metrics.json")
-            (model,) = metrics["models"].values()
-            result = {key: model["result"][key] for key in ("bits_per_dim", "bits_per_dim_error", "nats", "images")}
-            result = {key: float(value) for key, value in result.items()}
+            (found,) = (model["result"] for model in metrics["models"].values() if _is_of(model, settings))
+            result = {key: float(found[key]) for key in _figures_of(settings)}
+            if settings.get("classes"):
+                result["given_label"] = result["bits_per_dim"]
+                result |= {key: float(found["classification"][key]) for key in _OF_CLASSES}
+        settings["data"] = Path(str(settings.get("data", ""))).name
         return cls(settings, result)
+
+    def check(self, config: Mapping[str, Any]) -> None:
+        """Raise ValueError unless the settings are of a flow with this ``config.json``."""
+        settings = self.settings
+        wanted = {key: value for key, value in settings.items() if value is not None and key in config}
+        wanted["model"] = {"progressive": "ProgressiveFlow", "realnvp": "RealNVP"}.get(str(settings.get("model")))
+        wanted["shape"] = settings.get("shape") or [*config["shape"][:-2], *[settings.get("size")] * 2]
+        if "num_classes" in config:
+            classes = settings.get("classes")
+            wanted |= {"num_classes": classes and len(classes), "support": settings.get("support", "unit")}
+        for key, value in wanted.items():
+            own = list(config[key]) if isinstance(config[key], tuple) else config[key]
+            if own != value:
+                raise ValueError(
+                    f"push_to_hub: the run did not train this flow: {key} is {printable(value)} in its "
+                    f"{SETTINGS_NAME}, and {printable(own)} in the flow"
+                )
 
     def files(self) -> dict[str, bytes]:
         """The files of the run that go to the hub."""
         return {SETTINGS_NAME: json_bytes(self.settings)}
+
+
+_OF_CLASSES = ("bits_per_dim", "bits_per_dim_error", "accuracy", "accuracy_error")
+"""The figures of a labelled run without the label."""
+
+
+def _figures_of(settings: Mapping[str, Any]) -> tuple[str, ...]:
+    """The names of the figures of a run in ``metrics.json``."""
+    if settings.get("support") == "real":
+        return "nats", "nats_error", "nats_per_dim", "nats_per_dim_error", "examples"
+    return "bits_per_dim", "bits_per_dim_error", "nats", "images"
+
+
+def _is_of(model: Mapping[str, Any], settings: Mapping[str, Any]) -> bool:
+    """Whether figures are of a run with these settings, on the held-out data of its own data set."""
+    # A run of an older version lacks the settings that came later.
+    same = all(model["settings"].get(key) == value for key, value in settings.items() if key != "format")
+    return same and model["data"] == settings["data"] and model["limit"] in (None, settings.get("limit"))
 
 
 def model_card(name: str, config: Mapping[str, Any], parameters: int, run: Run | None) -> bytes:
@@ -216,7 +259,8 @@ def model_card(name: str, config: Mapping[str, Any], parameters: int, run: Run |
     """
     library = _library()
     kind, shape = str(config["model"]), "x".join(map(str, config["shape"]))
-    image = len(config["shape"]) == 3 and config.get("support", "unit") == "unit" and config.get("alpha") is not None
+    conditions = _conditions(config)
+    image = len(config["shape"]) == 3 and _is_unit(config)
     data = run.settings["data"] if run is not None else ""
     result = run.result if run is not None else {}
     evaluated = (
@@ -228,53 +272,119 @@ def model_card(name: str, config: Mapping[str, Any], parameters: int, run: Run |
             metric_name="bits per dimension, held out",
             metric_value=round(result["bits_per_dim"], 4),
         )
-        if result
+        if "bits_per_dim" in result
         else None
     )
     front = library.ModelCardData(
         library_name="pnf",
-        license=_LICENCES.get(data),
-        pipeline_tag="unconditional-image-generation" if image else None,
+        pipeline_tag="unconditional-image-generation" if image and not conditions else None,
         tags=["normalizing-flow", "density-estimation", *(["super-resolution"] if kind == "ProgressiveFlow" else [])],
         model_name=name.rpartition("/")[2] if evaluated else None,
         eval_results=[evaluated] if evaluated else None,
     ).to_yaml()
-    condition = ""
-    if config.get("num_classes"):
-        condition = f"labels, {config['num_classes']} classes"
-    elif config.get("condition_shape"):
-        condition = "x".join(map(str, config["condition_shape"]))
     facts = {
         "flow": f"`{kind}`, {config['coupling']} couplings, {config['norm']} normalisation",
         "data": shape,
         "levels": f"{config['levels']}, {config['detail']} details" if "levels" in config else "",
         "networks": f"hidden {config['hidden']}, blocks {config['blocks']}, num_couplings {config['num_couplings']}",
-        "condition": condition,
+        **{
+            key: "x".join(map(str, size)) or f"labels, {config['num_classes']} classes"
+            for key, size in conditions.items()
+        },
         "parameters": f"{parameters:,}",
     }
-    given = ", condition" if condition else ""
     parts = [
         f"---\n{front}\n---\n",
         f"# {name.rpartition('/')[2]}\n",
         "A normalizing flow of pnf: an exact density `log p(x)`, and samples.\n",
         _table(facts),
         "## Use\n",
-        f"```python\n# {_INSTALL}\nfrom pnf import {kind}\n\nflow = {kind}.from_pretrained({name!r})\n"
-        f"samples = flow.sample(16{given})\nlog_probs = flow.log_prob(samples{given})\n```\n",
+        _use(name, config, run),
     ]
+    if run is not None and run.settings.get("classes"):
+        parts += ["The labels and their classes:\n", _table(dict(enumerate(run.settings["classes"])))]
     if run is not None:
         keys = ("data", "size", "steps", "batch_size", "lr", "ema", "keep", "precision", "seed")
         parts += ["## Training\n", _table({key: run.settings[key] for key in keys if key in run.settings})]
         parts += [f"All settings are in `{SETTINGS_NAME}`.\n"]
+        if data in _LICENCES:
+            parts += [f"The data set {data} has the licence {_LICENCES[data]}.\n"]
     if result:
-        error = f"{result['bits_per_dim']:.3f} ± {result['bits_per_dim_error']:.3f}"
-        figures = {"bits per dimension": error, "nats": f"{result['nats']:,.1f}", "images": f"{result['images']:,.0f}"}
-        parts += ["## Held-out likelihood\n", _table(figures)]
+        parts += ["## Held-out likelihood\n", _table(_figures(result))]
     parts += ["The weights are safetensors, the configuration is JSON: nothing in this repository is executed.\n"]
     return "\n".join(parts).encode()
 
 
-def _table(rows: Mapping[str, object]) -> str:
+def _conditions(config: Mapping[str, Any]) -> dict[str, list[int]]:
+    """The names and shapes of a flow's conditions, ``[]`` for labels."""
+    found: dict[str, list[int]] = {}
+    if config.get("num_classes") or config.get("condition_shape"):
+        found["condition"] = list(config.get("condition_shape") or ())
+    if config.get("features"):
+        found["features"] = [config["features"]]
+    return found
+
+
+def _is_unit(config: Mapping[str, Any]) -> bool:
+    """Whether a flow is of data in [0, 1]."""
+    return config.get("support", "unit") == "unit" and config.get("alpha") is not None
+
+
+def _use(name: str, config: Mapping[str, Any], run: Run | None) -> str:
+    """The block of code that draws samples and takes their likelihood, in the units of the data."""
+    kind, conditions = str(config["model"]), _conditions(config)
+    real = run is not None and run.settings.get("support") == "real"
+    imports = [f"from pnf import {kind}"]
+    if conditions or real:
+        imports = ["import torch", *imports]
+    if real:
+        imports = ["import json\nfrom pathlib import Path\n", "from huggingface_hub import hf_hub_download", *imports]
+    lines = [f"# {_INSTALL}", *imports, "", f"flow = {kind}.from_pretrained({name!r})"]
+    for key, size in conditions.items():
+        if size:
+            lines.append(f"{key} = torch.zeros(16, {', '.join(map(str, size))})  # an example; give your own")
+        else:
+            lines.append(f"{key} = torch.zeros(16, dtype=torch.long)  # labels from 0 to {config['num_classes'] - 1}")
+    given = "".join(f", {key}={key}" for key in conditions)
+    # Samples may leave [0, 1], where log_prob ends.
+    clamp = ".clamp(0, 1)" if _is_unit(config) and config.get("detail") != "bounded" else ""
+    if real:
+        lines += [
+            "",
+            "# The flow is of standardised data, (x - mean) / std.",
+            f"run = json.loads(Path(hf_hub_download({name!r}, {SETTINGS_NAME!r})).read_text())",
+            "sizes = -1, *(1 for _ in flow.shape[1:])",
+            'mean, std = (torch.tensor(run[key], dtype=torch.float64).reshape(sizes) for key in ("mean", "std"))',
+            f"samples = flow.sample(16{given}) * std + mean",
+            f"log_probs = flow.log_prob(((samples - mean) / std).float(){given}) - std.expand(flow.shape).log().sum()",
+        ]
+    else:
+        lines += [f"samples = flow.sample(16{given}){clamp}", f"log_probs = flow.log_prob(samples{given})"]
+    return "\n".join(["```python", *lines, "```", ""])
+
+
+def _figures(result: Mapping[str, float]) -> dict[str, str]:
+    """The figures of a run, with their units."""
+    if "nats_per_dim" in result:
+        return {
+            "nats, in the units of the data": f"{result['nats']:,.1f} ± {result['nats_error']:.1f}",
+            "nats per dimension": f"{result['nats_per_dim']:.3f} ± {result['nats_per_dim_error']:.3f}",
+            "examples": f"{result['examples']:,.0f}",
+        }
+    bits = f"{result['bits_per_dim']:.3f} ± {result['bits_per_dim_error']:.3f}"
+    images = f"{result['images']:,.0f}"
+    if "given_label" not in result:
+        return {"bits per dimension": bits, "nats": f"{result['nats']:,.1f}", "images": images}
+    return {
+        "bits per dimension, without the label": bits,
+        "bits per dimension, given the label": f"{result['given_label']:.3f}",
+        "nats, given the label": f"{result['nats']:,.1f}",
+        "accuracy by Bayes' rule": f"{100 * result['accuracy']:.2f} ± {100 * result['accuracy_error']:.2f} %",
+        "images": images,
+    }
+
+
+def _table(rows: Mapping[Any, object]) -> str:
     lines = [
         f"| {key} | {printable(value).replace('|', chr(92) + '|')} |" for key, value in rows.items() if value != ""
     ]

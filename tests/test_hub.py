@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from pnf import fast, reference
 from pnf.cli.common import pick_run
 from pnf.evaluation import load_run
 from pnf.evaluation.pictures import samples
-from pnf.hub import is_name, model_card
+from pnf.hub import Run, is_name, model_card
 from pnf.training import RunConfig, RunError
 from pnf.training.build import build_flow
 
@@ -96,15 +97,31 @@ def test_a_revision(flow: reference.ProgressiveFlow) -> None:
         load("owner/flow", revision="v2")
 
 
-def test_a_run_fills_in_the_card(hub: Hub, flow: reference.ProgressiveFlow, tmp_path: Path) -> None:
-    shutil.copytree(RUN, tmp_path / "run")
-    result = {"bits_per_dim": 2.5, "bits_per_dim_error": 0.25, "nats": 1234.5, "images": 100, "stage_nats": [1.0]}
-    (tmp_path / "run" / "metrics.json").write_text(json.dumps({"models": {"run": {"result": result}}}))
-    flow.push_to_hub("owner/flow", run=tmp_path / "run", token=WRITER)
+RESULT = {"bits_per_dim": 2.5, "bits_per_dim_error": 0.25, "nats": 1234.5, "images": 100, "stage_nats": [1.0]}
+
+
+def with_figures(folder: Path, config: RunConfig, result: dict[str, Any] = RESULT, **changes: object) -> Path:
+    """A folder of a run with figures."""
+    folder.mkdir(exist_ok=True)
+    config.save(folder)
+    model = {"settings": config.settings(), "data": config.data, "limit": None, "result": result, **changes}
+    (folder / "metrics.json").write_text(json.dumps({"models": {"run": model}}))
+    return folder
+
+
+def of_run(config: RunConfig) -> Any:
+    return build_flow(config, 1).eval()
+
+
+def test_a_run_fills_in_the_card(hub: Hub, tmp_path: Path) -> None:
+    config = RunConfig.load(RUN)
+    flow = of_run(config)
+    flow.push_to_hub("owner/flow", run=with_figures(tmp_path / "run", config), token=WRITER)
     found = hub.files("owner/flow")
     card = ModelCard(found["README.md"].decode())
     assert card.data.library_name == "pnf"
-    assert card.data.license == "mit"
+    assert card.data.license is None  # of the model, which its owner chooses
+    assert "The data set fashion-mini has the licence MIT." in card.text
     assert {"normalizing-flow", "super-resolution"} <= {*card.data.tags}
     (evaluated,) = card.data.eval_results
     assert (evaluated.metric_type, evaluated.metric_value) == ("bits_per_dim", 2.5)
@@ -142,10 +159,133 @@ def test_commands_take_a_run_from_the_hub(hub: Hub, tmp_path: Path) -> None:
         pick_run(None, "owner/nothing")
 
 
-def test_the_path_of_the_data_stays_at_home(hub: Hub, flow: reference.ProgressiveFlow, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"data": "/home/somebody/MNIST"},
+        {"limit": 10},
+        {"settings": RunConfig(steps=7).settings()},
+        {"settings": {}},
+    ],
+    ids=["data", "limit", "settings", "none"],
+)
+def test_figures_of_other_data_or_of_another_training_are_left_out(tmp_path: Path, changes: dict[str, Any]) -> None:
+    config = RunConfig.load(RUN)
+    assert Run.read(with_figures(tmp_path, config)).result["images"] == 100
+    assert Run.read(with_figures(tmp_path, config, limit=config.limit)).result
+    assert not Run.read(with_figures(tmp_path, config, **changes)).result
+
+
+def test_figures_are_found_among_those_of_several_runs(tmp_path: Path) -> None:
+    config = RunConfig.load(RUN)
+    with_figures(tmp_path, config)
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    metrics["models"]["other"] = metrics["models"]["run"] | {"settings": RunConfig(steps=7).settings()}
+    (tmp_path / "metrics.json").write_text(json.dumps(metrics))
+    assert Run.read(tmp_path).result["bits_per_dim"] == 2.5
+
+
+def test_the_run_of_another_flow_is_refused(hub: Hub, tmp_path: Path) -> None:
+    config = RunConfig.load(RUN)
+    for change, message in (
+        ({"hidden": 8}, r"hidden is 8 in its run\.json, and 4"),
+        ({"size": 8}, r"shape is \[1, 8, 8\] in its run\.json, and \[1, 4, 4\]"),
+        ({"classes": ("a", "b")}, r"num_classes is 2 in its run\.json, and None"),
+        ({"model": "realnvp"}, r"model is RealNVP in its run\.json, and ProgressiveFlow"),
+        ({"detail": "identity"}, r"detail is identity in its run\.json, and bounded"),
+    ):
+        replace(config, **change).save(tmp_path)
+        with pytest.raises(ValueError, match=rf"^push_to_hub: the run did not train this flow: {message} in the flow$"):
+            of_run(config).push_to_hub("owner/flow", run=tmp_path, token=WRITER)
+    assert not hub.repositories
+    for change in ({}, {"model": "realnvp"}, {"classes": ("a", "b")}, {"coupling": "conv", "scales": 1}):
+        changed = replace(config, **change)
+        changed.save(tmp_path)
+        of_run(changed).push_to_hub("owner/flow", run=tmp_path, token=WRITER)
+
+
+def test_an_error_in_the_card_leaves_no_repository(
+    hub: Hub, flow: reference.ProgressiveFlow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*args: object, **kwargs: object) -> bytes:  # noqa: ARG001
+        raise RuntimeError("broken")
+
+    monkeypatch.setattr("pnf.hub.model_card", broken)
+    with pytest.raises(RuntimeError, match=r"^broken$"):
+        flow.push_to_hub("owner/flow", token=WRITER)
+    assert not hub.repositories
+
+
+REAL = {"detail": "identity", "support": "real", "shape": (2, 4), "mean": (100.0, -3.0), "std": (5.0, 0.5)}
+
+
+def test_the_card_of_real_data_applies_the_standardisation(hub: Hub, tmp_path: Path) -> None:
+    config = replace(RunConfig.load(RUN), **REAL)
+    flow = of_run(config)
+    result = {"nats": -12.5, "nats_error": 0.5, "nats_per_dim": -1.5, "nats_per_dim_error": 0.1, "examples": 20}
+    flow.push_to_hub("owner/flow", run=with_figures(tmp_path, config, result), token=WRITER)
+    text = hub.files("owner/flow")["README.md"].decode()
+    found = execute(text)
+    assert "| nats, in the units of the data | -12.5 ± 0.5 |" in text
+    assert "unconditional-image-generation" not in text
+    assert found["samples"].mean((0, 2))[0] > 50  # in the units of the data
+    standardisation = config.standardisation
+    assert standardisation is not None
+    with torch.no_grad():
+        wanted = flow.log_prob(standardisation.apply(found["samples"]).float()) + standardisation.log_det
+    torch.testing.assert_close(found["log_probs"].float(), wanted)
+
+
+def test_the_card_of_labels_has_their_names_and_the_likelihood_without_them(hub: Hub, tmp_path: Path) -> None:
+    config = replace(RunConfig.load(RUN), classes=("a|b", "shirt"))
+    without = {"bits_per_dim": 2.75, "bits_per_dim_error": 0.5, "accuracy": 0.9, "accuracy_error": 0.01}
+    run = with_figures(tmp_path, config, {**RESULT, "classification": without})
+    of_run(config).push_to_hub("owner/flow", run=run, token=WRITER)
+    card = ModelCard(hub.files("owner/flow")["README.md"].decode())
+    assert [found.metric_value for found in card.data.eval_results] == [2.75]
+    assert card.data.pipeline_tag is None
+    for line in (
+        "| 0 | a\\|b |",
+        "| 1 | shirt |",
+        "| bits per dimension, without the label | 2.750 ± 0.500 |",
+        "| bits per dimension, given the label | 2.500 |",
+        "| accuracy by Bayes' rule | 90.00 ± 1.00 % |",
+    ):
+        assert line in card.text
+    assert execute(card.text)["log_probs"].shape == (16,)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: fast.ProgressiveFlow((1, 4, 4), 1, **DENSE),
+        lambda: fast.ProgressiveFlow((1, 4, 4), 1, detail="identity", **DENSE),
+        lambda: fast.ProgressiveFlow((1, 4, 4), 1, condition_shape=(3,), **DENSE),
+        lambda: fast.ProgressiveFlow((1, 4, 4), 1, condition_shape=(2, 4, 4), **DENSE),
+        lambda: fast.RealNVP((4,), alpha=0.4, **DENSE),
+        lambda: fast.RealNVP((4,), features=2, **DENSE),
+        lambda: fast.RealNVP((4,), features=2, condition_shape=(4,), **DENSE),
+    ],
+    ids=["bounded", "identity", "vector", "map", "logit", "features", "both"],
+)
+def test_the_code_of_the_card_runs(hub: Hub, make: Any) -> None:
+    make().push_to_hub("owner/flow", token=WRITER)
+    found = execute(hub.files("owner/flow")["README.md"].decode())
+    assert found["log_probs"].isfinite().all()
+    assert found["log_probs"].shape == (16,)
+
+
+def execute(card: str) -> dict[str, Any]:
+    """Run the code of a card as its reader would."""
+    found: dict[str, Any] = {}
+    exec(card.partition("```python\n")[2].partition("```")[0], found)
+    return found
+
+
+def test_the_path_of_the_data_stays_at_home(hub: Hub, tmp_path: Path) -> None:
     settings = json.loads((RUN / "run.json").read_text()) | {"data": "/home/somebody/sets/a|b"}
     (tmp_path / "run.json").write_text(json.dumps(settings))
-    flow.push_to_hub("owner/flow", run=tmp_path, token=WRITER)
+    of_run(RunConfig.load(RUN)).push_to_hub("owner/flow", run=tmp_path, token=WRITER)
     assert not [name for name, content in hub.files("owner/flow").items() if b"somebody" in content]
     card = hub.files("owner/flow")["README.md"].decode()
     assert "| data | a\\|b |" in card
@@ -166,7 +306,7 @@ def test_the_card_of_a_flow_without_images() -> None:
     config = {"model": "RealNVP", **reference.RealNVP((4,), condition_shape=(4,), **DENSE).config()}
     card = ModelCard(model_card("owner/flow", config, 1, None).decode())
     assert card.data.pipeline_tag is None
-    assert "samples = flow.sample(16, condition)" in card.text
+    assert "samples = flow.sample(16, condition=condition)" in card.text
     labels = reference.ProgressiveFlow((1, 4, 4), 1, num_classes=3, **DENSE)
     text = model_card("owner/flow", {"model": "ProgressiveFlow", **labels.config()}, 1, None).decode()
     assert "| condition | labels, 3 classes |" in text

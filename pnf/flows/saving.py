@@ -70,12 +70,15 @@ class Pretrained(nn.Module):
 
         Raises:
             ImportError: ``huggingface_hub`` is not installed.
-            FileNotFoundError, ValueError: the folder holds no run, or the name is none of a repository.
+            FileNotFoundError, ValueError: the folder holds no run or that of another flow, or the name is none of a
+                repository.
             PermissionError: the token may not write there.
             ConnectionError: the hub cannot be reached.
         """
         trained = None if run is None else hub.Run.read(Path(run))
         config = {"model": type(self).__name__, **self.config()}
+        if trained is not None:
+            trained.check(config)
         card = partial(hub.model_card, config=config, parameters=sum(p.numel() for p in self.parameters()), run=trained)
         files = {**self._files(), **(trained.files() if trained else {})}
         return hub.upload(repo_id, files, card, private=private, token=token, revision=revision, message=commit_message)
