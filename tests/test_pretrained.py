@@ -20,7 +20,7 @@ with_labels = pytest.mark.parametrize("name", [name for name in pretrained.names
 
 def test_there_are_some() -> None:
     assert pretrained.names() == ["fashion-mnist", "fashion-mnist-labels", "mnist-labels"]
-    with pytest.raises(ValueError, match=r"^there is no pretrained model 'x'; there are fashion-mnist, fashion-mnist-l"):
+    with pytest.raises(ValueError, match=r"^there is no pretrained model 'x'; there are fashion-mnist, fashion-mnist"):
         pretrained.folder("x")
 
 
