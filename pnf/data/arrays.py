@@ -132,10 +132,10 @@ def _read_members(archive: zipfile.ZipFile, path: Path, request: Request, conten
             f"save the labels as {name!r}"
         )
     with _opened(archive, members[found[0]], path) as (stream, where):
-        labels, classes = numbered(_read_labels(stream, members[found[0]].file_size, where), where)
-    check_count(where, len(labels), count)
+        numbers = _read_labels(stream, members[found[0]].file_size, where, count)
     start, stop = (0, count) if splits else _rows(count, where, request)
-    labels = labels[start:stop][: request.limit]
+    rows = slice(start, stop if request.limit is None else min(stop, start + request.limit))
+    labels, classes = numbered(numbers, where, rows)
     assert isinstance(examples, Images)
     return replace(examples, labels=labels, classes=classes)
 
@@ -183,15 +183,16 @@ def _peek(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> tuple[int, ...]:
         return _shape(stream, info.filename)[0]
 
 
-def _read_labels(stream: IO[bytes], size: int, where: str) -> np.ndarray:  # [N] of integers
+def _read_labels(stream: IO[bytes], size: int, where: str, count: int) -> np.ndarray:  # [count] of integers
     shape, _, dtype = _shape(stream, where)
     if dtype.kind not in "iu" or not shape or math.prod(shape) != shape[0] or shape[0] < 1:
         raise DataError(
             f"{where}: wanted labels as integers [N], got {dtype} {list(shape)}; number the classes from 0, and save "
             "them as int64"
         )
+    check_count(where, shape[0], count)  # before memory is allocated
     _check_size(stream, size, shape, dtype, where)
-    array = np.empty(shape[0], dtype=dtype)
+    array = np.empty(count, dtype=dtype)
     read_into(stream, array.view(np.uint8), where)
     return array
 

@@ -4,13 +4,14 @@ import gzip
 import math
 import re
 import zlib
-from dataclasses import replace
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from pnf.data.byte_streams import DEFLATE_LIMIT, read_into
+from pnf.data.byte_streams import DEFLATE_LIMIT, Readable, read_into
 from pnf.data.images import DataError, Images, Request, brief, check_count, missing_split, numbered
 
 _PREFIX = {"train": "train", "test": "t10k"}
@@ -40,17 +41,16 @@ def read(root: Path, request: Request) -> Images:
     """
     if request.split not in _PREFIX:
         raise missing_split(root, request.split, tuple(_PREFIX))
-    limit = None if request.labels else request.limit  # all are counted, to compare their number with that of labels
-    pixels = torch.from_numpy(read_idx(_existing(root, request.split, _IMAGES), ndim=3, limit=limit)).unsqueeze(1)
-    images = Images(pixels, _name(root), request.split)
-    if not request.labels:
-        return images
-    path = _existing(root, request.split, _LABELS)
-    labels, classes = numbered(read_idx(path, ndim=1), str(path))
-    check_count(str(path), len(labels), len(images))
-    known = CLASSES.get(images.name, ())
-    classes = known if len(known) >= len(classes) else classes
-    return replace(images, labels=labels, classes=classes).take(slice(request.limit))
+    source, name = _existing(root, request.split, _IMAGES), _name(root)
+    labels, classes = None, ()
+    if request.labels:
+        path = _existing(root, request.split, _LABELS)
+        check_count(str(path), _count(path, ndim=1), _count(source, ndim=3))  # before memory is allocated
+        labels, classes = numbered(read_idx(path, ndim=1), str(path), slice(request.limit))
+        known = CLASSES.get(name, ())
+        classes = known if len(known) >= len(classes) else classes
+    pixels = torch.from_numpy(read_idx(source, ndim=3, limit=request.limit)).unsqueeze(1)
+    return Images(pixels, name, request.split, labels, classes)
 
 
 def read_idx(path: Path, ndim: int, limit: int | None = None) -> np.ndarray:
@@ -68,6 +68,24 @@ def read_idx(path: Path, ndim: int, limit: int | None = None) -> np.ndarray:
         DataError: the file is foreign, truncated, too long, or declares more than it can hold. Memory is allocated
             only for a size that the file can hold, and at most one byte beyond the declared size is decompressed.
     """
+    with _opened(path, ndim) as (stream, shape):
+        count = shape[0] if limit is None else min(limit, shape[0])
+        array = np.empty((count, *shape[1:]), dtype=np.uint8)
+        read_into(stream, array, str(path))
+        if count == shape[0] and stream.read(1):
+            raise DataError(f"{path}: wanted the end after {math.prod(shape)} bytes of data, got more; {_REMEDY}")
+    return array
+
+
+def _count(path: Path, ndim: int) -> int:
+    """The number of entries that an idx file declares, and may hold."""
+    with _opened(path, ndim) as (_, shape):
+        return shape[0]
+
+
+@contextmanager
+def _opened(path: Path, ndim: int) -> Iterator[tuple[Readable, tuple[int, ...]]]:
+    """The stream of an idx file behind its header, and the shape in it, which the file may hold."""
     compressed = path.suffix == ".gz"
     header_size = 4 + 4 * ndim
     try:
@@ -88,16 +106,11 @@ def read_idx(path: Path, ndim: int, limit: int | None = None) -> np.ndarray:
                     f"{path}: wanted {declared} bytes after the header, as its shape {list(shape)} declares, "
                     f"got {'at most ' if compressed else ''}{possible}; {_REMEDY}"
                 )
-            count = shape[0] if limit is None else min(limit, shape[0])
-            array = np.empty((count, *shape[1:]), dtype=np.uint8)
-            read_into(stream, array, str(path))
-            if count == shape[0] and stream.read(1):
-                raise DataError(f"{path}: wanted the end after {declared} bytes of data, got more; {_REMEDY}")
+            yield stream, shape
     except (gzip.BadGzipFile, zlib.error, EOFError) as error:
         raise DataError(
             f"{path}: wanted a whole gzip file, got one that is broken ({brief(error)}); {_REMEDY}"
         ) from error
-    return array
 
 
 def _existing(root: Path, split: str, kind: tuple[str, int]) -> Path:

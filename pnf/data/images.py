@@ -222,8 +222,9 @@ def brief_list(names: Sequence[str]) -> str:
 def numbered(
     numbers: np.ndarray,  # [N] of integers
     where: str,
+    rows: slice,
 ) -> tuple[Tensor, tuple[str, ...]]:
-    """The labels in a file as int64, and the names of the classes 0 to the largest label.
+    """Some of the labels in a file as int64, and the names of the classes 0 to the largest label of all.
 
     Raises:
         DataError: a label is negative, or so large that it can hardly number a class.
@@ -233,7 +234,7 @@ def numbered(
         raise DataError(
             f"{where}: wanted labels from 0 to {MOST_CLASSES - 1}, got {low} to {high}; number the classes from 0"
         )
-    return torch.from_numpy(numbers.astype(np.int64)), tuple(map(str, range(high + 1)))
+    return torch.from_numpy(numbers[rows].astype(np.int64)), tuple(map(str, range(high + 1)))
 
 
 def check_count(where: str, labels: int, images: int) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import pickle
 import re
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -217,6 +218,34 @@ def test_wrong_labels_in_npz(tmp_path: Path, labels: np.ndarray | None, message:
     assert len(load(tmp_path / "set.npz")) == 4
     with pytest.raises(DataError, match=message):
         load(tmp_path / "set.npz", labels=True)
+
+
+def test_many_labels_of_few_images_take_no_memory(tmp_path: Path, idx_folder: Maker) -> None:
+    many = 2**23
+    np.savez_compressed(tmp_path / "set.npz", train=pixels(4, 5, 5), y_train=np.zeros(many, np.uint8))
+    folder, _ = idx_folder(compressed=True)
+    idx_labels(folder, "train", [0] * many, compressed=True)
+    for source in (tmp_path / "set.npz", folder):
+        tracemalloc.start()
+        with pytest.raises(DataError, match=f"wanted a label for each of [46] images, got {many}; get both files"):
+            load(source, labels=True)
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert peak < many / 4
+
+
+def test_a_limit_bounds_the_memory_of_images_with_labels(tmp_path: Path) -> None:
+    images, labels = np.zeros((2**16, 8, 8), np.uint8), bytes(2**16)
+    header = bytes((0, 0, 8, 3)) + b"".join(size.to_bytes(4, "big") for size in images.shape)
+    (tmp_path / "train-images-idx3-ubyte").write_bytes(header + images.tobytes())
+    idx_labels(tmp_path, "train", list(labels))
+    tracemalloc.start()
+    some = load(tmp_path, labels=True, limit=3)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert some.labels is not None
+    assert (len(some), some.labels.dtype) == (3, torch.int64)
+    assert peak < images.nbytes / 2
 
 
 def test_npy_has_no_labels(tmp_path: Path) -> None:
