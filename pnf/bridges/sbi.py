@@ -37,10 +37,12 @@ class FlowEstimator(ConditionalDensityEstimator):
         flow: the flow of inputs, which takes what ``embedding_net`` returns as its condition.
         embedding_net: a network of the condition, such as a convolutional one for images. By default there is none.
         condition_shape: the shape of a condition, if there is a network of it.
-        shift, scale: if given, the flow sees ``(input - shift) / scale``, numbers or tensors of an input's shape.
+        shift, scale: if given, the flow sees ``(input - shift) / scale``, numbers or tensors of an input's shape; scale
+            is positive.
 
     Raises:
-        TypeError, ValueError: flow is no flow of pnf, has no condition or two, or samples that leave its support.
+        TypeError, ValueError: flow is no flow of pnf, has no condition or two, samples that leave its support, or a
+            scale that is not positive.
     """
 
     shift: Tensor
@@ -60,11 +62,14 @@ class FlowEstimator(ConditionalDensityEstimator):
         own_shape = conditional.condition_shape
         if own_shape is None:
             raise ValueError("FlowEstimator: flow must have a vector or a map as its condition")
+        if not (torch.as_tensor(scale) > 0).all():  # also if it is NaN
+            raise ValueError("FlowEstimator: scale must be positive")
         super().__init__(flow, torch.Size(flow.shape), torch.Size(condition_shape or own_shape))
         self._embedding_net = nn.Identity() if embedding_net is None else embedding_net
         like = next(flow.parameters())
         for name, value in (("shift", shift), ("scale", scale)):
-            self.register_buffer(name, torch.as_tensor(value, dtype=like.dtype).expand(flow.shape).clone())
+            moment = torch.as_tensor(value, dtype=like.dtype, device=like.device)
+            self.register_buffer(name, moment.expand(flow.shape).clone())
 
     @property
     def embedding_net(self) -> nn.Module:
@@ -171,7 +176,7 @@ def _build(
     if features.dim() != 2:
         raise ValueError(f"embedding_net must return [B, F], got {list(features.shape)}")
     given = {"coupling": "dense", "hidden": 64, **settings}
-    flow = RealNVP(inputs.shape[1:], features=features.shape[1], **given).to(inputs.dtype)
+    flow = RealNVP(inputs.shape[1:], features=features.shape[1], **given).to(inputs.device, inputs.dtype)
     shift, scale = _moments(inputs)
     estimator = FlowEstimator(flow, embedding, tuple(conditions.shape[1:]), shift=shift, scale=scale)
     # ActNorm learns from the first batch, and sbi begins with one of two simulations.

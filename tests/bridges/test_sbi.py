@@ -59,6 +59,20 @@ def test_a_flow_whose_samples_leave_its_support_is_refused() -> None:
         bridge.FlowEstimator(RealNVP((4,), features=2, alpha=0.05, coupling="dense", hidden=4))
 
 
+def test_shift_and_scale_are_where_the_flow_is() -> None:
+    with torch.device("meta"):
+        flow = RealNVP((4,), features=2, coupling="dense", hidden=4)
+    estimator = bridge.FlowEstimator(flow, shift=torch.zeros(4), scale=2.0)
+    assert estimator.shift.device == estimator.scale.device == torch.device("meta")
+
+
+@pytest.mark.parametrize("scale", [0.0, -1.0, math.nan, torch.tensor([1.0, 1.0, 1.0, -1.0])], ids=str)
+def test_a_scale_that_is_not_positive_is_refused(scale: Any) -> None:
+    flow = RealNVP((4,), features=2, coupling="dense", hidden=4)
+    with pytest.raises(ValueError, match=r"^FlowEstimator: scale must be positive$"):
+        bridge.FlowEstimator(flow, scale=scale)
+
+
 def test_estimators_move_and_are_saved() -> None:
     def make() -> nn.Module:
         theta, x = torch.randn(64, 3), torch.randn(64, 1, 4, 4)
