@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -29,6 +29,9 @@ class DataError(ValueError):
 
 class Examples:
     """What :class:`Images` and :class:`Reals` share: examples in memory, and perhaps their labels."""
+
+    noun: ClassVar[str] = "examples"
+    """What messages call them."""
 
     name: str
     split: str
@@ -92,6 +95,8 @@ class Images(Examples):
         TypeError: ``pixels`` is not uint8, or ``labels`` are not int64.
         ValueError: ``pixels`` is not four-dimensional, or a label is missing or out of range.
     """
+
+    noun: ClassVar[str] = "images"
 
     pixels: Tensor
     name: str

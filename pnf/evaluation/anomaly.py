@@ -13,7 +13,7 @@ from pnf.data.images import Examples, Progress
 from pnf.evaluation.image_files import check_targets
 from pnf.evaluation.likelihood import class_log_probs, log_prior, num_classes, stage_log_probs, without_labels
 from pnf.evaluation.reports import Written, resolution, write_report
-from pnf.evaluation.runs import class_counts, find_runs, load_images, load_only, require_images
+from pnf.evaluation.runs import class_counts, load_images, load_only, require_images
 from pnf.flows.shapes import bits_per_dim
 from pnf.training.batches import hold_out
 from pnf.training.build import stage_dims, stage_names
@@ -123,7 +123,7 @@ def anomaly(
     typical = typical_images(config, training)
 
     classes = num_classes(flow)
-    prior = log_prior(classes, class_counts(config, find_runs(run)[0])) if classes else None
+    prior = log_prior(classes, class_counts(config, run)) if classes else None
 
     def log_probs(images: Examples) -> torch.Tensor:
         how: dict[str, Any] = {"seed": seed, "track": progress(f"Evaluating {images.name}")}
@@ -141,6 +141,7 @@ def anomaly(
         "foreign": {images.name: len(images) for images in sets[1:]},
         "typical_images": len(typical),
         "seed": seed,
+        **({} if prior is None else {"prior": prior.exp().tolist()}),
         "auroc": {
             label: {
                 measure: {

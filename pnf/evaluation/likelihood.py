@@ -282,7 +282,7 @@ def _log_probs(
     """The log-likelihoods given each of the classes, or given the own label, if there is one."""
     check_images(flow, images, labels=classes is None)
     if len(images) < 2:
-        raise RunError(f"a standard error needs at least 2 images, got {len(images)}")
+        raise RunError(f"a standard error needs at least 2 {images.noun}, got {len(images)}")
     device = next(flow.parameters()).device
     exact_arithmetic()
     generator, count = seeded(seed, TEST_NOISE, *([draw] if draw else [])), 0
@@ -307,12 +307,12 @@ def _log_probs(
 def check_images(flow: Flow, images: Examples, *, labels: bool = True) -> None:
     """Raise RunError unless images, or other examples, have the flow's shape and, if it wants them, labels."""
     if images.shape != flow.shape:
-        raise RunError(f"the model is of images {list(flow.shape)}, got {images.name} with {list(images.shape)}")
+        raise RunError(f"the model is of {images.noun} {list(flow.shape)}, got {images.name} with {list(images.shape)}")
     classes = num_classes(flow)
     if labels and (images.labels is None) != (classes is None):
         raise RunError(
             f"the model has {classes or 'no'} classes, and the images of {images.name} were read with"
-            f"{'' if images.classes else 'out'} labels"
+            f"{'out' if images.labels is None else ''} labels"
         )
 
 

@@ -13,7 +13,7 @@ from pnf import figures
 from pnf.data.images import Progress, brief_list
 from pnf.evaluation.image_files import check_targets, npz, png, read_image, write_image
 from pnf.evaluation.likelihood import check_images
-from pnf.evaluation.runs import class_counts, find_runs, load_images, load_only, load_progressive, pick_labels
+from pnf.evaluation.runs import class_counts, load_images, load_only, load_progressive, pick_labels
 from pnf.files import replace_file
 from pnf.flows import ProgressiveFlow
 from pnf.flows.peak_memory import MemoryLimitError, peak_memory
@@ -107,7 +107,7 @@ def samples(
 
 def _trained_classes(config: RunConfig, run: Path) -> list[int]:
     """The first classes with training images."""
-    counts = class_counts(config, find_runs(run)[0]) or [1] * len(config.classes or ())
+    counts = class_counts(config, run) or [1] * len(config.classes or ())
     return [number for number, count in enumerate(counts) if count][:MOST_ROWS]
 
 

@@ -163,23 +163,33 @@ def load_images(
     """
     reading = None if progress is None else progress(f"Reading {config.data if data is None else data}")
     images = load_split(config, split, data=data, limit=limit, labels=labels, progress=reading)
-    for folder in find_runs(run) if run is not None and data is None else ():
-        if RunConfig.load(folder) == config:
-            if split == "train":
-                check_training(folder, config, images)
-            else:
-                check_test(folder, config, images, limit)
+    for folder in _folders_of(config, run) if run is not None and data is None else ():
+        if split == "train":
+            check_training(folder, config, images)
+        else:
+            check_test(folder, config, images, limit)
     return images
 
 
-def class_counts(config: RunConfig, folder: Path) -> list[int] | None:
+def _folders_of(config: RunConfig, run: Path) -> list[Path]:
+    """The runs with these settings in a folder."""
+    return [folder for folder in find_runs(run) if RunConfig.load(folder) == config]
+
+
+def class_counts(config: RunConfig, run: Path) -> list[int] | None:
     """The number of training images of each class of a run, if it has labels and the numbers are known.
 
+    Args:
+        config: the run's settings.
+        run: the folder of the run, or around it.
+
     Raises:
-        RunError: the fingerprint in the folder is damaged.
+        RunError: there is no run, or its fingerprint is damaged.
     """
-    fingerprint = Fingerprint.load(folder) if config.labelled else None
-    return None if fingerprint is None else fingerprint.of_class
+    for folder in _folders_of(config, run) if config.labelled else ():
+        if fingerprint := Fingerprint.load(folder):
+            return fingerprint.of_class
+    return None
 
 
 def pick_labels(config: RunConfig, names: Sequence[str]) -> list[int]:

@@ -50,7 +50,7 @@ def build_flow(config: RunConfig, channels: int) -> Flow:
 
 
 def example_shape(config: RunConfig, channels: int) -> tuple[int, ...]:
-    """The shape of an example: that of real data, or that of images with so many channels."""
+    """The shape of an example: that of real data, or that of images with these channels."""
     return (channels, config.size, config.size) if config.shape is None else config.shape
 
 

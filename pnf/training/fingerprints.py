@@ -130,7 +130,8 @@ def check_training(folder: Path, config: RunConfig, images: Examples) -> None:
     known = Fingerprint.load(folder)
     if known is not None and not known.same_training(Fingerprint.of(images)):
         raise RunError(
-            f"{folder} was trained on other images than those in {config.data}: restore them, or choose another --out"
+            f"{folder} was trained on other {images.noun} than those in {config.data}: restore them, or choose another "
+            "--out"
         )
 
 
@@ -156,8 +157,8 @@ def check_test(folder: Path, config: RunConfig, images: Examples, limit: int | N
     common = max(known.crc32.keys() & found.crc32.keys(), default=0)
     if fewer or more or found.shape != known.shape or found.crc32.get(common) != known.crc32.get(common):
         raise RunError(
-            f"{folder} was trained beside other test images than those in {config.data} now: restore them, or give the "
-            "data set to take with --data"
+            f"{folder} was trained beside other test {images.noun} than those in {config.data} now: restore them, or "
+            "give the data set to take with --data"
         )
 
 

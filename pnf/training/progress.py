@@ -11,7 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 
 def bits_of(nats_per_dim: float) -> float:
-    """The bits/dim of images with a log-likelihood of so many nats/dim."""
+    """The bits/dim of images, from their log-likelihood in nats/dim."""
     return 8 - nats_per_dim / math.log(2)
 
 

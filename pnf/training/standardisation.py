@@ -56,7 +56,7 @@ class Standardisation:
             raise DataError(f"{reals.name}: wanted examples {list(self.shape)}, got {list(reals.shape)}; reshape them")
         values = self.apply(reals.values).float()
         if not values.isfinite().all():
-            raise DataError(f"{reals.name}: wanted numbers like those of the training, got some far beyond; remove them")
+            raise DataError(f"{reals.name}: wanted numbers like those in training, got some far beyond; remove them")
         return replace(reals, values=values)
 
     def _along(self, numbers: tuple[float, ...], like: Tensor) -> Tensor:

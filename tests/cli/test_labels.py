@@ -149,6 +149,8 @@ def test_foreign_images_need_no_labels(pnf: Pnf, run: Path, tmp_path: Path) -> N
     np.savez(tmp_path / "other.npz", test=np.random.default_rng(0).integers(0, 256, (20, 16, 16), np.uint8))
     result = pnf("anomaly", run, tmp_path / "other.npz", "--limit", 20, "--out", tmp_path)
     assert result.code == 0, result.err
+    written = json.loads((tmp_path / "anomaly.json").read_text())
+    assert written["prior"] == pytest.approx([count / 200 for count in Fingerprint.load(run).of_class])
 
 
 def test_a_saved_flow_with_labels_is_checked_on_samples_of_each_class(pnf: Pnf, run: Path) -> None:

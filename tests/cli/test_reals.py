@@ -95,5 +95,8 @@ def test_real_data_has_no_labels(pnf: Pnf, tiny: Tiny, tmp_path: Path) -> None:
 def test_resuming_needs_the_same_data(pnf: Pnf, run: Path, tmp_path: Path) -> None:
     assert pnf("train", "--resume", run, "--device", "cpu").code == 0
     np.savez(tmp_path / "other.npz", train=np.random.default_rng(1).normal(size=(100, 2, 16)))
+    np.savez(tmp_path / "few.npz", test=1000 + np.random.default_rng(1).normal(size=(1, 2, 16)))
     result = pnf("train", "--resume", run, "--data", tmp_path / "other.npz", "--device", "cpu")
-    assert "was trained on other images than those in" in result.err
+    assert "was trained on other examples than those in" in result.err
+    result = pnf("evaluate", run, "--data", tmp_path / "few.npz")
+    assert "a standard error needs at least 2 examples, got 1" in result.err

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -118,6 +119,16 @@ def test_likelihoods_without_labels_at_each_resolution(flow: Flow, held_out: Ima
 def test_images_without_labels_are_refused(flow: Flow, held_out: Images) -> None:
     with pytest.raises(RunError, match="the model has 10 classes, and the images of fashion-mini were read without"):
         evaluate(flow, replace(held_out, labels=None, classes=()))
+    with pytest.raises(RunError, match="were read without labels"):
+        evaluate(flow, replace(held_out, labels=None))
+
+
+def test_the_shares_of_the_classes_are_those_of_the_run_itself(run: Path, tiny: Make, tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    tiny(seed=1).save(tmp_path / "a")
+    shutil.copytree(run, tmp_path / "b")
+    config = RunConfig.load(run)
+    assert class_counts(config, tmp_path) == class_counts(config, run) is not None
 
 
 def test_labels_of_another_flow_are_refused(held_out: Images) -> None:
@@ -135,7 +146,9 @@ def test_images_of_a_run_have_its_classes(run: Path, tmp_path: Path) -> None:
     images = load_images(config, "test", run=run, limit=20)
     assert images.classes == config.classes
     assert class_counts(config, run) == load_images(config, "train", limit=200).labels.bincount().tolist()  # type: ignore[union-attr]
+    config.save(tmp_path)
     assert class_counts(config, tmp_path) is None
+    (tmp_path / "run.json").unlink()
     import numpy as np
 
     np.savez(tmp_path / "other.npz", test=np.zeros((2, 8, 8), np.uint8), y_test=np.array([0, 1]))

@@ -139,7 +139,7 @@ def test_constant_and_misshapen_data() -> None:
         standardisation_of(Reals(torch.tensor([[1.0, 2.5], [3, 2]]), "some", "train"))
     with pytest.raises(DataError, match="got channel 0 beyond the range of float64; change its unit"):
         standardisation_of(Reals(torch.tensor([[[1e200]], [[-1e200]]]).double(), "some", "train"))
-    with pytest.raises(DataError, match="wanted numbers like those of the training, got some far beyond; remove them"):
+    with pytest.raises(DataError, match="wanted numbers like those in training, got some far beyond; remove them"):
         Standardisation((2,), (0, 0), (1, 1)).of(Reals(torch.tensor([[1e300, 0]]).double(), "some", "test"))
     with pytest.raises(DataError, match=r"some: wanted examples \[3\], got \[2\]; reshape them"):
         Standardisation((3,), (0, 0, 0), (1, 1, 1)).of(Reals(torch.zeros(2, 2), "some", "test"))
