@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from pnf.data.byte_streams import DEFLATE_LIMIT, Readable, read_into
 from pnf.data.images import DataError, Images, Request, brief, check_count, missing_split, numbered
@@ -42,7 +43,8 @@ def read(root: Path, request: Request) -> Images:
     if request.split not in _PREFIX:
         raise missing_split(root, request.split, tuple(_PREFIX))
     source, name = _existing(root, request.split, _IMAGES), _name(root)
-    labels, classes = None, ()
+    labels: Tensor | None = None
+    classes: tuple[str, ...] = ()
     if request.labels:
         path = _existing(root, request.split, _LABELS)
         check_count(str(path), _count(path, ndim=1), _count(source, ndim=3))  # before memory is allocated
