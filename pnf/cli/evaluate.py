@@ -23,6 +23,7 @@ from pnf.cli.common import (
     print_table,
     progress,
 )
+from pnf.data import locate
 from pnf.evaluation import Classification, Evaluation, RealEvaluation, evaluate, evaluate_reals
 from pnf.evaluation.image_files import check_targets
 from pnf.evaluation.runs import class_counts, find_runs, load_images, load_run, run_names
@@ -103,7 +104,7 @@ def evaluate_command(
         "models": {
             name: {
                 "settings": config.settings(),
-                "data": config.data if data is None else data,
+                "data": config.data if data is None else locate(data),
                 "limit": limit,
                 "result": asdict(result),
             }

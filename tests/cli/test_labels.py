@@ -73,6 +73,17 @@ def test_the_best_model_is_of_those_that_can_be_compared(demo: Path, run: Path) 
     assert best_of(found | {"run": (config, evaluate(flow, images))}) is None
 
 
+def test_the_figures_name_the_data_as_the_settings_do(
+    pnf: Pnf, demo: Path, colours: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    np.savez(tmp_path / "grey.npz", test=np.load(colours)["test"][:, :1])
+    monkeypatch.chdir(tmp_path)
+    result = pnf("evaluate", demo / "realnvp", "--data", "grey.npz", "--out", tmp_path)
+    assert result.code == 0, result.err
+    written = json.loads((tmp_path / "metrics.json").read_text())["models"]["realnvp"]
+    assert (written["data"], written["limit"]) == (str(tmp_path / "grey.npz"), None)
+
+
 def test_without_the_shares_of_the_classes_they_are_taken_as_equal(pnf: Pnf, run: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(run, tmp_path / "copy")
     (copy / "data.json").unlink()
