@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -96,6 +97,8 @@ def test_the_run_holds_what_its_density_needs(tmp_path: Path) -> None:
     assert loaded == config
     assert config.same_model(config.to_json())
     assert train(loaded, reals, tmp_path / "run", resume=True, accelerator="cpu") == []
+    with pytest.raises(RunError, match="validation must be less than the 100 training examples, got 100"):
+        train(replace(config, validation=100), reals, tmp_path / "other", accelerator="cpu")
 
 
 def test_settings_that_could_not_be_read_again_are_refused(tmp_path: Path) -> None:
