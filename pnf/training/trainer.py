@@ -92,7 +92,9 @@ def train(
     names = stage_names(flow)
     chosen = _choose(names, stages)
     if config.validation >= len(images):
-        raise RunError(f"validation must be less than the {len(images)} training {images.noun}, got {config.validation}")
+        raise RunError(
+            f"validation must be less than the {len(images)} training {images.noun}, got {config.validation}"
+        )
     if config.keep == "best" and not config.validation:
         raise RunError("the best weights are chosen by held-out images: give --validation, or --keep last")
     check_memory(config, images.shape[0], accelerator)
