@@ -56,7 +56,7 @@ def tiling(x: Tensor, batch: int, channels: int, sites: int, last: bool) -> Tili
     """The tiles of so many channels of x, ``[batch, ..., sites]`` or ``[batch, sites, ...]``."""
     rows = batch * sites if last else batch
     if last:
-        columns = next((width for width in (4, 8) if channels <= width), 32)
+        columns = next((width for width in (4, 8, 16) if channels <= width), 32)
     else:
         columns = min(triton.next_power_of_2(sites), 1024)
     # With the channels last an access of a thread may be as narrow as an entry, and its addresses fill the registers.

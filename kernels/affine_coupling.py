@@ -212,7 +212,7 @@ class Tiling(NamedTuple):
     ROWS: tl.constexpr
     COLUMNS: tl.constexpr
 
-    def parts(self) -> tuple[int, int, int]:
+    def counts(self) -> tuple[int, int, int]:
         """Examples, groups and blocks, of which each program has one."""
         return self.examples // 2 - 1, self.groups // 2 - 1, self.blocks // 2 - 1
 
@@ -281,7 +281,7 @@ def affine_coupling(
         out.copy_(log_det)
         return
     places, tiles = _cut(batch, channels, transformed, height, width, parity, last, widest=TILE)
-    examples, groups, blocks = tiles.parts()
+    examples, groups, blocks = tiles.counts()
     n = blocks if tiles.DENSE.value else groups * blocks
     parts = out if n == 1 else scale.new_empty(batch, n)
     _forward[(examples * groups * blocks,)](
@@ -316,7 +316,7 @@ def affine_coupling_backward(
         grad_scale.zero_()
         return
     places, tiles = _cut(batch, channels, transformed, height, width, parity, last, widest=COLUMNS)
-    examples, groups, blocks = tiles.parts()
+    examples, groups, blocks = tiles.counts()
     n = examples * (groups if tiles.LAST.value else blocks)
     parts = grad_scale if n == 1 else grad_scale.new_empty(transformed, n)
     _backward[(examples * groups * blocks,)](

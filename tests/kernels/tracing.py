@@ -142,7 +142,9 @@ def tracing(trace: Trace) -> Iterator[None]:
         self.fn.__globals__["range"] = turns
         try:
             count = math.prod(grid)
-            for program in range(count) if trace.whole else some(count, getattr(bound.get("tiles"), "parts", count)):
+            for program in (
+                range(count) if trace.whole else some(count, getattr(bound.get("tiles"), "programs", lambda: count)())
+            ):
                 z, rest = program % grid[2], program // grid[2]
                 builder.set_grid_idx(rest // grid[1], rest % grid[1], z)
                 self.fn(**converted)
