@@ -23,7 +23,7 @@ def spirals(n: int) -> Tensor:
 
 
 def train(flow: zuko.lazy.Flow, steps: int = 100) -> tuple[float, float]:
-    """Held-out nats of a flow after so many steps, and the seconds that they took."""
+    """Held-out nats of a flow after this number of steps, and the seconds that they took."""
     optimiser = torch.optim.Adam(flow.parameters(), 5e-3)
     start = time.perf_counter()
     for _ in range(steps):

@@ -38,7 +38,7 @@ class FlowDistribution(Distribution):
         flow: the flow.
         condition: ``[*batch_shape, ...]``, conditions as the flow takes them, or None.
         unit: whether samples are in [0, 1].
-        batch_shape: of a flow without condition, so many equal distributions.
+        batch_shape: the number of equal distributions, of a flow without condition.
         validate_args: whether ``log_prob`` checks shape and support.
     """
 
