@@ -44,7 +44,7 @@ class Tiling(NamedTuple):
     PARTS: tl.constexpr  # at least parts, a power of two
 
     def blocks(self, channels: int) -> int:
-        """Blocks of so many channels."""
+        """The blocks of this number of channels."""
         return triton.cdiv(channels, self.COLUMNS.value) if self.LAST.value else channels
 
     def programs(self) -> int:
@@ -53,7 +53,7 @@ class Tiling(NamedTuple):
 
 
 def tiling(x: Tensor, batch: int, channels: int, sites: int, last: bool) -> Tiling:
-    """The tiles of so many channels of x, ``[batch, ..., sites]`` or ``[batch, sites, ...]``."""
+    """The tiles of a number of channels of x, ``[batch, ..., sites]`` or ``[batch, sites, ...]``."""
     rows = batch * sites if last else batch
     if last:
         columns = next((width for width in (4, 8, 16) if channels <= width), 32)
@@ -136,7 +136,7 @@ def of_block(i_block, channels, tiles):
 
 @triton.jit
 def place(o_row, o_channel, o_site, channels, tiles):
-    """Offsets in a tensor of so many channels."""
+    """Offsets in a tensor of this number of channels."""
     o_x = o_row * channels + o_channel
     if not tiles.LAST:
         o_x = o_x * tiles.sites + o_site

@@ -213,7 +213,7 @@ class Tiling(NamedTuple):
     COLUMNS: tl.constexpr
 
     def counts(self) -> tuple[int, int, int]:
-        """Examples, groups and blocks, of which each program has one."""
+        """The numbers of examples, groups and blocks: each program has one of each."""
         return self.examples // 2 - 1, self.groups // 2 - 1, self.blocks // 2 - 1
 
     def warps(self) -> int:
