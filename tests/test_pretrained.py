@@ -19,7 +19,7 @@ with_labels = pytest.mark.parametrize("name", [name for name in pretrained.names
 
 
 def test_there_are_some() -> None:
-    assert pretrained.names() == ["fashion-mnist", "fashion-mnist-labels", "mnist-labels"]
+    assert pretrained.names() == ["fashion-mnist", "fashion-mnist-labels", "mnist-labels", "photos64"]
     with pytest.raises(ValueError, match=r"^there is no pretrained model 'x'; there are fashion-mnist, fashion-mnist"):
         pretrained.folder("x")
 
@@ -75,9 +75,9 @@ def test_loads_by_its_name(name: str, tmp_path: Path, monkeypatch: pytest.Monkey
 @each_model
 def test_loads_into_both_flows(name: str) -> None:
     model: Path = pretrained.folder(name) / "model"
-    x = torch.rand(2, 1, 32, 32)
     with torch.no_grad():
         fast_flow, flow = (kind.ProgressiveFlow.from_pretrained(model) for kind in (fast, reference))
+        x = torch.rand(2, *flow.shape)
         labels = torch.tensor([3, 5]) if flow.num_classes else None
         torch.testing.assert_close(fast_flow.log_prob(x, labels), flow.log_prob(x, labels), rtol=1e-5, atol=0)
         samples = fast_flow.sample(2, labels, generator=torch.Generator().manual_seed(0))
