@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -358,9 +358,11 @@ def _upsample(
     temperature: float,
     generator: torch.Generator | None,
 ) -> Tensor:
+    # An upscaler without conditions need not know of them.
+    given: dict[str, Any] = {} if condition is None else {"condition": condition}
     if temperature:
-        return flow.upsample(x, steps, condition=condition, temperature=temperature, generator=generator)
-    return flow.upsample(x, steps, noise=0, condition=condition)
+        return flow.upsample(x, steps, temperature=temperature, generator=generator, **given)
+    return flow.upsample(x, steps, noise=0, **given)
 
 
 def _upscaled(name: str, images: Tensor, wanted: tuple[int, ...]) -> NDArray[np.float32]:
