@@ -20,7 +20,7 @@ TILE = 4096
 WARPS = 8
 
 
-FEW, MOST = 16, 64
+FEW, MOST = tl.constexpr(16), tl.constexpr(64)
 """Programs that share the tiles of a block, at most. What they find is merged by code for one of these numbers."""
 
 
@@ -68,7 +68,7 @@ def tiling(x: Tensor, batch: int, channels: int, sites: int, last: bool) -> Tili
     # Every program of a block reads 16 bytes from all of them, and no more than a twentieth of what three passes over
     # x move.
     most = math.isqrt(batch * sites * x.element_size() * 3 // (20 * 16))
-    loops = triton.cdiv(total, min(max(most, 1), MOST))
+    loops = triton.cdiv(total, min(max(most, 1), MOST.value))
     parts = triton.cdiv(total, loops)
     return Tiling(
         channels=channels,
@@ -81,7 +81,7 @@ def tiling(x: Tensor, batch: int, channels: int, sites: int, last: bool) -> Tili
         LAST=tl.constexpr(last),
         ROWS=tl.constexpr(height),
         COLUMNS=tl.constexpr(columns),
-        PARTS=tl.constexpr(FEW if parts <= FEW else MOST),
+        PARTS=FEW if parts <= FEW.value else MOST,
     )
 
 
@@ -115,12 +115,13 @@ def program(tiles):
 def tile(i_block, i_tile, channels, tiles):
     """Rows, channels and sites of a tile, and which of them exist; they broadcast to [ROWS, COLUMNS]."""
     across = value(tiles.across)
-    o_row = (i_tile // across).to(tl.int64) * tiles.ROWS + tl.arange(0, tiles.ROWS)[:, None]
+    i_row = i_tile // across
+    o_row = i_row.to(tl.int64) * tiles.ROWS + tl.arange(0, tiles.ROWS)[:, None]
     o_channel, m_tile = of_block(i_block, channels, tiles)
     if tiles.LAST:
         o_site = (o_row % tiles.sites).to(tl.int32)
     else:
-        o_site = i_tile % across * tiles.COLUMNS + tl.arange(0, tiles.COLUMNS)[None, :]
+        o_site = (i_tile - i_row * across) * tiles.COLUMNS + tl.arange(0, tiles.COLUMNS)[None, :]
         m_tile = o_site < tiles.sites
     return o_row, o_channel, o_site, (o_row < value(tiles.rows)) & m_tile
 
@@ -208,9 +209,8 @@ def store_parts(parts, i_block, i_part, b_first, b_second, tiles):  # parts: [2,
 
 
 @triton.jit
-def load_parts(parts, o_channel, m_channel, tiles):
-    """What all programs of a block found: two of [PARTS, channels of the block]."""
-    o_part = tl.arange(0, tiles.PARTS)[:, None]
+def load_parts(parts, o_channel, m_channel, o_part, tiles):
+    """What some programs of a block found: two of [programs, channels of the block]."""
     o_parts = part_offsets(o_channel, o_part, tiles)
     m_parts = m_channel & (o_part < value(tiles.parts))
     b_first = tl.load(parts + o_parts, mask=m_parts, other=0.0)
@@ -219,17 +219,26 @@ def load_parts(parts, o_channel, m_channel, tiles):
 
 @triton.jit
 def merge_sums(parts, o_channel, m_channel, tiles):
-    """The two sums of each channel."""
-    b_first, b_second = load_parts(parts, o_channel, m_channel, tiles)
+    """The two sums of each channel.
+
+    They are of a few parts at a time, which one warp holds. Across warps the kernels would take more registers.
+    """
+    o_part = tl.arange(0, FEW)[:, None]
+    b_first, b_second = load_parts(parts, o_channel, m_channel, o_part, tiles)
+    for i in tl.static_range(1, tiles.PARTS // FEW):
+        b_more = load_parts(parts, o_channel, m_channel, i * FEW + o_part, tiles)
+        b_first += b_more[0]
+        b_second += b_more[1]
     return tl.sum(b_first, 0, keep_dims=True), tl.sum(b_second, 0, keep_dims=True)
 
 
 @triton.jit
 def merge_moments(parts, o_channel, m_channel, tiles):
     """Mean and biased variance of each channel, from the mean and the squared deviations of every part."""
-    b_means, b_squares = load_parts(parts, o_channel, m_channel, tiles)
+    o_part = tl.arange(0, tiles.PARTS)[:, None]
+    b_means, b_squares = load_parts(parts, o_channel, m_channel, o_part, tiles)
     loops, total = value(tiles.loops), value(tiles.total)
-    o_first = tl.minimum(tl.arange(0, tiles.PARTS)[:, None] * loops, total)
+    o_first = tl.minimum(o_part * loops, total)
     b_count = entries_before(tl.minimum(o_first + loops, total), tiles)
     b_count -= entries_before(o_first, tiles)
     entries = entries_before(total, tiles)
