@@ -325,19 +325,22 @@ class ProgressiveFlow(Pretrained):
         n: int,
         condition: Tensor | None = None,  # [n], [n, F] or [n, C', *spatial]
         *,
-        temperature: float = 1.0,
+        temperature: float | Sequence[float] = 1.0,
         generator: torch.Generator | None = None,
         max_memory: int | None = None,
     ) -> Tensor:  # [n, *shape]
         """Draw n samples from noise ``temperature * eps``, ``eps ~ N(0, I)``; in [0, 1] with ``detail="bounded"``.
 
+        There is one temperature for all stages, or a sequence with one for each: ``[0.7, 1, 1]`` keeps to the likely
+        coarse images and draws all of their details.
+
         They have no graph; use :meth:`inverse` for one. With ``max_memory`` they are made in batches that hold at most
         about that number of bytes at once.
 
         Raises:
-            ValueError: one sample needs more than ``max_memory``.
+            ValueError: one sample needs more than ``max_memory``, or there is not a temperature for each stage.
         """
-        noise = draw_noise(self, n, self.dims, temperature, generator)
+        noise = draw_noise(self, n, self.stage_dims, temperature, generator)
         self._condition.check(self, condition, n, self.condition_shape)
         tensors = [noise] if condition is None else [noise, condition]
         return in_batches("ProgressiveFlow", lambda *part: self.inverse(*part)[0], tensors, max_memory)
@@ -361,7 +364,7 @@ class ProgressiveFlow(Pretrained):
         *,
         noise: Tensor | float | None = None,
         condition: Tensor | None = None,  # [B], [B, F] or [B, C', *spatial]
-        temperature: float = 1.0,
+        temperature: float | Sequence[float] = 1.0,
         generator: torch.Generator | None = None,
         max_memory: int | None = None,
     ) -> Tensor:
@@ -372,7 +375,7 @@ class ProgressiveFlow(Pretrained):
             steps: the number of stages; by default all that are left.
             noise: ``None`` draws ``temperature * eps``; 0 is the paper's zero noise; or ``[B, dims of those stages]``.
             condition: the condition of each image; a map has the spatial size of ``shape``.
-            temperature, generator: the scale of the noise, and its source.
+            temperature, generator: the scale of the noise, one for all of those stages or one for each, and its source.
             max_memory: if given, x is upsampled in batches that hold at most about that number of bytes at once,
                 without a graph.
 
@@ -391,7 +394,7 @@ class ProgressiveFlow(Pretrained):
             raise ValueError(f"ProgressiveFlow: steps must be from 0 to {left} for {list(x.shape)}, got {steps}")
         dims = self.stage_dims[k + 1 : k + 1 + steps]
         if noise is None:
-            noise = draw_noise(self, x.shape[0], sum(dims), temperature, generator)
+            noise = draw_noise(self, x.shape[0], dims, temperature, generator)
         elif not isinstance(noise, Tensor):
             if noise != 0:
                 raise ValueError(f"ProgressiveFlow: noise must be None, 0 or a Tensor, got {noise}")

@@ -189,7 +189,7 @@ class RealNVP(Pretrained):
         Raises:
             ValueError: one sample needs more than ``max_memory``.
         """
-        noise = draw_noise(self, n, self.dims, temperature, generator)
+        noise = draw_noise(self, n, [self.dims], temperature, generator)
         given = {"condition": condition, "features": features}
         names = [name for name, tensor in given.items() if tensor is not None]
 

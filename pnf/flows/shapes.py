@@ -106,14 +106,31 @@ def zero_log_det(x: Tensor) -> Tensor:  # [B]
 
 
 def draw_noise(
-    flow: nn.Module, n: int, dims: int, temperature: float, generator: torch.Generator | None
-) -> Tensor:  # [n, dims]
-    """Draw ``temperature * eps``, ``eps ~ N(0, I)``, on the generator's device, so that a seed gives the same noise."""
+    flow: nn.Module,
+    n: int,
+    dims: Sequence[int],
+    temperature: float | Sequence[float],
+    generator: torch.Generator | None,
+) -> Tensor:  # [n, sum(dims)]
+    """Draw ``temperature * eps``, ``eps ~ N(0, I)``, on the generator's device, so that a seed gives the same noise.
+
+    ``dims`` are those of each stage, and there is one temperature for all stages or one for each.
+    """
     owner = type(flow).__name__
     n = check_integer(owner, "n", n, 0)
-    if not 0 <= temperature < math.inf:
-        raise ValueError(f"{owner}: temperature must be at least 0 and finite, got {temperature}")
+    temperatures = list(temperature) if isinstance(temperature, Sequence) else [temperature]
+    if isinstance(temperature, Sequence) and len(temperatures) != len(dims):
+        raise ValueError(
+            f"{owner}: temperature must be a number or {len(dims)} numbers, one for each stage, got {len(temperatures)}"
+        )
+    for each in temperatures:
+        if not 0 <= each < math.inf:
+            raise ValueError(f"{owner}: temperature must be at least 0 and finite, got {each}")
     like = next(flow.parameters())
     device = like.device if generator is None else generator.device
-    eps = torch.randn(n, dims, generator=generator, device=device, dtype=like.dtype)
-    return temperature * eps.to(like.device)
+    eps = torch.randn(n, sum(dims), generator=generator, device=device, dtype=like.dtype).to(like.device)
+    if len(temperatures) == 1:
+        return temperatures[0] * eps
+    # The first part has no width, so that there is one if no stage is left.
+    parts = eps.split([0, *dims], 1)
+    return torch.cat([parts[0], *(scale * part for scale, part in zip(temperatures, parts[1:], strict=True))], 1)

@@ -64,6 +64,22 @@ def test_equals_the_reference(
     assert_close(twin.encode(xs[0].detach()), flow.encode(xs[0].detach()), rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("coupling", ["dense", "conv"])
+def test_draws_at_a_temperature_for_each_stage_are_the_references(
+    randomise: Callable[..., nn.Module], coupling: str
+) -> None:
+    flow, twin = (f.eval() for f in pair(randomise, (3, 8, 8), coupling, "bounded", "batch"))
+    want, got = (
+        f.sample(4, temperature=[0.5, 1.0, 0.0], generator=torch.Generator().manual_seed(0)) for f in (flow, twin)
+    )
+    assert_close(got, want, rtol=1e-5, atol=1e-5)
+    low = flow.encode(want)
+    want, got = (
+        f.upsample(low, temperature=[1.0, 0.5], generator=torch.Generator().manual_seed(0)) for f in (flow, twin)
+    )
+    assert_close(got, want, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("hidden", [8, 16])
 @pytest.mark.parametrize("blocks", [1, 3])
 @pytest.mark.parametrize("norm", ["act", "batch", "none"])

@@ -376,6 +376,25 @@ def test_upsampling_draws_what_the_generator_says(coupling: str, make: Make) -> 
     assert torch.equal(flow.upsample(base, temperature=0), flow.upsample(base, noise=0))
 
 
+@every_coupling
+def test_each_stage_may_have_its_own_temperature(coupling: str, make: Make) -> None:
+    flow = make((1, 4, 4), 1, coupling=coupling)
+    z = torch.randn(2, 16, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    scaled = torch.cat((0.7 * z[:, :4], 0 * z[:, 4:8], 1.5 * z[:, 8:]), 1)
+    drawn = flow.sample(2, temperature=[0.7, 0.0, 1.5], generator=torch.Generator().manual_seed(3))
+    close(drawn, flow.inverse(scaled)[0], 1e-12)
+    whole, single = (
+        flow.sample(2, temperature=t, generator=torch.Generator().manual_seed(3)) for t in ([0.7] * 3, 0.7)
+    )
+    assert torch.equal(whole, single)
+
+    base = pixels(2, 1, 2, 2)
+    u = torch.randn(2, 12, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    grown = flow.upsample(base, temperature=(0.5, 2), generator=torch.Generator().manual_seed(3))
+    close(grown, flow.upsample(base, noise=torch.cat((0.5 * u[:, :4], 2 * u[:, 4:]), 1)), 1e-12)
+    assert torch.equal(flow.upsample(base, 0, temperature=[]), base)
+
+
 # Samples
 
 
@@ -605,6 +624,16 @@ ERRORS = [
     (lambda: small().stage_loss(X, -1), ValueError, "ProgressiveFlow: stage must be at least 0, got -1"),
     (lambda: small().upsample(X, 1.0), TypeError, "ProgressiveFlow: steps must be an integer, got 1.0"),
     (lambda: small().sample(2, temperature=float("nan")), ValueError, "temperature must be at least 0 and finite"),
+    (
+        lambda: small().sample(2, temperature=[1, 1, -1]),
+        ValueError,
+        "temperature must be at least 0 and finite, got -1",
+    ),
+    (
+        lambda: small().upsample(X[..., :2, :2], temperature=[1, 1, 1]),
+        ValueError,
+        "ProgressiveFlow: temperature must be a number or 2 numbers, one for each stage, got 3",
+    ),
     (lambda: small().log_prob(X.double()), TypeError, "x must have the dtype of the parameters, torch.float32"),
     (lambda: small().upsample(2 * X[..., :2, :2]), ValueError, r"x must have values in \[0, 1\]"),
     (lambda: small().sample(-1), ValueError, "ProgressiveFlow: n must be at least 0, got -1"),
