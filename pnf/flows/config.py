@@ -133,7 +133,12 @@ def shows_settings(config: type[FlowConfig]) -> Callable[[Callable[P, R]], Calla
     def show(function: Callable[P, R]) -> Callable[P, R]:
         own = [p for p in inspect.signature(function).parameters.values() if p.kind is not p.VAR_KEYWORD]
         taken = {p.name for p in own}
-        listed = [p for p in inspect.signature(config).parameters.values() if p.name not in taken]
+        listed = [
+            # The config itself has a number where the caller may leave None.
+            p.replace(annotation=p.annotation | None) if p.default is None else p
+            for p in inspect.signature(config).parameters.values()
+            if p.name not in taken
+        ]
         function.__signature__ = inspect.Signature([*own, *listed])  # type: ignore[attr-defined]
         return function
 

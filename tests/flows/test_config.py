@@ -2,7 +2,7 @@
 
 import inspect
 from dataclasses import FrozenInstanceError, fields
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 import pytest
 
@@ -14,6 +14,7 @@ from pnf.flows.config import FlowConfig, FlowSettings, ProgressiveConfig, Progre
 @pytest.mark.parametrize(("name", "config"), [("RealNVP", FlowConfig), ("ProgressiveFlow", ProgressiveConfig)])
 def test_help_lists_every_setting(module: Any, name: str, config: type[FlowConfig]) -> None:
     shown = inspect.signature(getattr(module, name)).parameters
+    assert all(type(None) in get_args(p.annotation) for p in shown.values() if p.default is None)
     assert all(shown[f.name].default is f.default for f in fields(config) if f.name != "levels")
     own = {"RealNVP": {"features"}, "ProgressiveFlow": {"num_classes", "support"}}[name]
     assert shown.keys() - {f.name for f in fields(config)} == {"shape", "condition_shape", *own}
