@@ -8,24 +8,32 @@ import typer
 from pnf.cli.common import (
     DataOption,
     DeviceOption,
+    JsonOption,
     RunArgument,
     SeedOption,
-    console,
     pick_device,
+    print_json,
     print_table,
     progress,
+    shares_of_classes,
+    summarise,
 )
+from pnf.evaluation import find_runs
 from pnf.evaluation.anomaly import MEASURES, anomaly
+from pnf.training import RunConfig
 
 
 def anomaly_command(
     run: RunArgument,
     foreign: Annotated[list[str], typer.Argument(help="The foreign data sets; see docs/data.md.")],
     data: DataOption = None,
-    limit: Annotated[int | None, typer.Option(min=2, help="Use at most this number of images of each set.")] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=2, help="Use at most this number of images of each set, its first.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for the results. Default: the run's.")] = None,
     seed: SeedOption = 0,
     device: DeviceOption = "auto",
+    json: JsonOption = False,
 ) -> None:
     """Measure how well a flow distinguishes held-out images of its data set from foreign ones, at each scale (AUROC).
 
@@ -33,7 +41,7 @@ def anomaly_command(
     likelihoods: simple images are likely under a flow of complex ones. Typicality, the distance of a likelihood from
     the usual one, avoids it.
 
-    Example: [bold]pnf anomaly runs/table1/fashion-mnist-dense/bounded data/MNIST[/bold]
+    Example: pnf anomaly runs/demo/pnf data/MNIST --limit 1000
     """
     written = anomaly(
         run,
@@ -46,7 +54,13 @@ def anomaly_command(
         progress=progress,
     )
     table = written.document
-    for name, measures in table["auroc"].items():
-        title = f"AUROC: {table['images']:,} images of {table['own']} against {table['foreign'][name]:,} of {name}"
-        print_table(title, "score", {MEASURES[measure]: stages for measure, stages in measures.items()}, ".3f")
-    console.say(*(f"Written: {path}" for path in written.files))
+    if "prior" in table:
+        [folder] = find_runs(run)
+        shares_of_classes(RunConfig.load(folder), folder)
+    if json:
+        print_json(table)
+    else:
+        for name, measures in table["auroc"].items():
+            title = f"AUROC: {table['images']:,} images of {table['own']} against {table['foreign'][name]:,} of {name}"
+            print_table(title, "score", {MEASURES[measure]: stages for measure, stages in measures.items()}, ".3f")
+    summarise(written.files, json=json)

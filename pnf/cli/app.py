@@ -10,7 +10,7 @@ from typer.core import TyperGroup
 
 import pnf
 from pnf.cli import stopping_at_once
-from pnf.cli.output import forgiving
+from pnf.cli.output import MARKUP, forgiving
 from pnf.files import printable
 
 _COMMANDS = {
@@ -43,7 +43,7 @@ def _load(name: str) -> Any:
     with stopping_at_once():
         command = getattr(importlib.import_module(f"pnf.cli.{module}"), attribute)
     if not isinstance(command, typer.Typer):
-        alone = typer.Typer(add_completion=False, rich_markup_mode="rich")
+        alone = typer.Typer(add_completion=False, rich_markup_mode=MARKUP)
         alone.command(name)(command)
         command = alone
     return typer.main.get_command(command)
@@ -53,9 +53,10 @@ app = typer.Typer(
     cls=_Commands,
     name="pnf",
     help="Progressive Normalizing Flows: train, evaluate, sample and upscale.",
+    epilog="Example: pnf train demo --out runs/demo/pnf",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    rich_markup_mode="rich",
+    rich_markup_mode=MARKUP,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 

@@ -1,21 +1,24 @@
 """Consoles, options, devices and progress bars, shared by the commands."""
 
+import shlex
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 import typer
-from rich.markup import escape
-from rich.progress import track
 from rich.table import Table
 
 from pnf import hub, pretrained
 from pnf.cli.output import LineConsole
-from pnf.data.images import Progress
-from pnf.files import printable
+from pnf.data.images import Examples, brief_list
+from pnf.evaluation.runs import class_counts
+from pnf.files import json_bytes
 from pnf.flows.saving import CONFIG_NAME, WEIGHTS_NAME
-from pnf.training import RunError, processes
+from pnf.training import RunConfig, RunError, processes
+from pnf.training.fingerprints import DATA_NAME
+from pnf.training.progress import tracker
 
 # Only the first process prints.
 console = LineConsole(quiet=processes.rank() > 0)
@@ -38,6 +41,12 @@ LabelOption = Annotated[
     list[str] | None, typer.Option("--label", help="A class, by name or number, of a run with labels; repeatable.")
 ]
 SeedOption = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of everything random.")]
+JsonOption = Annotated[
+    bool, typer.Option("--json", help="Print the results as JSON, and everything else on standard error.")
+]
+
+progress = partial(tracker, console=notes)
+"""Makes a function that wraps an iterable into a bar on standard error, from a description."""
 
 
 def pick_device(name: str) -> torch.device:
@@ -74,13 +83,35 @@ def pick_run(run: Path | None, name: str | None) -> tuple[Path, Path]:
         raise RunError(str(error)) from None
 
 
-def progress(description: str) -> Progress:
-    """Make a function that wraps an iterable into a progress bar on standard error."""
+def print_json(document: object) -> None:
+    """Print a document as it is written into files."""
+    console.say(*json_bytes(document).decode().splitlines())
 
-    def wrap(items: Iterable[Any]) -> Iterable[Any]:
-        return track(items, description=escape(printable(description)), console=notes, transient=True)
 
-    return wrap
+def summarise(files: Iterable[Path], *following: object, json: bool = False) -> None:
+    """Say at the end of a command which files it has written, and the words of a command to go on with.
+
+    With ``json`` the standard output has the results alone.
+    """
+    (notes if json else console).say(*(f"Written: {path}" for path in files))
+    if following:
+        notes.say(f"Next: {shlex.join(map(str, following))}")
+
+
+def shares_of_classes(config: RunConfig, folder: Path) -> list[int] | None:
+    """The number of training images of each class of a run. A note says if a run with labels does not know them."""
+    of_class = class_counts(config, folder)
+    if config.labelled and of_class is None:
+        notes.say(f"{folder} has no {DATA_NAME} with the share of each class: all are taken as equally probable")
+    return of_class
+
+
+def absent_classes(images: Examples) -> str:
+    """The names, in brief, of the classes that no image has, as the first ones of a sorted file."""
+    if images.labels is None:
+        return ""
+    counts = images.labels.bincount(minlength=len(images.classes)).tolist()
+    return brief_list([name for name, count in zip(images.classes, counts, strict=True) if not count])
 
 
 def print_table(title: str, first: str, rows: dict[str, dict[str, float]], digits: str) -> None:
@@ -89,10 +120,10 @@ def print_table(title: str, first: str, rows: dict[str, dict[str, float]], digit
     table = Table(title=title)
     table.add_column(first)
     for column in columns:
-        table.add_column(column, justify="right", no_wrap=True)
+        table.add_column(column, justify="right")
     for label, row in rows.items():
         table.add_row(label, *(f"{row[column]:{digits}}" if column in row else "" for column in columns))
-    console.print(table)
+    console.show(table)
 
 
 def common_folder(runs: list[Path], folders: list[Path]) -> Path:

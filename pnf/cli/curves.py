@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from pnf.cli.common import RunsArgument, common_folder, console
+from pnf.cli.common import RunsArgument, common_folder, summarise
 from pnf.evaluation.curves import draw_curves
 from pnf.evaluation.runs import find_runs
 
@@ -16,9 +16,9 @@ def curves_command(
 ) -> None:
     """Draw the training curves of one or more runs in bits/dim, for training images and held-out ones.
 
-    Example: [bold]pnf curves runs/demo[/bold]
+    Example: pnf curves runs/demo
     """
     folders = [run for folder in runs for run in find_runs(folder)]
     target = common_folder(runs, folders) / "curves.png" if out is None else out
     draw_curves(folders, target)
-    console.say(f"Written: {target}")
+    summarise([target], "pnf", "evaluate", *runs)

@@ -3,13 +3,14 @@
 import importlib.metadata
 import platform
 import warnings
+from dataclasses import asdict
 
 import torch
 from rich.table import Table
 
 import pnf
 from pnf._backends import build, left_out
-from pnf.cli.common import console
+from pnf.cli.common import JsonOption, console, print_json
 
 _PACKAGES = (
     "torch",
@@ -25,24 +26,31 @@ _PACKAGES = (
 )
 
 
-def doctor_command() -> None:
+def doctor_command(json: JsonOption = False) -> None:
     """Versions, devices, the compiled module, and what runs here and why not something faster.
 
-    Example: [bold]pnf doctor[/bold]
+    Example: pnf doctor
     """
+    found = {
+        "pnf": pnf.__version__,
+        "python": f"{platform.python_version()} on {platform.system()} {platform.machine()}",
+        **{name: _version(name) for name in _PACKAGES},
+        "threads": str(torch.get_num_threads()),
+        "GPU": _gpu(),
+        "compiled module": _compiled(),
+    }
+    backends = pnf.backends()
+    if json:
+        print_json(found | {"ops": [asdict(row) for row in backends]})
+        return
     table = Table("what", "found", title="pnf doctor", show_header=False)
-    table.add_row("pnf", pnf.__version__)
-    table.add_row("python", f"{platform.python_version()} on {platform.system()} {platform.machine()}")
-    for name in _PACKAGES:
-        table.add_row(name, _version(name))
-    table.add_row("threads", str(torch.get_num_threads()))
-    table.add_row("GPU", _gpu())
-    table.add_row("compiled module", _compiled())
-    console.print(table)
+    for row in found.items():
+        table.add_row(*row)
+    console.show(table)
     table = Table("ops", "device", "runs", "why not something faster", title="Implementations")
-    for row in pnf.backends():
-        table.add_row(row.family, row.device, row.implementation, row.reason)
-    console.print(table)
+    for backend in backends:
+        table.add_row(backend.family, backend.device, backend.implementation, backend.reason)
+    console.show(table)
 
 
 def _version(name: str) -> str:

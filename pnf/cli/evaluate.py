@@ -14,28 +14,32 @@ from pnf import figures
 from pnf.cli.common import (
     DataOption,
     DeviceOption,
+    JsonOption,
     RunsArgument,
     SeedOption,
+    absent_classes,
     common_folder,
     console,
     notes,
     pick_device,
+    print_json,
     print_table,
     progress,
+    shares_of_classes,
+    summarise,
 )
 from pnf.data import locate
 from pnf.evaluation import Classification, Evaluation, RealEvaluation, evaluate, evaluate_reals
 from pnf.evaluation.image_files import check_targets
-from pnf.evaluation.runs import class_counts, find_runs, load_images, load_run, run_names
+from pnf.evaluation.runs import find_runs, load_images, load_run, run_names
 from pnf.files import replace_json
 from pnf.training import RunConfig, RunError, processes
-from pnf.training.fingerprints import DATA_NAME
 
 
 def evaluate_command(
     runs: RunsArgument,
     data: DataOption = None,
-    limit: Annotated[int | None, typer.Option(min=2, help="Evaluate at most this number of images.")] = None,
+    limit: Annotated[int | None, typer.Option(min=2, help="Evaluate at most this number of images, the first.")] = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder for metrics.json and bits.png. Default: that of the runs.")
     ] = None,
@@ -45,6 +49,7 @@ def evaluate_command(
     batch_size: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 250,
     seed: SeedOption = 0,
     device: DeviceOption = "auto",
+    json: JsonOption = False,
 ) -> None:
     """Measure the likelihood of held-out images in nats and bits/dim, total and by stage, for one or more runs.
 
@@ -57,7 +62,7 @@ def evaluate_command(
 
     Runs on real data (--support real) have nats and nats/dim of the data in its own units.
 
-    Example: [bold]pnf evaluate runs/demo[/bold]
+    Example: pnf evaluate runs/demo
     """
     folders = [run for folder in runs for run in find_runs(folder)]
     target = out if out is not None else common_folder(runs, folders)
@@ -85,9 +90,9 @@ def evaluate_command(
             real[name] = (config, evaluate_reals(flow, images, config.standardisation, **how))
             continue
         how = {"seed": seed, "draws": draws, "batch_size": batch_size, "track": track}
-        of_class = class_counts(config, folder)
-        if config.labelled and of_class is None:
-            notes.say(f"{folder} has no {DATA_NAME} with the share of each class: all are taken as equally probable")
+        of_class = shares_of_classes(config, folder)
+        if absent := absent_classes(images):
+            notes.say(f"No image is of the classes {absent}: the accuracy is that of the others")
         result = evaluate(flow, images, of_class=of_class, **how)
         found[name] = (config, result)
     if not found and not real:
@@ -122,11 +127,16 @@ def evaluate_command(
             figures.save(figure, written[1])
     finally:
         # If the disk is full, these tables are all that remains of a long evaluation.
-        if found:
-            _print_tables(found)
-        if real:
-            _print_reals(real)
-    console.say(f"Written: {', '.join(map(str, written if found else written[:1]))}")
+        if json:
+            print_json(document)
+        else:
+            if found:
+                _print_tables(found)
+            if real:
+                _print_reals(real)
+    done = [folder for folder in folders if names[folder] in found | real]
+    following = ("sample", *done) if len(done) == 1 else ("curves", *runs)
+    summarise(written if found else written[:1], "pnf", *following, json=json)
 
 
 def best_of(found: dict[str, tuple[RunConfig, Evaluation]]) -> float | None:
@@ -142,8 +152,8 @@ def _print_tables(found: dict[str, tuple[RunConfig, Evaluation]]) -> None:
     table.add_column("model")
     draws = max(result.draws for _, result in found.values())
     bound = [f"{draws} draws"] if draws > 1 else []
-    for column in ("nats", "bits/dim", *bound, "params", "steps", "images", "img/s"):
-        table.add_column(column, justify="right", no_wrap=column in ("nats", "bits/dim", *bound))
+    for column in ("nats", "bits/dim", *bound, "params", "steps", "images"):
+        table.add_column(column, justify="right")
     best = best_of(found)
     for name, (config, result) in found.items():
         table.add_row(
@@ -154,10 +164,9 @@ def _print_tables(found: dict[str, tuple[RunConfig, Evaluation]]) -> None:
             f"{result.parameters / 1e6:.2f}M",
             f"{config.steps:,}",
             f"{result.images:,}",
-            f"{result.images_per_second:,.0f}",
             style="bold" if result.bits_per_dim == best else None,
         )
-    console.print(table)
+    console.show(table)
     if any(result.classification for _, result in found.values()):
         _print_classification({name: result.classification for name, (_, result) in found.items()})
     stages = max((list(result.stage_bits_per_dim) for _, result in found.values()), key=len)
@@ -171,14 +180,14 @@ def _print_tables(found: dict[str, tuple[RunConfig, Evaluation]]) -> None:
         shares = result.stage_bits_per_dim
         cells = [f"{shares[stage]:.3f}" if stage in shares else "" for stage in stages]
         table.add_row(name, *cells, f"{sum(shares.values()):.3f}")
-    console.print(table)
+    console.show(table)
 
 
 def _print_classification(found: dict[str, Classification | None]) -> None:
     table = Table(title="The most probable class of each image, by Bayes' rule")
     table.add_column("model")
     for column in ("accuracy", "calibration error", "bits/dim, no label", "classes", "images"):
-        table.add_column(column, justify="right", no_wrap=column.startswith(("accuracy", "bits")))
+        table.add_column(column, justify="right")
     for name, result in found.items():
         if result is not None:
             table.add_row(
@@ -189,14 +198,14 @@ def _print_classification(found: dict[str, Classification | None]) -> None:
                 f"{result.classes:,}",
                 f"{result.images:,}",
             )
-    console.print(table)
+    console.show(table)
 
 
 def _print_reals(found: dict[str, tuple[RunConfig, RealEvaluation]]) -> None:
     table = Table(title="Held-out log-likelihood of real data, mean ± standard error over examples")
     table.add_column("model")
     for column in ("nats", "nats/dim", "params", "steps", "examples"):
-        table.add_column(column, justify="right", no_wrap=column in ("nats", "nats/dim"))
+        table.add_column(column, justify="right")
     for name, (config, result) in found.items():
         table.add_row(
             name,
@@ -206,7 +215,7 @@ def _print_reals(found: dict[str, tuple[RunConfig, RealEvaluation]]) -> None:
             f"{config.steps:,}",
             f"{result.examples:,}",
         )
-    console.print(table)
+    console.show(table)
     shares = {
         name: {**result.stage_nats, "standardisation": result.standardisation_nats, "sum": result.nats}
         for name, (_, result) in found.items()

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from pnf.cli.common import console
+from pnf.cli.common import console, summarise
 from pnf.training import join
 
 
@@ -15,10 +15,10 @@ def join_command(
 ) -> None:
     """Join stages that were trained apart, here or on other machines, into one run.
 
-    Example: [bold]pnf join machine1/f0 machine2/f1x machine3/f1y --out runs/joined[/bold]
+    Example: pnf join machine1/run machine2/run --out runs/joined
     """
     missing = join(runs, out)
+    console.say(f"Joined: {out}")
     if missing:
-        console.say(f"Joined. Stages still to train: {' '.join(missing)} (pnf train --resume {out})")
-    else:
-        console.say(f"Joined: {out}. Next: pnf evaluate {out}")
+        console.say(f"Stages still to train: {' '.join(missing)}")
+    summarise((), "pnf", *(("train", "--resume") if missing else ("evaluate",)), out)

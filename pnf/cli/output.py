@@ -4,17 +4,28 @@ import codecs
 import errno
 import io
 import os
+import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import Any, TextIO
+from typing import Any, Literal, TextIO
 
+from rich.cells import cell_len
 from rich.console import Console
+from rich.padding import Padding
+from rich.table import Table
 from rich.text import Text
 
 from pnf.files import escaped, printable
 
 _PLAIN = {"±": "+-", "→": "->", "←": "<-", "…": "...", "×": "x", "−": "-", "–": "-", "—": "-", "≤": "<=", "≥": ">="}
+
+
+MARKUP: Literal["rich"] | None = "rich" if shutil.get_terminal_size().columns >= 60 else None
+"""Typer's style of help. In a narrow terminal rich would cut the names of options."""
+
+_NAME = 12
+"""The least width of a column of texts. Longer ones are broken into lines."""
 
 
 class Output(io.TextIOBase):
@@ -111,6 +122,37 @@ class LineConsole(Console):
         """Print lines without wrapping, since a program may read them."""
         for line in lines:
             self.print(str(line), soft_wrap=True)
+
+    def show(self, table: Table) -> None:
+        """Print a table of texts. Nothing of it is cut, and no number is broken: those are the cells to the right.
+
+        Where the console is too narrow for the columns, the rows are printed one below the other.
+        """
+        least = 1 + 3 * len(table.columns)  # the lines between the columns, and their margins
+        for column in table.columns:
+            longest = max((cell_len(str(cell)) for cell in column.cells), default=0)
+            if column.justify == "right":
+                if cell_len(str(column.header)) > longest:
+                    column.header = Text("\n".join(str(column.header).split()))
+                column.no_wrap = True
+                least += max(longest, *map(cell_len, str(column.header).split("\n")))
+            else:
+                column.overflow = "fold"
+                least += min(longest, _NAME)
+        if least <= self.width:
+            self.print(table)
+            return
+        if table.title is not None:
+            self.print(table.title)
+        headers = [" ".join(str(c.header).split()) + ":" if table.show_header else "" for c in table.columns[1:]]
+        columns = [map(str, column.cells) for column in table.columns]
+        for row, (name, *cells) in zip(table.rows, zip(*columns, strict=True), strict=True):
+            self.print(name, style=row.style, overflow="fold")
+            for header, cell in zip(headers, cells, strict=True):
+                line = f"{header} {cell}".strip()
+                for text in [line] if cell_len(line) + 2 <= self.width else [header, cell]:
+                    if cell:
+                        self.print(Padding(text, (0, 0, 0, 2), expand=False), style=row.style, overflow="fold")
 
 
 def _replace(error: UnicodeError) -> tuple[str, int]:

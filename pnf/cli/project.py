@@ -14,6 +14,7 @@ from pnf.cli.common import (
     console,
     pick_device,
     progress,
+    summarise,
 )
 from pnf.evaluation.pictures import projected
 
@@ -30,7 +31,7 @@ def project_command(
 ) -> None:
     """Draw images, their low-resolution codes, and their projections onto the manifold of the decoder.
 
-    Example: [bold]pnf project runs/demo/pnf -n 8[/bold]
+    Example: pnf project runs/demo/pnf -n 8
     """
     found = projected(
         run,
@@ -46,4 +47,4 @@ def project_command(
     console.say(
         f"Root mean square error of the projection: {found.error:.4f}; projecting again moves it by {found.again:.1e}"
     )
-    console.say(f"Written: {found.file}")
+    summarise([found.file], "pnf", "quality", run)

@@ -1,19 +1,21 @@
 """``pnf quality``."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from pnf.cli.common import (
     DataOption,
     DeviceOption,
+    JsonOption,
     RunArgument,
     SeedOption,
-    console,
     pick_device,
+    print_json,
     print_table,
     progress,
+    summarise,
 )
 from pnf.evaluation.upscaling import quality
 
@@ -26,12 +28,13 @@ def quality_command(
     out: Annotated[Path | None, typer.Option(help="Folder for the results. Default: the run's.")] = None,
     seed: SeedOption = 0,
     device: DeviceOption = "auto",
+    json: JsonOption = False,
 ) -> None:
     """Downscale held-out images, upscale them again, and compare with filters: PSNR and SSIM from each resolution.
 
     Upscaling with zero noise is the projection, so its root mean square error is the error of the projection.
 
-    Example: [bold]pnf quality runs/table1/mnist-dense/bounded[/bold]
+    Example: pnf quality runs/demo/pnf -n 100
     """
     written = quality(
         run,
@@ -44,6 +47,14 @@ def quality_command(
         progress=progress,
     )
     table = written.document
+    if json:
+        print_json(table)
+    else:
+        _print_tables(table)
+    summarise(written.files, "pnf", "upscale", run, "--temperature", 0.7, "--draws", 3, json=json)
+
+
+def _print_tables(table: dict[str, Any]) -> None:
     for measure, digits in (("psnr", ".2f"), ("ssim", ".4f"), ("rmse", ".4f")):
         rows: dict[str, dict[str, float]] = {}
         for resolution, methods in table["quality"].items():
@@ -51,4 +62,3 @@ def quality_command(
                 rows.setdefault(method, {})[resolution] = values[measure]
         title = f"{measure.upper()} of {table['images']:,} images of {table['data']}, upscaled to {table['size']} from"
         print_table(title, "method", rows, digits)
-    console.say(*(f"Written: {path}" for path in written.files))

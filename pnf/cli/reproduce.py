@@ -6,7 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
-from pnf.cli.common import DeviceOption, SeedOption, console, notes, pick_device, progress
+from pnf.cli.common import DeviceOption, SeedOption, console, notes, pick_device, progress, summarise
+from pnf.cli.output import MARKUP
 from pnf.experiments.ablation import ablate_row, ablations, variants
 from pnf.experiments.budget import QUICK, Budget, locked
 from pnf.experiments.figures import draw_row
@@ -18,7 +19,11 @@ from pnf.files import replace_file, replace_json
 from pnf.training import RunError
 
 app = typer.Typer(
-    help="Reproduce the paper's results: models at equal budgets, tables and figures.", no_args_is_help=True
+    help="Reproduce the paper's results: models at equal budgets, tables and figures.",
+    epilog="Example: pnf reproduce table1 --data data --out runs/table1 --quick",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=MARKUP,
 )
 
 DataRootOption = Annotated[Path, typer.Option(help="Folder around the data sets; see docs/results.md.")]
@@ -49,11 +54,12 @@ def table1_command(
 
     If it is stopped or killed, the same command resumes it. Several processes can share a folder if their rows differ.
 
-    Example: [bold]pnf reproduce table1 --data data --out runs/table1 --budget 720[/bold]
+    Example: pnf reproduce table1 --data data --out runs/table1 --budget 720
     """
     found = _find(row, data)
     budget_of_each = _budget(budget, quick, 720, len(found) * len(MODELS))
     _train(train_row, found, out, "table1", budget_of_each, device)
+    summarise((), "pnf", "reproduce", "figures", "--data", data, "--out", out)
 
 
 @app.command("ablation")
@@ -71,7 +77,7 @@ def ablation_command(
 
     Held-out training images judge it. If it is stopped or killed, the same command resumes it.
 
-    Example: [bold]pnf reproduce ablation --data data --out runs/ablation --row cifar10-subset --budget 30[/bold]
+    Example: pnf reproduce ablation --data data --out runs/ablation --row cifar10-subset --budget 30
     """
     found = _find(row, data)
     budget_of_each = _budget(budget, quick, 240, sum(len(variants(known)) for known, _ in found))
@@ -92,12 +98,13 @@ def figures_command(
     held-out images downscaled and upscaled again (upscaled-real.png, Figure 4), samples and projections. The folder of
     the row gets training curves, and the bits of each stage.
 
-    Example: [bold]pnf reproduce figures --data data --out runs/table1[/bold]
+    Example: pnf reproduce figures --data data --out runs/table1
     """
     for known, source, models in _finished(row, data, out):
         how: dict[str, Any] = {"seed": seed, "device": pick_device(device), "progress": progress}
         for path in draw_row(known, source, out / known.name, models, **how):
-            console.say(f"Written: {path}")
+            summarise([path])
+    summarise((), "pnf", "reproduce", "scales", "--data", data, "--out", out)
 
 
 @app.command("scales")
@@ -113,16 +120,16 @@ def scales_command(
     For finished runs of pnf reproduce table1, this runs pnf anomaly of RealNVP and of our PNF, on up to 2,000 images
     of each set, and pnf quality of both PNFs, on 200.
 
-    Example: [bold]pnf reproduce scales --data data --out runs/table1[/bold]
+    Example: pnf reproduce scales --data data --out runs/table1
     """
     for known, source, models in _finished(row, data, out):
         how: dict[str, Any] = {"seed": seed, "device": pick_device(device), "progress": progress}
         for path in measure_row(known, source, data, out / known.name, models, **how):
-            console.say(f"Written: {path}")
+            summarise([path])
     text = scales(out)
     replace_file(out / "scales.md", text.encode())
     console.say(*text.splitlines())
-    console.say(f"Written: {out / 'scales.md'}")
+    summarise([out / "scales.md"])
 
 
 def _find(names: list[str] | None, data: Path) -> list[tuple[Row, Path]]:
@@ -178,7 +185,7 @@ def _train(
         )
     _write(out, name)
     console.say(*(out / f"{name}.md").read_text(encoding="utf-8").splitlines())
-    console.say(f"Written: {out / f'{name}.md'}, {out / f'{name}.json'}")
+    summarise([out / f"{name}.md", out / f"{name}.json"])
     if failures:
         raise RunError(f"not all models could be trained: {'; '.join(failures)}")
 

@@ -11,9 +11,10 @@ from pnf.cli.common import (
     OptionalRunArgument,
     PretrainedOption,
     SeedOption,
-    console,
     pick_device,
     pick_run,
+    progress,
+    summarise,
 )
 from pnf.evaluation.pictures import samples
 from pnf.evaluation.runs import find_runs
@@ -44,14 +45,25 @@ def sample_command(
 ) -> None:
     """Draw a grid of samples from a trained flow. If it has labels, each class is a row.
 
-    Example: [bold]pnf sample runs/demo/pnf -n 64 --temperature 0.8[/bold]
-    Example: [bold]pnf sample runs/mnist-dense/labels --label 3[/bold]
-    Example: [bold]pnf sample --pretrained fashion-mnist[/bold]
+    Example: pnf sample runs/demo/pnf -n 64 --temperature 0.8
+
+    Example: pnf sample runs/mnist-dense/labels --label 3
+
+    Example: pnf sample --pretrained fashion-mnist
     """
     run, here = pick_run(run, pretrained)
-    name = "samples.png" if RunConfig.load(find_runs(run)[0]).support == "unit" else "samples.npz"
-    target = here / name if out is None else out
+    config = RunConfig.load(find_runs(run)[0])
+    target = here / ("samples.png" if config.support == "unit" else "samples.npz") if out is None else out
     written = samples(
-        run, target, n=n, labels=label or (), temperature=temperature, seed=seed, device=pick_device(device)
+        run,
+        target,
+        n=n,
+        labels=label or (),
+        temperature=temperature,
+        seed=seed,
+        device=pick_device(device),
+        progress=progress,
     )
-    console.say(*(f"Written: {path}" for path in written))
+    grows = config.model == "progressive" and config.support == "unit" and config.levels > 0
+    model = ("--pretrained", pretrained) if pretrained is not None else (run,)
+    summarise(written, *(("pnf", "upscale", *model, "--sampled") if grows else ("pnf", "check", run)))

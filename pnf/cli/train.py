@@ -8,9 +8,8 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
-from pnf.cli.common import console, notes, pick_device, progress
+from pnf.cli.common import absent_classes, console, notes, pick_device, progress, summarise
 from pnf.data import Reals
-from pnf.data.images import brief_list
 from pnf.evaluation.runs import load_images
 from pnf.training import PRESETS, RunConfig, RunError, preset_config, train
 
@@ -57,9 +56,13 @@ def train_command(
 
     Options override the preset's settings, which are written beside the results.
 
-    Example: [bold]pnf train mnist-dense --data MNIST --steps 2000[/bold]
-    Example: [bold]pnf train mnist-dense --data MNIST --labels[/bold]
-    Example: [bold]pnf train demo --data waves.npz --support real[/bold]
+    Example: pnf train demo --out runs/demo/pnf
+
+    Example: pnf train mnist-dense --data MNIST --steps 2000
+
+    Example: pnf train mnist-dense --data MNIST --labels
+
+    Example: pnf train demo --data waves.npz --support real
     """
     overrides = {key: value for key, value in settings.items() if value is not None}
     if resume is not None:
@@ -82,10 +85,8 @@ def train_command(
     images = load_images(config, "train", labels=labels or config.labelled, **reading)
     if labels:
         config = config.of_classes(images.classes)
-    if images.labels is not None:
-        counts = images.labels.bincount(minlength=len(images.classes)).tolist()
-        if absent := [name for name, count in zip(images.classes, counts, strict=True) if not count]:
-            notes.say(f"No training image is of the classes {brief_list(absent)}: the flow cannot learn them")
+    if absent := absent_classes(images):
+        notes.say(f"No training image is of the classes {absent}: the flow cannot learn them")
     if config.support == "real" and resume is None:
         assert isinstance(images, Reals)
         config = config.of_reals(images)
@@ -100,7 +101,7 @@ def train_command(
     missing = train(
         config, images, folder, stages=chosen, resume=resume is not None, accelerator=accelerator, console=notes
     )
+    console.say(f"Trained: {folder}")
     if missing:
-        console.say(f"Trained. Stages still to train: {' '.join(missing)} (pnf train --resume {folder})")
-    else:
-        console.say(f"Trained: {folder}. Next: pnf evaluate {folder}")
+        console.say(f"Stages still to train: {' '.join(missing)}")
+    summarise((), "pnf", *(("train", "--resume") if missing else ("evaluate",)), folder)

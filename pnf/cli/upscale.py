@@ -12,10 +12,10 @@ from pnf.cli.common import (
     OptionalRunArgument,
     PretrainedOption,
     SeedOption,
-    console,
     pick_device,
     pick_run,
     progress,
+    summarise,
 )
 from pnf.evaluation.pictures import upscaled
 from pnf.training import RunError
@@ -56,7 +56,7 @@ def upscale_command(
 
     A flow with labels upscales held-out images by their own, and files by --label, one for all or one for each.
 
-    Example: [bold]pnf upscale runs/demo/pnf photo.png --temperature 0.7 --draws 3[/bold]
+    Example: pnf upscale runs/demo/pnf photo.png --temperature 0.7 --draws 3
     """
     if pretrained is not None:
         # Then the first argument is a file and no run.
@@ -78,4 +78,4 @@ def upscale_command(
         device=pick_device(device),
         progress=progress,
     )
-    console.say(*(f"Written: {path}" for path in written))
+    summarise(written, *(("pnf", "quality", run) if pretrained is None else ()))

@@ -61,7 +61,7 @@ def load(
         limit: the largest number of images to read, from the start of the split.
         labels: whether to read the class of each image too, from where docs/data.md says.
         attribute: the attribute that is the label of an image of CelebA. Other data sets ignore it.
-        progress: wraps the iterable over the images of a folder or of CelebA, e.g. ``rich.progress.track``.
+        progress: wraps the iterables over the images or the parts of a file, e.g. ``rich.progress.track``.
 
     Returns:
         The images, uint8 ``[N, C, H, W]``, with the data set's name and, if wanted, their labels.
@@ -94,7 +94,9 @@ def load(
     return replace(images, pixels=pixels, name=printable(images.name), classes=classes)
 
 
-def load_reals(source: str | Path, split: str = "train", *, limit: int | None = None) -> Reals:
+def load_reals(
+    source: str | Path, split: str = "train", *, limit: int | None = None, progress: Progress | None = None
+) -> Reals:
     """Read one split of an ``.npz`` or ``.npy`` file of floats that are no images into memory.
 
     Args:
@@ -102,6 +104,7 @@ def load_reals(source: str | Path, split: str = "train", *, limit: int | None = 
             ``[N, C, D]`` (signals) or ``[N, C, H, W]`` (fields).
         split: ``"train"``, ``"validation"`` or ``"test"``.
         limit: the largest number of examples to read, from the start of the split.
+        progress: wraps the iterable over the parts of the file.
 
     Returns:
         The values, in float64 if the file has them so and else in float32, with the data set's name.
@@ -117,7 +120,7 @@ def load_reals(source: str | Path, split: str = "train", *, limit: int | None = 
         >>> load_reals("waves.npz")  # doctest: +SKIP
         Reals(name='waves', split='train', values=float64 [90, 1, 64])
     """
-    request = _request("load_reals", split, limit)
+    request = replace(_request("load_reals", split, limit), progress=progress)
     path = Path(locate(source))
     if path.suffix.lower() not in arrays.SUFFIXES or not path.is_file():
         raise DataError(f"{path}: wanted an .npz or .npy file of floats, got no such file; check the path")

@@ -215,11 +215,11 @@ def _read_array(
         stop = min(stop, start + request.limit)
     if fortran_order:
         array = np.empty(shape[::-1], dtype=dtype)
-        read_into(stream, array.reshape(-1).view(np.uint8), where)
+        read_into(stream, array.reshape(-1).view(np.uint8), where, request.progress)
         return array.T[start:stop]
     array = np.empty((stop - start, *shape[1:]), dtype=dtype)
     skip(stream, start * math.prod(shape[1:]) * dtype.itemsize)
-    read_into(stream, array.reshape(-1).view(np.uint8), where)
+    read_into(stream, array.reshape(-1).view(np.uint8), where, request.progress)
     return array
 
 

@@ -4,7 +4,7 @@ from typing import Protocol
 
 import numpy as np
 
-from pnf.data.images import DataError
+from pnf.data.images import DataError, Progress
 
 # The largest expansion of a deflate stream (zlib's technical notes). A larger declared size is false and not allocated.
 DEFLATE_LIMIT = 1032
@@ -19,22 +19,24 @@ class Readable(Protocol):
         """Return at most ``size`` bytes, and none at the end."""
 
 
-def read_into(stream: Readable, array: np.ndarray, where: str) -> None:
-    """Fill a C-contiguous uint8 array from a binary stream.
+def read_into(stream: Readable, array: np.ndarray, where: str, progress: Progress | None = None) -> None:
+    """Fill a C-contiguous uint8 array from a binary stream. ``progress`` wraps the iterable over its parts.
 
     Raises:
         DataError: the stream ends early. The message starts with ``where``.
     """
     target = array.reshape(-1).data
-    filled = 0
-    while filled < len(target):
-        received = stream.read(min(_CHUNK, len(target) - filled))
-        if not received:
-            raise DataError(
-                f"{where}: wanted {len(target)} bytes of data, got {filled}: it is cut short; get the file again"
-            )
-        target[filled : filled + len(received)] = received
-        filled += len(received)
+    starts = range(0, len(target), _CHUNK)
+    for start in starts if progress is None else progress(starts):
+        filled, stop = start, min(start + _CHUNK, len(target))
+        while filled < stop:
+            received = stream.read(stop - filled)
+            if not received:
+                raise DataError(
+                    f"{where}: wanted {len(target)} bytes of data, got {filled}: it is cut short; get the file again"
+                )
+            target[filled : filled + len(received)] = received
+            filled += len(received)
 
 
 def skip(stream: Readable, count: int) -> None:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from pnf.data.byte_streams import DEFLATE_LIMIT, Readable, read_into
-from pnf.data.images import DataError, Images, Request, brief, check_count, missing_split, numbered
+from pnf.data.images import DataError, Images, Progress, Request, brief, check_count, missing_split, numbered
 
 _PREFIX = {"train": "train", "test": "t10k"}
 _NAMES = ("{}-{}-idx{}-ubyte", "{}-{}.idx{}-ubyte", "{}-{}-idx{}-ubyte.gz", "{}-{}.idx{}-ubyte.gz")
@@ -51,17 +51,19 @@ def read(root: Path, request: Request) -> Images:
         labels, classes = numbered(read_idx(path, ndim=1), str(path), slice(request.limit))
         known = CLASSES.get(name, ())
         classes = known if len(known) >= len(classes) else classes
-    pixels = torch.from_numpy(read_idx(source, ndim=3, limit=request.limit)).unsqueeze(1)
+    stored = read_idx(source, ndim=3, limit=request.limit, progress=request.progress)
+    pixels = torch.from_numpy(stored).unsqueeze(1)
     return Images(pixels, name, request.split, labels, classes)
 
 
-def read_idx(path: Path, ndim: int, limit: int | None = None) -> np.ndarray:
+def read_idx(path: Path, ndim: int, limit: int | None = None, progress: Progress | None = None) -> np.ndarray:
     """Read the first ``limit`` entries of an idx file of unsigned bytes, plain or gzipped.
 
     Args:
         path: the file. It is decompressed if its name ends in ``.gz``.
         ndim: the required number of dimensions: 3 for images, 1 for labels.
         limit: the number of entries to read along the first dimension; all by default.
+        progress: wraps the iterable over the parts of the file.
 
     Returns:
         A uint8 array of the shape in the header, with at most ``limit`` entries along the first dimension.
@@ -73,7 +75,7 @@ def read_idx(path: Path, ndim: int, limit: int | None = None) -> np.ndarray:
     with _opened(path, ndim) as (stream, shape):
         count = shape[0] if limit is None else min(limit, shape[0])
         array = np.empty((count, *shape[1:]), dtype=np.uint8)
-        read_into(stream, array, str(path))
+        read_into(stream, array, str(path), progress)
         if count == shape[0] and stream.read(1):
             raise DataError(f"{path}: wanted the end after {math.prod(shape)} bytes of data, got more; {_REMEDY}")
     return array

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -285,23 +285,29 @@ def _log_probs(
         raise RunError(f"a standard error needs at least 2 {images.noun}, got {len(images)}")
     device = next(flow.parameters()).device
     exact_arithmetic()
-    generator, count = seeded(seed, TEST_NOISE, *([draw] if draw else [])), 0
+    generator = seeded(seed, TEST_NOISE, *([draw] if draw else []))
     own: dict[int, Tensor] = {}
-    # Noise is drawn in chunks of a fixed size, so that the result does not depend on the batch size.
     stages = cast("list[Any]", stage_modules(flow))
-    for chunk in track([images.take(slice(start, start + _CHUNK)) for start in range(0, len(images), _CHUNK)]):
-        for part in Batch(chunk.continuous(generator), chunk.labels).split(batch_size):
-            if count % processes.size() == processes.rank():
-                inputs = stage_inputs(flow, part.x.to(device))
-                own_label = None if part.condition is None else part.condition.to(device)
-                given = [own_label] if classes is None else [torch.full((len(part.x),), c).to(device) for c in classes]
-                log_probs = [
-                    torch.stack([stage.log_prob(x, c) for stage, x in zip(stages, inputs, strict=True)], 1)
-                    for c in given
-                ]
-                own[count] = torch.stack(log_probs, 1).double().cpu()
-            count += 1
+    starts = range(0, len(images), _CHUNK)
+    batches = sum(-(-min(_CHUNK, len(images) - start) // batch_size) for start in starts)
+    parts = _parts(images, starts, generator, batch_size)
+    for number, part in zip(track(range(batches)), parts, strict=True):
+        if number % processes.size() == processes.rank():
+            inputs = stage_inputs(flow, part.x.to(device))
+            own_label = None if part.condition is None else part.condition.to(device)
+            given = [own_label] if classes is None else [torch.full((len(part.x),), c).to(device) for c in classes]
+            log_probs = [
+                torch.stack([stage.log_prob(x, c) for stage, x in zip(stages, inputs, strict=True)], 1) for c in given
+            ]
+            own[number] = torch.stack(log_probs, 1).double().cpu()
     return torch.cat(processes.gather_parts(own))
+
+
+def _parts(images: Examples, starts: Iterable[int], generator: torch.Generator, batch_size: int) -> Iterator[Batch]:
+    """Batches of images. Noise is drawn in chunks of a fixed size, so it does not depend on the batch size."""
+    for start in starts:
+        chunk = images.take(slice(start, start + _CHUNK))
+        yield from Batch(chunk.continuous(generator), chunk.labels).split(batch_size)
 
 
 def check_images(flow: Flow, images: Examples, *, labels: bool = True) -> None:

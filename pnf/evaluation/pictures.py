@@ -43,6 +43,7 @@ def samples(
     temperature: float = 1.0,
     seed: int = 0,
     device: torch.device,
+    progress: Callable[[str], Progress] | None = None,
 ) -> list[Path]:
     """Draw a grid of samples from the flow of a run. The processes of torchrun share them.
 
@@ -57,6 +58,7 @@ def samples(
         temperature: the scale of the noise.
         seed: the seed of the noise.
         device: the device of the flow.
+        progress: makes a progress bar with a description.
 
     Returns:
         The files written; none on processes other than the first.
@@ -80,7 +82,8 @@ def samples(
     limit = free_memory(device) if counts[0] * flow.dims > LARGE else None
     own = {}
     how: dict[str, Any] = {"temperature": temperature, "generator": generator, "max_memory": limit}
-    for i, (count, given) in enumerate(zip(counts, conditions, strict=True)):
+    track = iter if progress is None else progress("Sampling")
+    for i, (count, given) in track(list(enumerate(zip(counts, conditions, strict=True)))):
         if i % processes.size() == processes.rank():
             try:
                 own[i] = flow.sample(count, given, **how).cpu()
@@ -204,7 +207,8 @@ def upscaled(
             zero_noise = by_stage and temperatures[0] == 0
             generator.manual_seed(seed)
             of_class = classes[i : i + 1]
-            _picture(flow, low, real, given, of_class, temperatures, draws, zero_noise, generator, together)
+            track = progress(f"Upscaling {files[i].name}")
+            _picture(flow, low, real, given, of_class, temperatures, draws, zero_noise, generator, together, track)
         return written
     target = png(folder / f"upscaled-{'samples' if sampled else 'real'}.png")
     if sampled:
@@ -217,7 +221,8 @@ def upscaled(
         real = real.to(device)
         condition, classes = _conditions(config, labels, len(real), own, device)
         base = flow.encode(real)
-    _picture(flow, base, real, condition, classes, temperatures, draws, by_stage, generator, target)
+    track = progress("Upscaling")
+    _picture(flow, base, real, condition, classes, temperatures, draws, by_stage, generator, target, track)
     return [target]
 
 
@@ -316,8 +321,15 @@ def _picture(
     by_stage: bool,
     generator: torch.Generator,
     target: Path,
+    track: Progress,
 ) -> None:
-    how: dict[str, Any] = {"reference": real, "condition": condition, "generator": generator, "row_titles": classes}
+    how: dict[str, Any] = {
+        "reference": real,
+        "condition": condition,
+        "generator": generator,
+        "row_titles": classes,
+        "track": track,
+    }
     if by_stage:
         figure = figures.upscaling_pipeline(flow, low, temperature=temperatures[0], **how)
     else:

@@ -2,7 +2,9 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
+from itertools import product
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -71,6 +73,7 @@ def upscaling_quality(
     *,
     draws: int,
     seed: int = 0,
+    track: Callable[[Iterable[Any]], Iterable[Any]] = iter,
 ) -> dict[str, dict[str, Quality]]:
     """Downscale images to each lower resolution, upscale them by each method, and compare: quality by stage and method.
 
@@ -79,6 +82,7 @@ def upscaling_quality(
         batches: images in [0, 1], with their labels if the flow takes them.
         draws: the number of upscalings in the mean of draws.
         seed: the seed of the draws.
+        track: wraps the iterable over the batches and stages, for a progress bar.
 
     Raises:
         RunError: the images are too small for SSIM, or the flow has only one stage.
@@ -89,16 +93,15 @@ def upscaling_quality(
         raise RunError(f"SSIM compares images of at least {SSIM_SIZE} x {SSIM_SIZE} pixels, got {list(flow.shape)}")
     generator = seeded(seed)
     errors: dict[str, dict[str, list[Tensor]]] = {}
-    for x, condition in batches:
-        for k, name in enumerate(flow.stage_names[:-1]):
-            low = flow.downsample(x, len(flow.stages) - 1 - k)
-            for method, image in upscaled(flow, low, draws, generator, condition).items():
-                mse = (image - x).square().flatten(1).mean(1)
-                ssim = structural_similarity_index_measure(
-                    image, x, kernel_size=SSIM_SIZE, data_range=1.0, reduction="none"
-                )
-                assert isinstance(ssim, Tensor)
-                errors.setdefault(name, {}).setdefault(method, []).append(torch.stack((mse, ssim.reshape(-1))).double())
+    for (x, condition), (k, name) in track(list(product(batches, enumerate(flow.stage_names[:-1])))):
+        low = flow.downsample(x, len(flow.stages) - 1 - k)
+        for method, image in upscaled(flow, low, draws, generator, condition).items():
+            mse = (image - x).square().flatten(1).mean(1)
+            ssim = structural_similarity_index_measure(
+                image, x, kernel_size=SSIM_SIZE, data_range=1.0, reduction="none"
+            )
+            assert isinstance(ssim, Tensor)
+            errors.setdefault(name, {}).setdefault(method, []).append(torch.stack((mse, ssim.reshape(-1))).double())
     return {
         name: {method: _quality(*torch.cat(parts, 1).cpu()) for method, parts in methods.items()}
         for name, methods in errors.items()
@@ -157,7 +160,7 @@ def quality(
     x = ((images.stored.float() + 0.5) / 256).to(device)
     condition = None if images.labels is None else images.labels.to(device)
     batches = Batch(x, condition).split(BATCH)
-    found = upscaling_quality(flow, progress("Upscaling")(batches), draws=draws, seed=seed)
+    found = upscaling_quality(flow, batches, draws=draws, seed=seed, track=progress("Upscaling"))
     resolutions = {name: resolution(flow, index) for index, name in enumerate(flow.stage_names)}
     document = {
         "data": images.name,

@@ -39,9 +39,9 @@ def draw_row(
     """
     for name in models:
         run = folder / name
-        yield from samples(run, run / "samples.png", seed=seed, device=device)
+        how: dict[str, Any] = {"seed": seed, "device": device, "progress": progress}
+        yield from samples(run, run / "samples.png", **how)
         if name != "realnvp":
-            how: dict[str, Any] = {"seed": seed, "device": device, "progress": progress}
             yield from upscaled(run, run, sampled=True, **how)
             yield from upscaled(run, run, data=str(source), **how)
             yield projected(run, run / "projection.png", data=str(source), **how).file

@@ -1,7 +1,7 @@
 """Figures of images: grids, upscaling, projections."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -86,6 +86,7 @@ def upscaling_pipeline(
     generator: torch.Generator | None = None,
     row_titles: Sequence[str] = (),
     title: str | None = None,
+    track: Callable[[Iterable[Any]], Iterable[Any]] = iter,
 ) -> Figure:
     """Upscaling stage by stage, one row for each image and one column for each stage (the paper's Figures 2, 3 and 4).
 
@@ -103,6 +104,7 @@ def upscaling_pipeline(
         row_titles: a text left of each row.
         title: by default "Upscaling stage by stage" or, with ``reference``, "Downscaled real images, upscaled stage by
             stage", and the temperature.
+        track: wraps the iterable over the stages, for a progress bar.
 
     Raises:
         TypeError: images are no floating-point tensor.
@@ -116,7 +118,7 @@ def upscaling_pipeline(
     first = "downscaled" if reference is not None else "input" if start else flow.stage_names[0]
     titles = [f"{first}\n{_size(images)}"]
     x = images
-    for stage, shape in zip(flow.stage_names[start + 1 :], shapes[start + 1 :], strict=True):
+    for stage, shape in track(list(zip(flow.stage_names[start + 1 :], shapes[start + 1 :], strict=True))):
         x = _upsample(flow, x, 1, condition, temperature, generator)
         columns.append(_upscaled(name, x, (len(images), *shape)))
         titles.append(f"{stage}\n{_size(x)}")
@@ -149,6 +151,7 @@ def upscaling_draws(
     generator: torch.Generator | None = None,
     row_titles: Sequence[str] = (),
     title: str | None = None,
+    track: Callable[[Iterable[Any]], Iterable[Any]] = iter,
 ) -> Figure:
     """Several upscalings of each low-resolution image, one row for each image of ``low``.
 
@@ -165,6 +168,7 @@ def upscaling_draws(
         generator: the source of the noise.
         row_titles: a text left of each row.
         title: by default "Upscalings of each low-resolution image at temperature T".
+        track: wraps the iterable over the draws, for a progress bar.
 
     Raises:
         TypeError: images are no floating-point tensor.
@@ -181,11 +185,10 @@ def upscaling_draws(
     titles = [(f"input\n{_size(low)}", 1)]
     for temperature in temperatures:
         _require_temperature(name, temperature)
-        repeats = draws if temperature else 1
-        for _ in range(repeats):
-            x = _upsample(flow, low, None, condition, temperature, generator)
-            columns.append(_upscaled(name, x, full))
-        titles.append((f"T = {temperature:g}", repeats))
+        titles.append((f"T = {temperature:g}", draws if temperature else 1))
+    for temperature in track([t for t in temperatures for _ in range(draws if t else 1)]):
+        x = _upsample(flow, low, None, condition, temperature, generator)
+        columns.append(_upscaled(name, x, full))
     _require_titles(name, row_titles, len(low))
     if reference is not None:
         columns.append(_sized(name, "reference", reference, full))

@@ -67,7 +67,7 @@ class RunConfig(ProgressiveConfig):
     mean: tuple[float, ...] | None = setting(None, "Real data: its mean; see Standardisation.", group=None)
     std: tuple[float, ...] | None = setting(None, "Real data: its standard deviation.", group=None)
     size: int = setting(32, "Height and width, in pixels.", group="Data", ge=1, le=4096)
-    limit: int | None = setting(None, "Use at most this number of images.", group="Data", ge=1)
+    limit: int | None = setting(None, "Use at most this number of images, the first.", group="Data", ge=1)
     flip: bool = setting(False, "Mirror images at random.", group="Data")
     validation: int = setting(1000, "Training images held out for the curves.", group="Data", ge=0)
     steps: int = setting(10000, "Steps of the optimiser.", group="Training", ge=1, le=10**9)

@@ -92,7 +92,7 @@ def load_split(
         DataError: the data set cannot be read, or lacks the run's labels.
     """
     if config.support == "real":
-        reals = load_reals(config.source if data is None else data, split, limit=limit)
+        reals = load_reals(config.source if data is None else data, split, limit=limit, progress=progress)
         return reals if config.standardisation is None else config.standardisation.of(reals)
     images = load(
         config.source if data is None else data,

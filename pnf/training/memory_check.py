@@ -1,6 +1,7 @@
 """Prediction of a run's peak memory. A run that will not fit is refused before it starts."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,11 +16,16 @@ from pnf.training.hardware import free_memory
 GIB = 2**30
 
 
-def step_memory(config: RunConfig, channels: int, at_once: bool = False) -> int:
+def step_memory(
+    config: RunConfig,
+    channels: int,
+    at_once: bool = False,
+    track: Callable[[Iterable[Any]], Iterable[Any]] = iter,
+) -> int:
     """The peak of the bytes of a run's tensors: weights, optimiser states, averages, and a step of one stage.
 
     With ``at_once`` it is a step of all stages, since they run concurrently on a GPU, and PyTorch keeps the memory of
-    each stream separate.
+    each stream separate. ``track`` wraps the iterable over the stages, for a progress bar.
     """
 
     def run() -> None:
@@ -31,8 +37,8 @@ def step_memory(config: RunConfig, channels: int, at_once: bool = False) -> int:
         x = torch.rand(config.batch_size, *example_shape(config, channels))
         condition = torch.zeros(config.batch_size, dtype=torch.int64) if config.labelled else None
         losses: Iterable[Tensor] = (
-            stage.train().log_prob(image, condition).mean()  # type: ignore[operator]
-            for stage, image in zip(stage_modules(flow), stage_inputs(flow, x), strict=True)
+            stage.train().log_prob(image, condition).mean()
+            for stage, image in track(list(zip(stage_modules(flow), stage_inputs(flow, x), strict=True)))
         )
         for loss in list(losses) if at_once else losses:
             loss.backward()
@@ -42,14 +48,21 @@ def step_memory(config: RunConfig, channels: int, at_once: bool = False) -> int:
     return peak_memory(run)
 
 
-def check_memory(config: RunConfig, channels: int, accelerator: str) -> None:
+def check_memory(
+    config: RunConfig,
+    channels: int,
+    accelerator: str,
+    track: Callable[[Iterable[Any]], Iterable[Any]] = iter,
+) -> None:
     """Raise unless a run of these settings fits into the memory of the device. ``accelerator`` is Fabric's.
+
+    ``track`` wraps the iterable over the stages, for a progress bar.
 
     Raises:
         RunError: the run does not fit, or this machine has more processes than GPUs.
     """
     cuda = accelerator in ("auto", "cuda", "gpu") and torch.cuda.is_available()
-    needed = step_memory(config, channels, at_once=cuda)
+    needed = step_memory(config, channels, cuda, track)
     free = free_memory(processes.gpu() if cuda else torch.device("cpu"))
     if needed > free:
         conv = config.coupling == "conv" and config.memory == "plain"

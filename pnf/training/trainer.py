@@ -38,7 +38,7 @@ from pnf.training.config import CONFIG_NAME, RunConfig, RunError
 from pnf.training.cuda_streams import Branches
 from pnf.training.fingerprints import check_training, remember
 from pnf.training.memory_check import check_memory
-from pnf.training.progress import StepBar, bits_of
+from pnf.training.progress import StepBar, bits_of, tracker
 from pnf.training.stage_trainer import StageTrainer, schedule
 
 MODEL, LOGS, CHECKPOINTS = "model", "logs", "checkpoints"
@@ -97,7 +97,7 @@ def train(
         )
     if config.keep == "best" and not config.validation:
         raise RunError("the best weights are chosen by held-out images: give --validation, or --keep last")
-    check_memory(config, images.shape[0], accelerator)
+    check_memory(config, images.shape[0], accelerator, tracker("Estimating the memory", console))
     if config.accumulate % processes.size():
         raise RunError(f"--accumulate must be a multiple of the {processes.size()} processes, got {config.accumulate}")
     loggers: list[Logger] = []

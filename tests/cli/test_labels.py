@@ -89,9 +89,22 @@ def test_without_the_shares_of_the_classes_they_are_taken_as_equal(pnf: Pnf, run
     (copy / "data.json").unlink()
     result = pnf("evaluate", copy, "--limit", 20)
     assert result.code == 0, result.err
-    assert "has no data.json with the share of each class: all are taken as equally probable" in result.err
-    written = json.loads((copy / "metrics.json").read_text())["models"]["copy"]
-    assert written["result"]["classification"]["prior"] == pytest.approx([0.1] * 10)
+    note = "has no data.json with the share of each class: all are taken as equally probable"
+    assert note in result.err
+    foreign = tmp_path / "sorted.npz"
+    np.savez(foreign, test=load("fashion-mini", "test", 16).pixels.numpy())
+    assert note in pnf("anomaly", copy, foreign, "--limit", 20).err
+    assert note not in pnf("anomaly", run, foreign, "--limit", 20, "--out", tmp_path).err
+
+
+def test_a_limit_that_leaves_classes_out_is_told(pnf: Pnf, run: Path, tmp_path: Path) -> None:
+    result = pnf("evaluate", run, "--limit", 2, "--out", tmp_path)
+    assert result.code == 0, result.err
+    images = load("fashion-mini", "test", 16, limit=2, labels=True)
+    seen = {images.classes[label] for label in images.labels}
+    absent = ", ".join(name for name in images.classes if name not in seen)
+    assert f"No image is of the classes {absent}: " in result.err
+    assert "No image" not in pnf("evaluate", run, "--out", tmp_path).err
 
 
 def test_sample_draws_a_row_for_each_class(pnf: Pnf, run: Path, tmp_path: Path) -> None:

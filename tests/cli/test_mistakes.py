@@ -380,7 +380,7 @@ def test_names_that_cannot_be_printed(pnf: Pnf, progressive: Path, picture: Pict
     ):
         result = pnf(*args)
         assert result.code == 0, result.err
-        assert result.out.splitlines()[-1] == "Written: " + ", ".join(f"{shown}/{file}" for file in written)
+        assert result.out.splitlines()[-len(written) :] == [f"Written: {shown}/{file}" for file in written]
     low = picture(f"{name.replace('/', '')}.png", 8, 8)
     assert pnf("upscale", run, low, "--out", tmp_path / "out").code == 0
     result = pnf("upscale", run, tmp_path / name / "missing.png")
@@ -394,7 +394,7 @@ def test_training_in_a_folder_that_is_no_utf_8(pnf: Pnf, tiny: Tiny, tmp_path: P
     run = tmp_path / "caf\udce9"
     result = pnf(*tiny(run, steps=2))
     assert result.code == 0, result.err
-    assert result.out == f"Trained: {tmp_path}/caf\\xe9. Next: pnf evaluate {tmp_path}/caf\\xe9\n"
+    assert result.out == f"Trained: {tmp_path}/caf\\xe9\n"
     assert pnf("train", "--resume", run, "--device", "cpu").code == 0
     # TensorBoard cannot write there.
     assert {path.name for path in run.iterdir()} >= {"run.json", "logs", "checkpoints", "model"}

@@ -4,6 +4,7 @@ import json
 import math
 import shutil
 from collections.abc import Callable, Iterable
+from operator import length_hint
 from pathlib import Path
 from typing import Any
 
@@ -88,16 +89,17 @@ def test_the_noise_belongs_to_the_seed(flow: Flow, held_out: Images) -> None:
     assert first == again != other
 
 
-def test_track_sees_every_image(flow: Flow, held_out: Images) -> None:
-    sizes: list[int] = []
+@pytest.mark.parametrize("batch_size", [25, 7])
+def test_track_sees_every_batch(flow: Flow, held_out: Images, batch_size: int) -> None:
+    seen: list[tuple[int, list[Any]]] = []
 
     def track(batches: Iterable[Any]) -> Iterable[Any]:
-        for batch in batches:
-            sizes.append(len(batch))
-            yield batch
+        seen.append((length_hint(batches), list(batches)))
+        return seen[-1][1]
 
-    evaluate(flow, held_out, batch_size=25, track=track)
-    assert sum(sizes) == len(held_out)
+    evaluate(flow, held_out, batch_size=batch_size, track=track)
+    [(announced, batches)] = seen
+    assert announced == len(batches) == -(-len(held_out) // batch_size)
 
 
 def test_images_of_another_shape(flow: Flow) -> None:
