@@ -115,6 +115,11 @@ class LineConsole(Console):
     def __init__(self, **settings: Any) -> None:
         super().__init__(markup=False, emoji=False, **settings)
 
+    @property
+    def is_terminal(self) -> bool:
+        # Notebooks and CI set FORCE_COLOR, by which rich takes a pipe for a terminal and draws bars into it.
+        return super().is_terminal and self.file.isatty()
+
     def render_str(self, text: str, **settings: Any) -> Text:
         return super().render_str(plain(printable(text), self.encoding), **settings)
 

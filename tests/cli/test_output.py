@@ -186,6 +186,11 @@ def test_ctrl_c_is_no_broken_bar() -> None:
         bar.report(1, 0.0)
 
 
+def test_a_pipe_is_no_terminal_where_colours_are_forced(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    assert not LineConsole(file=io.StringIO()).is_terminal
+
+
 def test_an_output_takes_everything() -> None:
     for stream in (None, *(Broken(error) for error in ERRORS[:4])):
         output = Output(stream)
