@@ -23,7 +23,7 @@ PYTEST = OMP_NUM_THREADS=1 $(BIN)/pytest -n logical --maxprocesses 4 --dist load
 QUICK := tests/reference tests/ops tests/flows tests/data tests/test_files.py tests/test_layout.py tests/test_docs.py \
 	tests/training/test_train.py tests/evaluation tests/cli/test_commands.py
 
-.PHONY: test test-all quick lint lint-python docs demo benchmark sanitize clean
+.PHONY: test test-all quick lint lint-python docs tutorials demo benchmark sanitize clean
 
 test: lint
 	$(PYTEST) tests benchmarks
@@ -50,6 +50,10 @@ lint: lint-python
 docs: $(STAMP)
 	$(BIN)/sphinx-build -E -W --keep-going -q -d build/doctrees docs build/docs
 	@echo "The site is build/docs/index.html"
+
+# Their outputs anew, after a change of their cells or of what they call.
+tutorials: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python tools/run_tutorials.py
 
 # A second call goes on where the first one was stopped.
 define TRAIN_DEMO

@@ -1,17 +1,20 @@
 """The settings of the documentation site: ``make docs`` writes it into build/docs."""
 
 import os
+import re
 from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from docutils import nodes
+from docutils.utils.math.latex2mathml import tex2mathml
 from sphinx import addnodes
 from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
 from sphinx.transforms import SphinxTransform
 from sphinx.util.docutils import SphinxDirective
+from sphinx.writers.html5 import HTML5Translator
 from typer.testing import CliRunner
 
 import pnf
@@ -24,7 +27,7 @@ author = "pnf authors"
 copyright = "pnf authors, MIT licence"  # noqa: A001 - the name is Sphinx's
 version = release = pnf.__version__
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_copybutton"]
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_copybutton"]
 nitpicky = True
 # Types of other libraries have no page here, and their own sites are not asked: a build needs no network.
 nitpick_ignore_regex = [(r"py:.*", r"(?!pnf\.).*")]
@@ -33,7 +36,9 @@ highlight_language = "text"
 
 # Headings have the anchors that GitHub gives them.
 myst_heading_anchors = 4
-myst_enable_extensions = ["html_image"]
+myst_enable_extensions = ["dollarmath", "html_image"]
+# The tutorials are shown as they are committed; `make tutorials` and the tests run them.
+nb_execution_mode = "off"
 
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
@@ -47,6 +52,7 @@ maximum_signature_line_length = 88
 add_module_names = False
 toc_object_entries_show_parents = "hide"
 
+html_math_renderer = "mathml"
 html_theme = "furo"
 html_title = f"pnf {release}"
 html_static_path = ["_static"]
@@ -112,6 +118,20 @@ class RepositoryLinks(SphinxTransform):
         node.replace_self(link)
 
 
+class NotebookDownload(SphinxTransform):
+    """Offer the file of a notebook under its title."""
+
+    default_priority = 5
+
+    def apply(self, **_: Any) -> None:
+        path = Path(self.env.doc2path(self.env.docname))
+        if path.suffix == ".ipynb":
+            words = nodes.Text("Download this notebook")
+            link = addnodes.download_reference("", "", words, refdoc=self.env.docname, reftarget=path.name)
+            title = next(self.document.findall(nodes.title))
+            title.parent.insert(1, nodes.paragraph("", "", link))
+
+
 def mark_formulas(_app: Sphinx, _what: str, _name: str, _object: Any, _options: Any, lines: list[str]) -> None:
     """Make the indented paragraphs of a docstring literal blocks, as they are in Markdown."""
 
@@ -151,6 +171,17 @@ class CommandHelp(SphinxDirective):
         return [nodes.literal_block(text, text, language="text")]
 
 
+def visit_math(self: HTML5Translator, node: nodes.math | nodes.math_block) -> None:
+    """Write a formula as MathML, which browsers draw themselves: no script has to be fetched from the web."""
+    block = isinstance(node, nodes.math_block)
+    formula = tex2mathml(node.astext(), as_block=block)
+    # Between a function and its argument, unless that is in brackets.
+    space = '<mspace width="0.17em"></mspace>'
+    formula = re.sub(r"<mo>&ApplyFunction;</mo>(?=\s*<m[^o])", space, formula)
+    self.body.append(f'<div class="formula">{formula}</div>' if block else formula)
+    raise nodes.SkipNode
+
+
 def level_captions(_app: Sphinx, _page: str, _template: str, context: dict[str, Any], _tree: Any) -> None:
     """Give the captions of the navigation, which the theme calls headings, the level that a heading must have."""
     tree = context["furo_navigation_tree"]
@@ -161,6 +192,8 @@ def setup(app: Sphinx) -> None:
     """Connect the functions above to the build."""
     app.add_directive("command-help", CommandHelp)
     app.add_transform(RepositoryLinks)
+    app.add_transform(NotebookDownload)
+    app.add_html_math_renderer("mathml", (visit_math, None), (visit_math, None))
     # Before napoleon, which reads the sections of a docstring by their indentation.
     app.connect("autodoc-process-docstring", mark_formulas, priority=400)
     app.connect("missing-reference", find_name)

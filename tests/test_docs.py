@@ -1,5 +1,6 @@
 """The documents: their links and paths lead somewhere, their code runs, and they know the whole interface."""
 
+import json
 import re
 from pathlib import Path
 
@@ -12,7 +13,9 @@ from pnf.cli.app import _COMMANDS
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(
-    page for pattern in ("*.md", "docs/**/*.md", "benchmarks/**/*.md", "pnf/**/*.md") for page in ROOT.glob(pattern)
+    page
+    for pattern in ("*.md", "docs/**/*.md", "docs/**/*.ipynb", "benchmarks/**/*.md", "pnf/**/*.md")
+    for page in ROOT.glob(pattern)
 )
 
 every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
@@ -20,6 +23,9 @@ every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.re
 
 def prose(page: Path) -> str:
     """A page without its blocks of code."""
+    if page.suffix == ".ipynb":
+        cells = json.loads(page.read_text())["cells"]
+        return "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
     return re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
 
 
@@ -60,13 +66,6 @@ def test_the_code_of_the_readme_runs() -> None:
     assert names["samples"].shape == names["grown"].shape == (64, 1, 32, 32)
     low, high = names["samples"].aminmax()
     assert 0 <= low <= high <= 1
-
-
-def test_the_tutorial_makes_a_folder_of_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    exec(code(ROOT / "docs" / "tutorial.md", "python")[0], {})
-    assert len(list(tmp_path.glob("photos/train/*.png"))) == 2000
-    assert len(list(tmp_path.glob("photos/test/*.png"))) == 500
 
 
 def test_the_page_of_the_interface_names_all_of_it() -> None:
