@@ -106,7 +106,9 @@ BELOW = {
     "training": ("fast", "flows", "data", "files", "cuda_graphs"),
     "evaluation": ("training", "fast", "flows", "data", "figures", "files"),
     "experiments": ("evaluation", "training", "flows", "data", "figures", "files"),
+    "app": ("evaluation", "training", "flows", "data", "figures"),
     "cli": (
+        "app",
         "experiments",
         "evaluation",
         "training",

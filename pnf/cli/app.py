@@ -24,6 +24,7 @@ _COMMANDS = {
     "check": ("check:check_command", "Check that a trained flow is finite, invertible, normalised and a projection."),
     "anomaly": ("anomaly:anomaly_command", "Measure how well a flow distinguishes its images from foreign ones."),
     "quality": ("quality:quality_command", "Measure the quality of upscaled images."),
+    "app": ("app_command:app_command", "Open a local page: samples, upscaling, paths between images, bits by scale."),
     "reproduce": ("reproduce:app", "Reproduce the paper's results: models at equal budgets, tables and figures."),
     "doctor": ("doctor:doctor_command", "Show versions, devices, the implementation of each op, and what is missing."),
 }

@@ -39,14 +39,14 @@ def read_image(
         raise RunError(f"{path} may not be read; change its permissions") from None
     h, w = pixels.shape[2:]
     if exact and (h, w) in [tuple(size) for size in sizes[:-1]]:
-        return _centres(pixels)
+        return centres(pixels)
     if exact and (h < height or w < width):
         wanted = ", ".join(f"{size[0]} x {size[1]}" for size in sizes)
         raise RunError(f"{path} has {h} x {w} pixels (height x width); the flow starts from {wanted} or more")
     side = min(h, w)
     if height == width:
         pixels = pixels[:, :, (h - side) // 2 :, (w - side) // 2 :][:, :, :side, :side]
-    return _centres(resize(pixels, (height, width)))
+    return centres(resize(pixels, (height, width)))
 
 
 def check_targets(targets: Sequence[Path], inputs: Sequence[Path] = ()) -> None:
@@ -93,13 +93,18 @@ def npz(target: Path) -> Path:
 
 def write_image(image: Tensor, path: Path) -> None:
     """Write an image ``[C, H, W]`` in [0, 1] as an 8-bit PNG."""
-    levels = (image.clamp(0, 1) * 256).floor().clamp(max=255).to(torch.uint8).cpu().permute(1, 2, 0).numpy()
+    levels = eight_bits(image).cpu().permute(1, 2, 0).numpy()
     content = io.BytesIO()
     Image.fromarray(levels.squeeze(2) if levels.shape[2] == 1 else levels).save(content, "PNG")
     path.parent.mkdir(parents=True, exist_ok=True)
     replace_file(path, content.getvalue())
 
 
-def _centres(pixels: Tensor) -> Tensor:
+def centres(pixels: Tensor) -> Tensor:
     """The middle of the interval of each 8-bit level: ``(pixel + 1/2) / 256``."""
     return (pixels.float() + 0.5) / 256
+
+
+def eight_bits(image: Tensor) -> Tensor:
+    """The 8-bit levels of an image in [0, 1], as uint8. Those of :func:`centres` are the pixels again."""
+    return (image.clamp(0, 1) * 256).floor().clamp(max=255).to(torch.uint8)

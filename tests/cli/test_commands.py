@@ -25,7 +25,7 @@ Pnf = Callable[..., Any]
 Tiny = Callable[..., list[str]]
 Picture = Callable[..., Path]
 
-COMMANDS = ["train", "evaluate", "sample", "upscale", "project", "curves", "anomaly", "quality", "doctor"]
+COMMANDS = ["train", "evaluate", "sample", "upscale", "project", "curves", "anomaly", "quality", "app", "doctor"]
 
 
 def pixels(path: Path) -> np.ndarray:

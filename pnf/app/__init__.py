@@ -1,0 +1,1 @@
+"""The local page of ``pnf app``: ``models`` computes, ``page`` shows, ``server`` serves."""
