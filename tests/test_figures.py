@@ -1,4 +1,5 @@
 import errno
+import itertools
 import math
 import os
 import subprocess
@@ -7,6 +8,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.text import Text
@@ -14,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pnf import figures
+from pnf.figures import _style
 from pnf.reference import ProgressiveFlow
 
 
@@ -149,7 +152,7 @@ def test_pipeline_from_the_middle_and_with_reference():
     shown = texts(figure)
     assert {"downscaled", "8 × 8", "f2x", "f2y", "real"} <= set(shown)
     assert "f1x" not in shown
-    assert "Downscaled real images, upscaled stage by stage, temperature 0.5" in shown
+    assert "Downscaled real images, upscaled stage by stage, temperature 0.5" in [t.replace("\n", " ") for t in shown]
     np.testing.assert_array_equal(drawn(figure)[3], real[0, 0])
     assert "input" in texts(figures.upscaling_pipeline(Repeat(), F.avg_pool2d(real, 2)))
 
@@ -326,7 +329,8 @@ def test_comparison_draws_the_columns_in_order():
 def test_by_resolution_draws_each_method_in_each_panel():
     values = {"flow": {"8x8": (20.0, 0.1), "16x16": (26.0, 0.2)}, "bicubic": {"8x8": (17.0, 0.1), "16x16": (25.0, 0.0)}}
     figure = figures.by_resolution({"PSNR, dB": values, "SSIM": values}, title="Upscaled")
-    assert [axes.get_ylabel() for axes in figure.axes] == ["PSNR, dB", "SSIM"]
+    assert [axes.get_ylabel() for axes in figure.axes] == ["PSNR, dB ± standard error", "SSIM ± standard error"]
+    assert all("pixels" in axes.get_xlabel() for axes in figure.axes)
     for axes in figure.axes:
         lines = [container.lines[0].get_ydata() for container in axes.containers]
         np.testing.assert_array_equal(lines, [[20, 26], [17, 25]])
@@ -418,8 +422,102 @@ def test_a_dollar_is_a_dollar():
 
 
 def test_save_refuses_other_formats(tmp_path):
-    with pytest.raises(ValueError, match=r"save: path must end in \.png, got 'grid\.pdf'"):
-        figures.save(figures.image_grid(images(1)), tmp_path / "grid.pdf")
+    with pytest.raises(ValueError, match=r"save: path must end in \.png, \.svg or \.pdf, got 'grid\.jpg'"):
+        figures.save(figures.image_grid(images(1)), tmp_path / "grid.jpg")
+
+
+@pytest.mark.parametrize(("name", "start"), [("chart.svg", b"<?xml"), ("chart.pdf", b"%PDF"), ("chart.PDF", b"%PDF")])
+def test_save_vectors(tmp_path, name, start):
+    written = []
+    for _ in range(2):
+        figures.save(figures.training_curves({"f0": [(1, 3.0), (2, 2.0)]}, title="Curves"), tmp_path / name)
+        written.append((tmp_path / name).read_bytes())
+    assert written[0] == written[1]
+    assert written[0].startswith(start)
+    assert b"image/png" not in written[0]
+    assert b"/Subtype /Image" not in written[0]
+
+
+@pytest.mark.parametrize("columns", [1, 2, 8])
+def test_a_long_title_leaves_no_empty_page(columns):
+    title = "Held-out images of cifar10_subset, downscaled and upscaled to 32x32; 16 draws"
+    figure = figures.image_grid(images(columns, size=32), columns=columns, title=title)
+    assert figure.axes[0].texts[0].get_text().replace("\n", " ") == title
+    figure.draw_without_rendering()
+    width, box = figure.bbox.width, figure.axes[0].texts[0].get_window_extent()
+    assert box.x1 <= width
+    right = max(image.get_window_extent().x1 for image in figure.axes[0].images)
+    assert width - max(right, 334) <= 15
+    assert box.y0 >= max(image.get_window_extent().y1 for image in figure.axes[0].images)
+
+
+# Matrices of Machado, Oliveira and Fernandes, "A physiologically-based model for simulation of color vision deficiency"
+# (2009), for linear RGB.
+SIGHT = {
+    "normal": np.eye(3),
+    "protanopia": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
+    "deuteranopia": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.01182, 0.04294, 0.968881]],
+    "tritanopia": [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.3039]],
+}
+XYZ = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
+
+
+def linear(colour):
+    rgb = np.array(to_rgb(colour))
+    return np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+
+
+def lab(rgb):
+    x = XYZ @ np.clip(rgb, 0, 1) / XYZ.sum(1)
+    f = np.where(x > 0.008856, np.cbrt(x), 7.787 * x + 16 / 116)
+    return np.array([116 * f[1] - 16, 500 * (f[0] - f[1]), 200 * (f[1] - f[2])])
+
+
+@pytest.mark.parametrize("sight", SIGHT)
+def test_colours_can_be_distinguished(sight):
+    seen = [lab(np.array(SIGHT[sight]) @ linear(colour)) for colour in (*_style.MODELS.values(), *_style.OTHERS)]
+    assert min(np.linalg.norm(a - b) for a, b in itertools.combinations(seen, 2)) > 14  # 2.3 can just be noticed
+
+
+def test_colours_stand_out_from_the_page():
+    for colour in (*_style.MODELS.values(), *_style.OTHERS):
+        assert 1.05 / (XYZ[1] @ linear(colour) + 0.05) >= 3
+
+
+def test_a_model_has_its_colour_everywhere():
+    curve = [(1, 3.0), (2, 2.0)]
+    models = {"a": "bounded", "b": "realnvp", "c": "bounded", "d": "identity"}
+    curves = figures.training_curves(dict.fromkeys([*models, "e"], curve), models=models)
+    found = {line.get_label(): (line.get_color(), line.get_linestyle()) for line in curves.axes[0].lines}
+    for label, model in models.items():
+        assert found[label][0] == _style.MODELS[model]
+    assert found["a"][1] != found["c"][1]
+    assert found["e"][0] not in _style.MODELS.values()
+    values = {"8x8": (20.0, 0.1)}
+    chart = figures.by_resolution({"dB": {"bicubic": values, "flow": values}}, title="t", models={"flow": "identity"})
+    assert chart.axes[0].lines[-1].get_color() == _style.MODELS["identity"]
+    bits = figures.bits_per_stage({"RealNVP": {"f": 2.0}, "PNF": {"f0": 1.0, "f1x": 1.0}})
+    bar = next(patch for patch in bits.axes[0].patches if patch.get_width() == 2.0)
+    assert to_hex(bar.get_facecolor()).upper() == _style.MODELS["realnvp"]
+
+
+def test_the_fifth_run_of_a_model_can_still_be_told():
+    drawn = _style.lines("abcdef", dict.fromkeys("abcdef", "bounded"))
+    assert len(set(drawn.values())) == 6
+    assert [colour for colour, _ in drawn.values()].count(_style.MODELS["bounded"]) == 4
+
+
+def test_axes_have_units():
+    curve = [(1, 3.0), (2, 2.0)]
+    for figure in (
+        figures.training_curves({"a": curve}),
+        figures.bits_per_stage({"PNF": {"f0": 1.0, "f1x": 1.0}}, standard_errors={"PNF": 0.1}),
+        figures.likelihoods({"own": {"image": torch.rand(20)}}, title="t"),
+        figures.by_resolution({"PSNR, dB": {"flow": {"8x8": (20.0, 0.1)}}}, title="t"),
+    ):
+        axes = figure.axes[0]
+        assert axes.get_xlabel()
+        assert axes.get_ylabel() or all(tick.get_text() for tick in axes.get_yticklabels())
 
 
 def test_grid_of_noise_is_a_small_file(tmp_path):

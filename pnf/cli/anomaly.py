@@ -30,7 +30,7 @@ def anomaly_command(
     limit: Annotated[
         int | None, typer.Option(min=2, help="Use at most this number of images of each set, its first.")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder for the results. Default: the run's.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for the results, or a picture. Default: the run's.")] = None,
     seed: SeedOption = 0,
     device: DeviceOption = "auto",
     json: JsonOption = False,

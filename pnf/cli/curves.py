@@ -12,7 +12,9 @@ from pnf.evaluation.runs import find_runs
 
 def curves_command(
     runs: RunsArgument,
-    out: Annotated[Path | None, typer.Option(help="Picture. Default: curves.png in the folder of the runs.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Picture: .png, .svg, .pdf. Default: curves.png in the folder of the runs.")
+    ] = None,
 ) -> None:
     """Draw the training curves of one or more runs in bits/dim, for training images and held-out ones.
 

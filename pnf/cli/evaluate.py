@@ -30,7 +30,7 @@ from pnf.cli.common import (
 )
 from pnf.data import locate
 from pnf.evaluation import Classification, Evaluation, RealEvaluation, evaluate, evaluate_reals
-from pnf.evaluation.image_files import check_targets
+from pnf.evaluation.image_files import chart, check_targets
 from pnf.evaluation.runs import find_runs, load_images, load_run, run_names
 from pnf.files import replace_json
 from pnf.training import RunConfig, RunError, processes
@@ -41,7 +41,7 @@ def evaluate_command(
     data: DataOption = None,
     limit: Annotated[int | None, typer.Option(min=2, help="Evaluate at most this number of images, the first.")] = None,
     out: Annotated[
-        Path | None, typer.Option(help="Folder for metrics.json and bits.png. Default: that of the runs.")
+        Path | None, typer.Option(help="Folder for metrics.json and bits.png, or a picture. Default: that of the runs.")
     ] = None,
     draws: Annotated[
         int, typer.Option(min=1, help="Draws of dequantization noise for each image; more bound its bits tighter.")
@@ -66,7 +66,8 @@ def evaluate_command(
     """
     folders = [run for folder in runs for run in find_runs(folder)]
     target = out if out is not None else common_folder(runs, folders)
-    written = [target / "metrics.json", target / "bits.png"]
+    picture = chart(target, "bits")
+    written = [picture.parent / "metrics.json", picture]
     check_targets(written)
     names = dict(zip(folders, run_names(folders), strict=True))
     found: dict[str, tuple[RunConfig, Evaluation]] = {}
@@ -117,7 +118,7 @@ def evaluate_command(
         },
     }
     try:
-        target.mkdir(parents=True, exist_ok=True)
+        picture.parent.mkdir(parents=True, exist_ok=True)
         replace_json(written[0], document)
         if found:
             figure = figures.bits_per_stage(

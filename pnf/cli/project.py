@@ -25,7 +25,9 @@ def project_command(
     label: LabelOption = None,
     n: Annotated[int, typer.Option("-n", "--number", min=1, max=64, help="Number of images without files.")] = 8,
     data: DataOption = None,
-    out: Annotated[Path | None, typer.Option(help="Picture. Default: projection.png in the run.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Picture: .png, .svg, .pdf. Default: projection.png in the run.")
+    ] = None,
     seed: SeedOption = 0,
     device: DeviceOption = "auto",
 ) -> None:

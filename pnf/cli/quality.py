@@ -25,7 +25,7 @@ def quality_command(
     n: Annotated[int, typer.Option("-n", "--number", min=2, help="Number of held-out images.")] = 500,
     draws: Annotated[int, typer.Option(min=1, help="Number of upscalings in the mean of draws.")] = 16,
     data: DataOption = None,
-    out: Annotated[Path | None, typer.Option(help="Folder for the results. Default: the run's.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for the results, or a picture. Default: the run's.")] = None,
     seed: SeedOption = 0,
     device: DeviceOption = "auto",
     json: JsonOption = False,

@@ -37,7 +37,8 @@ def sample_command(
     out: Annotated[
         Path | None,
         typer.Option(
-            help="Picture. Default: samples.png in the run, or here with --pretrained; samples.npz for real data."
+            help="Picture: .png, .svg, .pdf. Default: samples.png in the run, or here with --pretrained; samples.npz "
+            "for real data."
         ),
     ] = None,
     seed: SeedOption = 0,

@@ -10,8 +10,15 @@ from torchmetrics.functional.classification import binary_auroc
 
 from pnf import figures
 from pnf.data.images import Examples, Progress
-from pnf.evaluation.image_files import check_targets
-from pnf.evaluation.likelihood import class_log_probs, log_prior, num_classes, stage_log_probs, without_labels
+from pnf.evaluation.image_files import chart, check_targets
+from pnf.evaluation.likelihood import (
+    check_images,
+    class_log_probs,
+    log_prior,
+    num_classes,
+    stage_log_probs,
+    without_labels,
+)
 from pnf.evaluation.reports import Written, resolution, write_report
 from pnf.evaluation.runs import class_counts, load_images, load_only, require_images
 from pnf.flows.shapes import bits_per_dim
@@ -97,7 +104,7 @@ def anomaly(
     Args:
         run: the folder of the run.
         foreign: the other data sets.
-        out: the folder for the results.
+        out: the folder for the results, or a picture in it.
         data: a data set in place of the run's own.
         limit: the largest number of images of each set.
         seed: the seed of the dequantization noise.
@@ -107,7 +114,8 @@ def anomaly(
     Raises:
         RunError: the run does not exist, or two sets have the same name.
     """
-    targets = [out / ANOMALY, out / "anomaly.png"]
+    picture = chart(out, "anomaly")
+    targets = [picture.parent / ANOMALY, picture]
     check_targets(targets)
     config, flow = load_only(run, device)
     require_images(config, run)
@@ -119,6 +127,8 @@ def anomaly(
     labels = [images.name for images in sets]
     if len(set(labels)) < len(labels):
         raise RunError(f"two of the data sets have the same name: {', '.join(labels)}")
+    for images in sets:
+        check_images(flow, images, labels=False)
     training = load_images(config, "train", run=run, data=data, limit=config.limit, progress=progress)
     typical = typical_images(config, training)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from pnf import figures
-from pnf.evaluation.image_files import png
+from pnf.evaluation.image_files import picture
 from pnf.evaluation.runs import run_names
 from pnf.training.build import build_flow, stage_dims, stage_names
 from pnf.training.config import RunConfig, RunError
@@ -24,13 +24,15 @@ def draw_curves(folders: Sequence[Path], target: Path) -> None:
     Raises:
         RunError: a run has no logs yet, the runs are of images and of real data, or the picture cannot be written.
     """
-    target = png(target)
-    supports = {RunConfig.load(folder).support for folder in folders}
+    target = picture(target)
+    configs = [RunConfig.load(folder) for folder in folders]
+    supports = {config.support for config in configs}
     if len(supports) > 1:
         raise RunError("images have bits/dim, and real data has not: draw the curves of their runs one by one")
     real = supports == {"real"}
-    training, validation = {}, {}
-    for folder, name in zip(folders, run_names(folders), strict=True):
+    training, validation, models = {}, {}, {}
+    for folder, config, name in zip(folders, configs, run_names(folders), strict=True):
+        models[name] = config.model if config.model == "realnvp" else config.detail
         logged = _read_logs(folder)
         if not logged["train"]:
             raise RunError(f"{folder} has no logs yet: is it training?")
@@ -38,7 +40,7 @@ def draw_curves(folders: Sequence[Path], target: Path) -> None:
         if logged["validation"]:
             validation[name] = _curve(logged["validation"], real)
     unit = {"unit": "nats/dim"} if real else {}
-    figures.save(figures.training_curves(training, validation=validation or None, **unit), target)
+    figures.save(figures.training_curves(training, validation=validation or None, models=models, **unit), target)
 
 
 def _curve(nats_by_step: dict[int, float], real: bool) -> list[tuple[int, float]]:

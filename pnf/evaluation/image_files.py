@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pnf.data import resize
 from pnf.data.decode import decode
+from pnf.figures import FORMATS
 from pnf.files import replace_file
 from pnf.training.config import RunError
 
@@ -75,12 +76,17 @@ def check_targets(targets: Sequence[Path], inputs: Sequence[Path] = ()) -> None:
                 raise RunError(f"{target} is one of the files to read, and would be replaced; choose another --out")
 
 
-def png(target: Path, inputs: Sequence[Path] = ()) -> Path:
+def picture(target: Path, inputs: Sequence[Path] = ()) -> Path:
     """Check the name of a picture that will be written, with the errors of :func:`check_targets`, and return it."""
-    if target.suffix.lower() != ".png":
-        raise RunError(f"--out must end in .png, got {target}")
+    if target.suffix.lower() not in FORMATS:
+        raise RunError(f"--out must end in .png, .svg or .pdf, got {target}")
     check_targets([target], inputs)
     return target
+
+
+def chart(out: Path, name: str) -> Path:
+    """The file of a chart: ``out`` itself if its name is that of a picture, and else a PNG in the folder ``out``."""
+    return out if out.suffix.lower() in FORMATS and not out.is_dir() else out / f"{name}.png"
 
 
 def npz(target: Path) -> Path:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pnf import figures
 from pnf.data.images import Progress, brief_list
-from pnf.evaluation.image_files import check_targets, npz, png, read_image, write_image
+from pnf.evaluation.image_files import check_targets, npz, picture, read_image, write_image
 from pnf.evaluation.likelihood import check_images
 from pnf.evaluation.runs import class_counts, load_images, load_only, load_progressive, pick_labels
 from pnf.files import replace_file
@@ -67,7 +67,7 @@ def samples(
         RunError: the run does not exist, the file cannot be written, or the samples do not fit into memory.
     """
     config, flow = load_only(run, device)
-    target = png(target) if config.standardisation is None else npz(target)
+    target = picture(target) if config.standardisation is None else npz(target)
     names: list[str] = []
     condition: Tensor | None = None
     chosen = pick_labels(config, labels) if labels else _trained_classes(config, run)
@@ -102,7 +102,7 @@ def samples(
         return [target]
     name = "PNF" if config.model == "progressive" else "RealNVP"
     of_class = f" of {names[0]}" if len(names) == 1 else ""
-    title = f"{total} samples{of_class} of {name}, temperature {temperature:g}"
+    title = f"{total} sample{'' if total == 1 else 's'}{of_class} of {name}, temperature {temperature:g}"
     layout: dict[str, Any] = {"columns": n, "row_titles": names} if len(names) > 1 else {}
     figures.save(figures.image_grid(x, title=title, **layout), target)
     return [target]
@@ -210,7 +210,7 @@ def upscaled(
             track = progress(f"Upscaling {files[i].name}")
             _picture(flow, low, real, given, of_class, temperatures, draws, zero_noise, generator, together, track)
         return written
-    target = png(folder / f"upscaled-{'samples' if sampled else 'real'}.png")
+    target = picture(folder / f"upscaled-{'samples' if sampled else 'real'}.png")
     if sampled:
         trained = _trained_classes(config, run)
         each = [trained[i % len(trained)] for i in range(n if trained else 0)]
@@ -255,7 +255,7 @@ def projected(
 ) -> Projection:
     """Draw images, their low-resolution codes and their projections. Arguments and errors as in :func:`upscaled`."""
     config, flow = load_progressive(run, device)
-    target = png(target, files)
+    target = picture(target, files)
     if files:
         x = torch.cat([read_image(file, flow.shape, exact=False) for file in files])
         own: list[int] = []

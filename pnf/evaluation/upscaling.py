@@ -13,7 +13,7 @@ from torchmetrics.functional.image import structural_similarity_index_measure
 
 from pnf import figures
 from pnf.data.images import Progress
-from pnf.evaluation.image_files import check_targets
+from pnf.evaluation.image_files import chart, check_targets
 from pnf.evaluation.likelihood import check_images
 from pnf.evaluation.reports import Written, resolution, write_report
 from pnf.evaluation.runs import load_images, load_progressive
@@ -139,7 +139,7 @@ def quality(
 
     Args:
         run: the folder of the run.
-        out: the folder for the results.
+        out: the folder for the results, or a picture in it.
         n: the number of held-out images.
         draws: the number of upscalings in the mean of draws.
         data: a data set in place of the run's own.
@@ -150,7 +150,8 @@ def quality(
     Raises:
         RunError: the run does not exist, or the images are too small for SSIM.
     """
-    targets = [out / QUALITY, out / "quality.png", out / "quality-images.png"]
+    picture = chart(out, "quality")
+    targets = [picture.parent / QUALITY, picture, picture.with_stem(f"{picture.stem}-images")]
     check_targets(targets)
     config, flow = load_progressive(run, device)
     images = load_images(config, "test", run=run, data=data, progress=progress)
@@ -182,6 +183,7 @@ def quality(
     shown, given = Batch(x, condition).split(6)[0]
     low = flow.encode(shown)
     columns = {"downscaled": low, **upscaled(flow, low, draws, seeded(seed), given), "real": shown}
-    pictures = figures.by_resolution(panels, title=title), figures.comparison(columns, title=title)
+    models = dict.fromkeys(("zero noise", "mean of draws"), flow.detail)
+    pictures = figures.by_resolution(panels, title=title, models=models), figures.comparison(columns, title=title)
     write_report(targets, document, *pictures)
     return Written(targets, document)

@@ -4,33 +4,46 @@ import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import to_rgb
+from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pnf.figures._style import DPI, SMALL, TEXT, TITLE, count, literal, pixel_size, text_width
+from pnf.figures._style import (
+    DPI,
+    MODELS,
+    OTHERS,
+    SMALL,
+    TEXT,
+    TITLE,
+    count,
+    lines,
+    literal,
+    pixel_size,
+    text_width,
+)
 
 _GREY = "#555555"
-# Okabe and Ito's colours without yellow and black, and three of Paul Tol's. Readers with common colour-vision
-# deficiencies can distinguish them. The dark ones come first, since labels are printed in them.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#332288", "#E69F00", "#56B4E9", "#882255", "#999933")
 
 
 def by_resolution(
     panels: Mapping[str, Mapping[str, Mapping[str, tuple[float, float]]]],
     *,
     title: str,
+    models: Mapping[str, str] | None = None,
 ) -> Figure:
-    """Charts of several methods' values from each resolution, one panel for each unit.
+    """Charts of several methods' values from each resolution, one panel for each unit. Bars are standard errors.
 
     Args:
         panels: for each unit and method, the value and its standard error by resolution, in drawing order. All panels
             have the same methods and resolutions.
         title: the measurement and its data.
+        models: the model of each method that is one: ``"realnvp"``, ``"identity"`` or ``"bounded"``.
 
     Raises:
         ValueError: there are no panels, a panel has no methods, a method no resolutions, or a value is not finite.
@@ -45,21 +58,24 @@ def by_resolution(
     figure = _page(height=3.6, title=title)
     for index, (unit, methods) in enumerate(panels.items()):
         axes = _axes(figure, (1, len(panels), index + 1))
-        for line, (method, values) in enumerate(methods.items()):
+        drawn = lines(methods, models or {})
+        for method, values in methods.items():
             means, errors = zip(*values.values(), strict=True)
+            colour, style = drawn[method]
             axes.errorbar(
                 list(values),
                 means,
                 yerr=errors,
-                color=_COLOURS[line % len(_COLOURS)],
+                color=colour,
+                linestyle=style,
                 marker="o",
                 markersize=3,
                 linewidth=1.4,
                 capsize=2,
                 label=literal(method),
             )
-        axes.set_ylabel(unit, fontsize=TEXT)
-        axes.set_xlabel("from", fontsize=TEXT)
+        axes.set_ylabel(f"{unit} ± standard error", fontsize=TEXT)
+        axes.set_xlabel("upscaled from, height x width in pixels", fontsize=TEXT)
         axes.grid(axis="y", color="#e4e4e4", linewidth=0.7)
     figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False, fontsize=SMALL)
     return figure
@@ -73,7 +89,8 @@ def likelihoods(
 ) -> Figure:
     """Histograms of the likelihoods of several sets of images, one panel for each stage or resolution.
 
-    Each histogram has unit area. A panel covers all but the outer 5 % of each set's values.
+    A histogram has the share of the set's images in each of 40 bins. A panel covers all but the outer 5 % of each set's
+    values.
 
     Args:
         sets: for each set, the values of its images in each panel. All sets have the same panels. The first set, the
@@ -106,16 +123,17 @@ def likelihoods(
             axes.hist(
                 value,
                 edges,
-                density=True,
-                color=_COLOURS[line % len(_COLOURS)],
+                weights=np.full(len(value), 100 / len(value)),
+                color=OTHERS[line % len(OTHERS)],
                 label=literal(label),
                 histtype="step" if line else "stepfilled",
                 alpha=1.0 if line else 0.5,
                 linewidth=1.4,
             )
         axes.set_title(literal(panel), fontsize=TEXT)
-        axes.set_yticks([])
-        axes.spines["left"].set_visible(False)
+        axes.yaxis.set_major_locator(MaxNLocator(4, integer=True))
+        if index % columns == 0:
+            axes.set_ylabel("% of images", fontsize=TEXT)
         if index >= len(panels) - columns:
             axes.set_xlabel(unit, fontsize=TEXT)
     figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False, fontsize=SMALL)
@@ -126,6 +144,7 @@ def training_curves(
     curves: Mapping[str, Sequence[tuple[int, float]]],
     *,
     validation: Mapping[str, Sequence[tuple[int, float]]] | None = None,
+    models: Mapping[str, str] | None = None,
     title: str = "Training curves",
     unit: str = "bits/dim",
 ) -> Figure:
@@ -139,6 +158,8 @@ def training_curves(
         curves: for each label (a stage such as ``"f1x"``, or a model) its (step, loss) pairs; steps must increase.
         validation: held-out curves of the same labels, drawn in the label's colour with a dot at each point. With them
             the training curves are pale, and the values at the ends are the held-out ones.
+        models: the model of each label that is one: ``"realnvp"``, ``"identity"`` or ``"bounded"``. It has the model's
+            colour.
         title: the model and its data.
         unit: the unit of the loss.
 
@@ -156,9 +177,7 @@ def training_curves(
     held_out = {literal(label): _curve(name, "validation", label, points) for label, points in validation.items()}
 
     figure, axes = _chart(height=4.2, title=title)
-    for index, label in enumerate(training):
-        colour = _COLOURS[index % len(_COLOURS)]
-        style = ("-", "--", ":")[index // len(_COLOURS) % 3]
+    for label, (colour, style) in lines(training, {literal(k): v for k, v in (models or {}).items()}).items():
         pale = label in held_out
         axes.plot(*training[label], style, color=colour, linewidth=1.4, alpha=0.4 if pale else 1.0, label=label)
         if pale:
@@ -208,7 +227,7 @@ def bits_per_stage(
 
     Args:
         models: for each model, the contributions of its stages in bits/dim of the whole image, coarse stage first. A
-            stage that occurs only in models of a single stage (RealNVP's f) is drawn in grey.
+            stage that occurs only in models of a single stage (RealNVP's f) has the colour of RealNVP.
         standard_errors: standard errors of the totals in bits/dim, for any of the models.
         title: the subject of the evaluation and its data.
 
@@ -234,7 +253,9 @@ def bits_per_stage(
 
     figure, axes = _chart(height=1.35 + 0.42 * len(models), title=title)
     progressive = dict.fromkeys(stage for stages in models.values() if len(stages) > 1 for stage in stages)
-    colours = {stage: _COLOURS[index % len(_COLOURS)] for index, stage in enumerate(progressive)}
+    # From dark to light as from coarse to fine. The lightest would hardly stand out from the page.
+    shades = colormaps["viridis"](np.linspace(0.0, 0.85, len(progressive)))
+    colours = dict(zip(progressive, map(to_hex, shades), strict=True))
     drawn: dict[str, Rectangle] = {}
     segments: list[tuple[Rectangle, float]] = []
     starts: list[float] = []
@@ -243,7 +264,7 @@ def bits_per_stage(
     for row, (model, contributions) in enumerate(models.items()):
         right = left = 0.0
         for stage, value in contributions.items():
-            colour = colours.get(stage, "#8c8c8c")
+            colour = colours.get(stage, MODELS["realnvp"])
             start = right if value >= 0 else left
             bar = axes.barh(row, value, left=start, height=0.62, color=colour, edgecolor="white", linewidth=0.8)[0]
             drawn.setdefault(stage, bar)
@@ -285,7 +306,8 @@ def bits_per_stage(
     axes.set_yticks(range(len(models)), [literal(model) for model in models], fontsize=TEXT)
     axes.set_ylim(len(models) - 0.5, -0.5)
     axes.tick_params(axis="y", length=0)
-    axes.set_xlabel("bits/dim" + ("   (▼ total)" if signed else ""), fontsize=TEXT)
+    unit = "bits/dim, total ± standard error" if errors else "bits/dim"
+    axes.set_xlabel(unit + ("   (▼ total)" if signed else ""), fontsize=TEXT)
     low, high = min(starts), max(*ends, 0.0)
     span = high - low or 1.0
     axes.set_xlim(low - 0.02 * span if low < 0 else 0.0, high + 0.16 * span)  # leaves room for the totals on the right
@@ -367,13 +389,11 @@ def _label_ends(
             textcoords="axes fraction",
             va="center",
             fontsize=SMALL,
-            color=colours[label],
             annotation_clip=False,
             arrowprops={
                 "arrowstyle": "-",
                 "color": colours[label],
-                "linewidth": 0.6,
-                "alpha": 0.6,
+                "linewidth": 1.0,
                 "relpos": (0.0, 0.5),
                 "shrinkA": 1,
                 "shrinkB": 2,

@@ -12,7 +12,10 @@ from matplotlib.image import AxesImage
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pnf.figures._style import DPI, SMALL, TEXT, TITLE, count, literal, pixel_size, text_width
+from pnf.figures._style import DPI, SMALL, TEXT, TITLE, count, literal, pixel_size, text_width, wrapped
+
+_TITLE_WIDTH = 320
+"""The width in pixels up to which a title may be wider than the pictures under it."""
 
 
 class Upscaler(Protocol):
@@ -254,7 +257,7 @@ def projection(
     bar = figure.add_axes(((right + 8) / width, 1 - bottom / height, 10 / width, (bottom - top) / height))
     figure.colorbar(drawn[-1][-1], cax=bar, ticks=[0.0, largest or 1.0], format="%.2g")
     bar.tick_params(labelsize=SMALL, length=2, pad=2)
-    bar.set_ylabel("intensity", fontsize=SMALL, labelpad=0)
+    bar.set_ylabel("intensity, 0 to 1", fontsize=SMALL, labelpad=0)
     return figure
 
 
@@ -418,10 +421,6 @@ def _panel(
     margin, gap, group_gap = 14, 4, 12
     spans = [span for _, span in column_titles] if column_titles else [len(rows[0])]
     left = margin + max((text_width(text, TEXT) + 12 for text in (*row_titles, notes_title) if text), default=0)
-    top = margin + round(1.6 * pixel_size(TITLE))
-    if column_titles:
-        top += line * max(text.count("\n") + 1 for text, _ in column_titles) + 4
-
     starts: list[int] = []
     centres: list[float] = []
     x = left
@@ -434,7 +433,12 @@ def _panel(
         centres.append(x + group / 2)
         x += group + group_gap
     content = x - group_gap + right
+    # A long title must not widen the page, since the right of the pictures would be empty.
+    title = wrapped(title, TITLE, max(content - margin, _TITLE_WIDTH))
     page_width = max(content, margin + text_width(title, TITLE)) + margin
+    top = margin + round((1.6 + 1.2 * title.count("\n")) * pixel_size(TITLE))
+    if column_titles:
+        top += line * max(text.count("\n") + 1 for text, _ in column_titles) + 4
     page_height = top + len(rows) * (height + gap) - gap + margin + (line if column_notes else 0)
 
     figure = Figure(figsize=(page_width / DPI, page_height / DPI), dpi=DPI, facecolor="white")

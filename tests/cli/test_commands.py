@@ -234,6 +234,24 @@ def test_project_takes_files(pnf: Pnf, demo: Path, picture: Picture, tmp_path: P
     assert pixels(tmp_path / "p.png").size
 
 
+def test_charts_are_vectors_if_they_are_named_so(pnf: Pnf, demo: Path, tmp_path: Path) -> None:
+    run = demo / "progressive-bounded"
+    for args, files in (
+        (["curves", demo, "--out", tmp_path / "c.svg"], ["c.svg"]),
+        (["sample", run, "-n", 2, "--out", tmp_path / "s.pdf"], ["s.pdf"]),
+        (["evaluate", demo, "--limit", 5, "--out", tmp_path / "b.pdf"], ["metrics.json", "b.pdf"]),
+        (
+            ["quality", run, "-n", 2, "--draws", 1, "--out", tmp_path / "q.svg"],
+            ["quality.json", "q.svg", "q-images.svg"],
+        ),
+    ):
+        result = pnf(*args)
+        assert result.code == 0, result.err
+        assert result.out.splitlines()[-len(files) :] == [f"Written: {tmp_path / name}" for name in files]
+        for path in (tmp_path / name for name in files):
+            assert path.read_bytes().startswith({".pdf": b"%PDF", ".svg": b"<?xml", ".json": b"{"}[path.suffix])
+
+
 def test_curves_draws_the_runs(pnf: Pnf, demo: Path, tmp_path: Path) -> None:
     result = pnf("curves", demo, "--out", tmp_path / "curves.png")
     assert result.code == 0
@@ -246,9 +264,9 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, Any]]:
     seen: list[tuple[Any, Any]] = []
     draw = figures.training_curves
 
-    def look(curves: Any, *, validation: Any) -> Any:
+    def look(curves: Any, *, validation: Any, models: Any) -> Any:
         seen.append((curves["run"], validation["run"]))
-        return draw(curves, validation=validation)
+        return draw(curves, validation=validation, models=models)
 
     monkeypatch.setattr(figures, "training_curves", look)
     return seen
