@@ -36,8 +36,9 @@ def app_command(
     The page shows one model, or several of the same kind of images side by side. It needs no network, and its server
     answers this machine only, unless --host says otherwise. Ctrl-C ends it.
 
-    Example: [bold]pnf app runs/demo/pnf[/bold]
-    Example: [bold]pnf app --pretrained fashion-mnist[/bold]
+    Example: pnf app runs/demo/pnf
+
+    Example: pnf app --pretrained fashion-mnist
     """
     try:
         from pnf.app.server import application, is_loopback, listen, serve, url

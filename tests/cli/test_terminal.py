@@ -67,11 +67,11 @@ def test_an_example_can_be_parsed(words: tuple[str, ...]) -> None:
         assert not parsed.args
 
 
-# The others train, or need runs of other data.
+# The others train, need runs of other data, or wait for Ctrl-C.
 RUNNABLE = [
     words
     for words in examples()
-    if words[0] not in ("train", "join", "reproduce") and "runs/mnist-dense/labels" not in words
+    if words[0] not in ("train", "join", "reproduce", "app") and "runs/mnist-dense/labels" not in words
 ]
 
 
@@ -146,6 +146,13 @@ def in_a_terminal(*args: str, **env: str) -> str:
     return written.decode()
 
 
+class Terminal(io.StringIO):
+    """A stream that is a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
 COLOUR = re.compile("\x1b\\[[0-9;]*(3[0-7]|38;|9[0-7])")
 
 
@@ -161,7 +168,7 @@ def test_no_color_is_honoured_by_bars_and_tables(monkeypatch: pytest.MonkeyPatch
     for on in (True, False):
         if not on:
             monkeypatch.setenv("NO_COLOR", "1")
-        console = LineConsole(file=io.StringIO(), force_terminal=True, width=80)
+        console = LineConsole(file=Terminal(), width=80)
         table = Table("check", "measured")
         table.add_row("finite", "1", style="bold red")
         console.show(table)
@@ -215,8 +222,8 @@ def test_evaluate_keeps_its_numbers(
         assert all(f"{bits:.3f}" in result.out for bits in found["stage_bits_per_dim"].values())
 
 
-def terminal(width: int) -> Console:
-    return Console(file=io.StringIO(), force_terminal=True, width=width, color_system=None)
+def terminal(width: int) -> LineConsole:
+    return LineConsole(file=Terminal(), force_terminal=True, width=width, color_system=None)
 
 
 def frames(console: Console) -> list[str]:
