@@ -141,7 +141,7 @@ class Page:
         def sample(count: float, seed: float, label: str | None, *scales: float) -> dict[Any, Any]:
             found = [
                 draw(
-                    model, int(count), self._of(model, self.stages, scales), seed=int(seed), label=_chosen(label)
+                    model, int(count), self._of(model, self.stages, scales), seed=int(seed or 0), label=_chosen(label)
                 ).cpu()
                 for model in self.models
             ]
@@ -193,7 +193,7 @@ class Page:
                         start,
                         [0.0, *self._of(model, growing, scales)],
                         draws=int(draws),
-                        seed=int(seed),
+                        seed=int(seed or 0),
                         label=_chosen(label),
                     )
                     galleries.append(
@@ -204,7 +204,7 @@ class Page:
                 return dict(zip(shown, galleries, strict=True))
 
         inputs = [file, example, start, draws, seed, label, *temperatures]
-        triggers = [button.click, tab.select, file.upload, example.change, start.input, draws.release, label.input]
+        triggers = [button.click, tab.select, file.change, example.change, start.input, draws.release, label.input]
         gr.on(triggers, enlarge, inputs, shown, api_name="upscale", trigger_mode="always_last", **_QUEUED)
         _reseed(new_seed, seed, enlarge, inputs, shown)
 
@@ -266,7 +266,7 @@ class Page:
 
         inputs = [*first, *last, first_class, last_class, steps]
         triggers = [button.click, tab.select, steps.release, first_class.input, last_class.input]
-        triggers += [event for file, example in (first, last) for event in (file.upload, example.change)]
+        triggers += [event for file, example in (first, last) for event in (file.change, example.change)]
         gr.on(triggers, move, inputs, shown, api_name="between", trigger_mode="always_last", **_QUEUED)
 
     def _bits(self, tab: Any) -> None:
@@ -292,7 +292,7 @@ class Page:
                 guessed = [each.probabilities for each in found if each.probabilities is not None]
                 return [self._chart(found), self._table(found), *guessed]
 
-        triggers = [button.click, tab.select, file.upload, example.change]
+        triggers = [button.click, tab.select, file.change, example.change]
         outputs = [chart, table, *guesses]
         gr.on(triggers, measure, [file, example], outputs, api_name="bits", trigger_mode="always_last", **_QUEUED)
 
@@ -335,7 +335,14 @@ class Page:
             return [event.index, None]
 
         gallery.select(choose, None, [example, file], queue=False, **_UNSEEN)
-        file.upload(lambda: gr.Gallery(selected_index=None), None, gallery, queue=False, **_UNSEEN)
+        # While there is a file, no example is marked.
+        file.change(
+            lambda file, example: gr.Gallery(selected_index=int(example) if file is None else None),
+            [file, example],
+            gallery,
+            queue=False,
+            **_UNSEEN,
+        )
         return file, example
 
     def _pixels(self, file: str | None, example: float, model: Model | None = None) -> Tensor:

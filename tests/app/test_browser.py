@@ -82,8 +82,9 @@ def test_an_uploaded_picture_is_upscaled(page: sync_api.Page, tmp_path: Path) ->
     page.locator("input[type=file]").first.set_input_files(tmp_path / "small.png")
     sync_api.expect(pictures(page)).to_have_count(2 * 3)
     assert captions(page) == ["from 4x4", "f1x · 4x8", "f1y · 8x8"] * 2
+    page.locator(".pixels:visible").first.locator("button").first.click()  # the first example once more
+    sync_api.expect(pictures(page)).to_have_count(2 * 4)
     (tmp_path / "bad.png").write_text("no image")
-    page.get_by_label("Clear").first.click()
     page.locator("input[type=file]").first.set_input_files(tmp_path / "bad.png")
     sync_api.expect(page.get_by_text("bad.png: wanted an image, got a file that Pillow refuses")).to_be_visible()
 

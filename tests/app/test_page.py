@@ -153,8 +153,15 @@ def test_a_bad_file_is_refused_by_its_name(call: Call, served: str, name: str, c
 def test_other_mistakes_are_told_too(call: Call) -> None:
     with pytest.raises(RefusedError, match=r"^there is no example 99$"):
         call("bits", None, 99)
-    with pytest.raises(RefusedError, match=r"there is no class|not in the list"):
+    with pytest.raises(RefusedError, match=r"not in the list of choices"):
         sample(call, label="Hat")
+    with pytest.raises(RefusedError, match=r"65 is greater than maximum value 64"):
+        sample(call, count=65)
+
+
+def test_an_empty_seed_is_zero(call: Call) -> None:
+    (empty, *_), (zero, *_) = (call("sample", 2, seed, "Coat", 1.0, 1.0, 1.0, 1.0) for seed in (None, 0))
+    np.testing.assert_array_equal(pixels(empty), pixels(zero))
 
 
 def test_a_large_upload_is_refused(served: str) -> None:
