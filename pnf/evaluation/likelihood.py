@@ -109,7 +109,7 @@ def evaluate(
         draws: the number K of draws of noise for each image, for the tighter bound; the time grows with it.
         of_class: the number of training images of each class, for ``p(c)``. By default all are equally probable.
         batch_size: the number of images at a time. It changes the result by rounding only.
-        track: wraps the iterable over the batches, for a progress bar.
+        track: wraps the iterables over the batches and over further draws, for a progress bar.
 
     Raises:
         RunError: the images have another shape than the flow's, or there are fewer than two.
@@ -122,7 +122,7 @@ def evaluate(
         found = [by_class[torch.arange(len(images)), images.labels]]
     else:
         found = [stage_log_probs(flow, images, **how)]
-    found += [stage_log_probs(flow, images, draw=k, **how) for k in range(1, draws)]
+    found += [stage_log_probs(flow, images, draw=k, **how | {"track": iter}) for k in track(range(1, draws))]
     result = summarise(flow, found[0], time.perf_counter() - started, [by_stage.sum(1) for by_stage in found[1:]])
     if not classes:
         return result

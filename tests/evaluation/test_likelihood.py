@@ -97,9 +97,10 @@ def test_track_sees_every_batch(flow: Flow, held_out: Images, batch_size: int) -
         seen.append((length_hint(batches), list(batches)))
         return seen[-1][1]
 
-    evaluate(flow, held_out, batch_size=batch_size, track=track)
-    [(announced, batches)] = seen
+    evaluate(flow, held_out, batch_size=batch_size, draws=3, track=track)
+    [(announced, batches), (further, draws)] = seen
     assert announced == len(batches) == -(-len(held_out) // batch_size)
+    assert further == len(draws) == 2
 
 
 def test_images_of_another_shape(flow: Flow) -> None:
