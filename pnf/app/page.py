@@ -22,7 +22,7 @@ from pnf.training.build import stage_names
 from pnf.training.config import RunError
 
 ACCENT = "#0072B2"
-"""The first colour of the figures."""
+"""The blue of the figures."""
 
 SIDE = 256
 """The least height in pixels at which an image is shown. Each of its pixels becomes a block."""

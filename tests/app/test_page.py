@@ -7,6 +7,7 @@ import json
 import socket
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,9 @@ from pnf.training import RunError
 
 Call = Callable[..., list[Any]]
 
+# A machine may be busy.
+get, post = (partial(request, timeout=100) for request in (httpx.get, httpx.post))
+
 
 class RefusedError(Exception):
     """The page shows a message in place of an answer."""
@@ -36,8 +40,8 @@ def call(served: str) -> Call:
     """Asks the page for an answer by the name of its function, as its own script does."""
 
     def ask(name: str, *values: Any) -> list[Any]:
-        event = httpx.post(f"{served}/gradio_api/call/{name}", json={"data": values}).json()["event_id"]
-        stream = httpx.get(f"{served}/gradio_api/call/{name}/{event}", timeout=100).text
+        event = post(f"{served}/gradio_api/call/{name}", json={"data": values}).json()["event_id"]
+        stream = get(f"{served}/gradio_api/call/{name}/{event}").text
         kind, data = stream.strip().split("\n\n")[-1].splitlines()[:2]
         content = json.loads(data.removeprefix("data: "))
         if kind == "event: complete":
@@ -53,7 +57,7 @@ def examples(labelled: Model) -> Examples:
 
 
 def upload(served: str, name: str, content: bytes) -> dict[str, Any]:
-    response = httpx.post(f"{served}/gradio_api/upload", files={"files": (name, content)})
+    response = post(f"{served}/gradio_api/upload", files={"files": (name, content)})
     assert response.status_code == 200, response.text
     return {"path": response.json()[0], "meta": {"_type": "gradio.FileData"}}
 
@@ -66,7 +70,7 @@ def pixels(cells: list[dict[str, Any]], size: tuple[int, int] = (8, 8)) -> list[
     """The pictures of a gallery, at their own resolution again."""
     found = []
     for cell in cells:
-        with Image.open(io.BytesIO(httpx.get(cell["image"]["url"]).content)) as image:
+        with Image.open(io.BytesIO(get(cell["image"]["url"]).content)) as image:
             assert (image.format, image.size) == ("PNG", (256, 256))
             found.append(np.asarray(image.convert("L"))[:: 256 // size[0], :: 256 // size[1]])
     return found
@@ -165,13 +169,13 @@ def test_an_empty_seed_is_zero(call: Call) -> None:
 
 
 def test_a_large_upload_is_refused(served: str) -> None:
-    response = httpx.post(f"{served}/gradio_api/upload", files={"files": ("large.png", bytes(LARGEST_UPLOAD + 1))})
+    response = post(f"{served}/gradio_api/upload", files={"files": ("large.png", bytes(LARGEST_UPLOAD + 1))})
     assert response.status_code == 413
 
 
 def test_no_other_file_is_given_or_read(call: Call, served: str, labelled_run: Path) -> None:
     secret = labelled_run / "run.json"
-    assert httpx.get(f"{served}/gradio_api/file={secret}").status_code == 403
+    assert get(f"{served}/gradio_api/file={secret}").status_code == 403
     with pytest.raises(RefusedError):
         call("bits", {"path": str(secret), "meta": {"_type": "gradio.FileData"}}, 0)
 
@@ -179,16 +183,16 @@ def test_no_other_file_is_given_or_read(call: Call, served: str, labelled_run: P
 def test_other_names_for_this_machine_are_refused(served: str) -> None:
     port = served.rpartition(":")[2]
     for host, status in (("evil.example", 400), (f"evil.example:{port}", 400), (f"localhost:{port}", 200)):
-        assert httpx.get(served, headers={"Host": host}).status_code == status
+        assert get(served, headers={"Host": host}).status_code == status
 
 
 def test_the_page_asks_nothing_of_others(served: str) -> None:
-    page = httpx.get(served)
+    page = get(served)
     assert "connect-src 'self'" in page.headers["Content-Security-Policy"]
-    config = httpx.get(f"{served}/config").json()
+    config = get(f"{served}/config").json()
     assert config["analytics_enabled"] is False
     assert config["api_prefix"] == "/gradio_api"
-    styles = httpx.get(f"{served}/theme.css").text
+    styles = get(f"{served}/theme.css").text
     assert "fonts.googleapis" not in page.text + styles
 
 
