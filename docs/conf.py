@@ -175,8 +175,9 @@ def visit_math(self: HTML5Translator, node: nodes.math | nodes.math_block) -> No
     """Write a formula as MathML, which browsers draw themselves: no script has to be fetched from the web."""
     block = isinstance(node, nodes.math_block)
     formula = tex2mathml(node.astext(), as_block=block)
-    # Between a function and its argument, unless that is in brackets.
+    # As in TeX, a thin space before a function, and after it unless its argument is in brackets.
     space = '<mspace width="0.17em"></mspace>'
+    formula = re.sub(r"</mi>(?=\s*<mi>[a-z]{2})", f"</mi>{space}", formula)
     formula = re.sub(r"<mo>&ApplyFunction;</mo>(?=\s*<m[^o])", space, formula)
     self.body.append(f'<div class="formula">{formula}</div>' if block else formula)
     raise nodes.SkipNode
