@@ -399,3 +399,11 @@ def test_training_in_a_folder_that_is_no_utf_8(pnf: Pnf, tiny: Tiny, tmp_path: P
     # TensorBoard cannot write there.
     assert {path.name for path in run.iterdir()} >= {"run.json", "logs", "checkpoints", "model"}
     assert not (run / "tensorboard").exists()
+
+
+def test_foreign_images_of_another_shape_are_told_before_the_evaluation(
+    pnf: Pnf, progressive: Path, colours: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr("pnf.evaluation.anomaly.stage_log_probs")
+    result = pnf("anomaly", progressive, colours)
+    assert_told(result, "pnf: the model is of images [1, 16, 16], got colours with [3, 16, 16]")
