@@ -109,8 +109,8 @@ def test_a_limit_that_leaves_classes_out_is_told(pnf: Pnf, run: Path, tmp_path: 
 
 def test_sample_draws_a_row_for_each_class(pnf: Pnf, run: Path, tmp_path: Path) -> None:
     for name, args in {
-        "all": ["-n", 2],
-        "two": ["-n", 2, "--label", "Bag", "--label", 0],
+        "all": ["-n", 8],
+        "two": ["-n", 8, "--label", "Bag", "--label", 0],
         "one": ["--label", 3],
     }.items():
         result = pnf("sample", run, "--out", tmp_path / f"{name}.png", *args)
