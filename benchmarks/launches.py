@@ -121,8 +121,12 @@ class Operators(TorchDispatchMode):
     """Counts the operators of PyTorch."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
         name = func.name().partition(".")[0]
+        compiled = _compiled(name) if name.startswith("pnf::") else None
+        if compiled is not None:
+            with self:  # the operators of PyTorch in it count, too
+                return compiled(*args)
+        out = func(*args, **(kwargs or {}))
         if "convolution" in name:
             out = _as_cudnn(args, out)
         if not (func.is_view or name.startswith("pnf::") or "empty" in name or self.is_free(name, args, out)):
@@ -135,6 +139,14 @@ class Operators(TorchDispatchMode):
         if name in ("aten::_unsafe_view", "aten::detach", "aten::lift_fresh"):
             return True
         return not any(x.numel() for x in tree_leaves((args, out)) if isinstance(x, Tensor))
+
+
+def _compiled(name: str) -> Callable[..., Any] | None:
+    """What runs on a GPU for an op of pnf."""
+    kinds: dict[str, Callable[..., Any]] = importlib.import_module("pnf.ops._library").KERNELS[
+        name.removeprefix("pnf::")
+    ]
+    return kinds.get("triton") or kinds.get("cuda")
 
 
 class Cuda:

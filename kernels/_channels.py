@@ -27,8 +27,8 @@ FEW, MOST = tl.constexpr(16), tl.constexpr(64)
 class Tiling(NamedTuple):
     """How a tensor is cut. A kernel takes it as one argument, ``tiles``.
 
-    Its integers are :func:`plain`, so that few kernels are compiled. Channels and sites are as they are, since accesses
-    are wide where rows of memory are multiples of 16 bytes.
+    Its integers are :func:`plain`, so that few kernels are compiled. Channels, and sites unless the channels are last,
+    are as they are, since accesses are wide where rows of memory are multiples of 16 bytes.
     """
 
     channels: int
@@ -51,6 +51,10 @@ class Tiling(NamedTuple):
         """Programs that share the tiles of a block."""
         return self.parts // 2 - 1
 
+    def apart(self) -> "Tiling":
+        """The tiles for a kernel that merges no parts, whose code is the same for every number of them."""
+        return self._replace(PARTS=FEW)
+
 
 def tiling(x: Tensor, batch: int, channels: int, sites: int, last: bool) -> Tiling:
     """The tiles of a number of channels of x, ``[batch, ..., sites]`` or ``[batch, sites, ...]``."""
@@ -72,7 +76,7 @@ def tiling(x: Tensor, batch: int, channels: int, sites: int, last: bool) -> Tili
     parts = triton.cdiv(total, loops)
     return Tiling(
         channels=channels,
-        sites=sites,
+        sites=plain(sites) if last else sites,
         rows=plain(rows),
         across=plain(across),
         total=plain(total),
@@ -119,7 +123,7 @@ def tile(i_block, i_tile, channels, tiles):
     o_row = i_row.to(tl.int64) * tiles.ROWS + tl.arange(0, tiles.ROWS)[:, None]
     o_channel, m_tile = of_block(i_block, channels, tiles)
     if tiles.LAST:
-        o_site = (o_row % tiles.sites).to(tl.int32)
+        o_site = (o_row % value(tiles.sites)).to(tl.int32)
     else:
         o_site = (i_tile - i_row * across) * tiles.COLUMNS + tl.arange(0, tiles.COLUMNS)[None, :]
         m_tile = o_site < tiles.sites
@@ -262,14 +266,32 @@ def moments(
     i_block, i_part, first, last = program(tiles)
     _, _, o_site, m_x, o_x = tile_of_x(i_block, first, tiles, kept)
     b_x = load_kept(x, o_x, o_site, m_x, tiles, kept)
-    b_shift = divide(over_rows(b_x, tiles), tl.maximum(over_rows(m_x.to(b_x.dtype), tiles), 1.0))
-    b_sum = tl.where(m_x, b_x - b_shift, 0.0)
-    b_squares = b_sum * b_sum
+    b_shift = first_mean(b_x, m_x, tiles)
+    b_sum, b_squares = deviations(b_x, b_shift, m_x)
     for i_tile in range(first + 1, last):
         _, _, o_site, m_x, o_x = tile_of_x(i_block, i_tile, tiles, kept)
-        b_distance = tl.where(m_x, load_kept(x, o_x, o_site, m_x, tiles, kept) - b_shift, 0.0)
-        b_sum += b_distance
-        b_squares += b_distance * b_distance
+        b_more = deviations(load_kept(x, o_x, o_site, m_x, tiles, kept), b_shift, m_x)
+        b_sum += b_more[0]
+        b_squares += b_more[1]
+    store_moments(parts, i_block, i_part, first, last, b_shift, b_sum, b_squares, tiles)
+
+
+@triton.jit
+def first_mean(b_x, m_x, tiles):  # b_x: zeros where m_x is not
+    """The mean of each channel in the first tile of a part."""
+    return divide(over_rows(b_x, tiles), tl.maximum(over_rows(m_x.to(b_x.dtype), tiles), 1.0))
+
+
+@triton.jit
+def deviations(b_x, b_shift, m_x):
+    """The distances of a tile's entries from the mean of the first tile, and their squares."""
+    b_distance = tl.where(m_x, b_x - b_shift, 0.0)
+    return b_distance, b_distance * b_distance
+
+
+@triton.jit
+def store_moments(parts, i_block, i_part, first, last, b_shift, b_sum, b_squares, tiles):
+    """Write mean and sum of squared deviations of a part, from the sums of :func:`deviations`."""
     count = entries_before(last, tiles) - entries_before(first, tiles)
     b_total = over_rows(b_sum, tiles).to(tl.float64)
     b_deviations = over_rows(b_squares, tiles).to(tl.float64) - b_total * b_total / count

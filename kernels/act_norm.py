@@ -142,7 +142,7 @@ def act_norm(
         return
     tiles = tiling(x, batch, channels, sites, last or sites == 1)
     grid = (tiles.blocks(channels) * tiles.programs(),)
-    _forward[grid](y, x, shift, log_scale, tiles, INVERSE=inverse, num_warps=WARPS)
+    _forward[grid](y, x, shift, log_scale, tiles.apart(), INVERSE=inverse, num_warps=WARPS)
 
 
 def act_norm_backward(
@@ -169,7 +169,7 @@ def act_norm_backward(
     count = tiles.blocks(channels)
     parts = shift.new_empty(2, channels, tiles.programs(), dtype=torch.float64)
     _backward[(count * tiles.programs(),)](
-        grad_x, grad_y, x, shift, log_scale, parts, tiles, INVERSE=inverse, num_warps=WARPS
+        grad_x, grad_y, x, shift, log_scale, parts, tiles.apart(), INVERSE=inverse, num_warps=WARPS
     )
     _parameter_grads[(count,)](
         grad_shift,

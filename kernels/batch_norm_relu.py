@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pnf.kernels._channels import (
     WARPS,
+    Tiling,
     batch_statistics,
     given_statistics,
     kept_of,
@@ -38,10 +39,10 @@ def _affine(weight, bias, b_reciprocal, o_channel, m_channel):
 
 
 @triton.jit
-def _gradient(grad_y, x, b_mean, b_scale, b_bias, o_x, m_x):
+def _gradient(grad_y, x, b_mean, b_scale, b_bias, o_y, o_x, m_x):
     """The gradient of what ReLU is applied to, and the distance of x from its mean."""
     b_centred = wide(tl.load(x + o_x, mask=m_x, other=0.0)) - b_mean
-    b_grad = wide(tl.load(grad_y + o_x, mask=m_x, other=0.0))
+    b_grad = wide(tl.load(grad_y + o_y, mask=m_x, other=0.0))
     return tl.where(b_centred * b_scale + b_bias <= 0, 0.0, b_grad), b_centred
 
 
@@ -54,6 +55,7 @@ def _forward(
     weight,  # [channels]
     bias,  # [channels]
     parts,  # [2, channels, parts]
+    of,  # channels of what x is a slice of
     tiles,
     BATCH: tl.constexpr,
     EPS: tl.constexpr,
@@ -67,9 +69,10 @@ def _forward(
     b_scale, b_bias = _affine(weight, bias, b_reciprocal, o_channel, m_channel)
     for i_tile in range(first, last):
         o_row, o_channel, o_site, m_x = tile(i_block, i_tile, tiles.channels, tiles)
-        o_x = place(o_row, o_channel, o_site, tiles.channels, tiles)
+        o_x = place(o_row, o_channel, o_site, of, tiles)
         b_y = (wide(tl.load(x + o_x, mask=m_x, other=0.0)) - b_mean) * b_scale + b_bias
-        tl.store(y + o_x, tl.where(b_y < 0, 0.0, b_y), mask=m_x)
+        o_y = place(o_row, o_channel, o_site, tiles.channels, tiles)
+        tl.store(y + o_y, tl.where(b_y < 0, 0.0, b_y), mask=m_x)
 
 
 @triton.jit
@@ -82,6 +85,7 @@ def _sums(
     mean,  # [channels]
     var,  # [channels]
     parts,  # [2, channels, parts]
+    of,  # channels of what x is a slice of
     tiles,
     BATCH: tl.constexpr,
     EPS: tl.constexpr,
@@ -94,16 +98,17 @@ def _sums(
     b_product = tl.zeros([tiles.ROWS, tiles.COLUMNS], b_mean.dtype)
     for i_tile in range(first, last):
         o_row, o_channel, o_site, m_x = tile(i_block, i_tile, tiles.channels, tiles)
-        o_x = place(o_row, o_channel, o_site, tiles.channels, tiles)
-        b_grad, b_centred = _gradient(grad_y, x, b_mean, b_scale, b_bias, o_x, m_x)
+        o_y = place(o_row, o_channel, o_site, tiles.channels, tiles)
+        o_x = place(o_row, o_channel, o_site, of, tiles)
+        b_grad, b_centred = _gradient(grad_y, x, b_mean, b_scale, b_bias, o_y, o_x, m_x)
         b_sum += b_grad
         b_product += tl.where(m_x, b_grad * b_centred, 0.0)
         if not BATCH:
-            tl.store(grad_x + o_x, b_scale * b_grad, mask=m_x)
+            tl.store(grad_x + o_y, b_scale * b_grad, mask=m_x)
     store_parts(parts, i_block, i_part, over_rows(b_sum, tiles), over_rows(b_product, tiles), tiles)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["is_added"])
 def _backward(
     grad_x,
     grad_weight,  # [channels]
@@ -115,6 +120,11 @@ def _backward(
     mean,  # [channels]
     var,  # [channels]
     parts,  # [2, channels, parts]
+    added,  # as grad_x
+    more,  # a slice of something like x
+    of,  # channels of what x is a slice of
+    of_more,  # and more
+    is_added,
     tiles,
     BATCH: tl.constexpr,
     EPS: tl.constexpr,
@@ -133,9 +143,15 @@ def _backward(
         b_constant, b_slope = through_statistics(b_sum, b_product, b_reciprocal, tiles)
         for i_tile in range(first, last):
             o_row, o_channel, o_site, m_x = tile(i_block, i_tile, tiles.channels, tiles)
-            o_x = place(o_row, o_channel, o_site, tiles.channels, tiles)
-            b_grad, b_centred = _gradient(grad_y, x, b_mean, b_scale, b_bias, o_x, m_x)
-            tl.store(grad_x + o_x, b_scale * (b_grad - b_constant - b_centred * b_slope), mask=m_x)
+            o_y = place(o_row, o_channel, o_site, tiles.channels, tiles)
+            o_x = place(o_row, o_channel, o_site, of, tiles)
+            b_grad, b_centred = _gradient(grad_y, x, b_mean, b_scale, b_bias, o_y, o_x, m_x)
+            b_grad = b_scale * (b_grad - b_constant - b_centred * b_slope)
+            m_more = m_x & (is_added != 0)
+            b_grad += wide(tl.load(added + o_y, mask=m_more, other=0.0))
+            o_more = place(o_row, o_channel, o_site, of_more, tiles)
+            b_grad += wide(tl.load(more + o_more, mask=m_more, other=0.0))
+            tl.store(grad_x + o_y, b_grad, mask=m_x)
 
 
 def batch_norm_relu(
@@ -159,20 +175,26 @@ def batch_norm_relu(
     grid = (tiles.blocks(channels) * tiles.programs(),)
     parts = mean.new_empty(2, channels, tiles.programs(), dtype=torch.float64) if statistics else mean
     if statistics:
-        moments[grid](parts, x, tiles, kept_of(channels), num_warps=WARPS)
-    _forward[grid](
-        y,
-        mean,
-        var,
-        x,
-        weight,
-        bias,
-        parts,
-        tiles,
-        statistics,
-        eps,
-        num_warps=WARPS,
-    )
+        moments[grid](parts, x, tiles.apart(), kept_of(channels), num_warps=WARPS)
+    normalise(y, mean, var, x, weight, bias, parts, channels, tiles, statistics, eps)
+
+
+def normalise(
+    y: Tensor,
+    mean: Tensor,
+    var: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    parts: Tensor,
+    of: int,
+    tiles: Tiling,
+    statistics: bool,
+    eps: float,
+) -> None:
+    """The launch that applies, after that of the moments. x may be a slice of a tensor of ``of`` channels."""
+    grid = (tiles.blocks(tiles.channels) * tiles.programs(),)
+    _forward[grid](y, mean, var, x, weight, bias, parts, of, tiles, statistics, eps, num_warps=WARPS)
 
 
 def batch_norm_relu_backward(
@@ -191,17 +213,24 @@ def batch_norm_relu_backward(
     last: bool,
     statistics: bool,
     eps: float,
+    of: int = 0,
+    added: tuple[Tensor, Tensor, int] | None = None,
 ) -> None:
-    """The gradients; they flow through mean and var too if ``statistics``."""
+    """The gradients; they flow through mean and var too if ``statistics``.
+
+    x may be a slice of a tensor of ``of`` channels. ``added`` are two tensors for grad_x to add to, of which the second
+    is a slice, and its number of channels.
+    """
     if batch * channels * sites == 0:
         grad_weight.zero_()
         grad_bias.zero_()
         return
+    of = of or channels
     tiles = tiling(x, batch, channels, sites, last)
     count = tiles.blocks(channels)
     parts = mean.new_empty(2, channels, tiles.programs(), dtype=torch.float64)
     _sums[(count * tiles.programs(),)](
-        grad_x, grad_y, x, weight, bias, mean, var, parts, tiles, statistics, eps, num_warps=WARPS
+        grad_x, grad_y, x, weight, bias, mean, var, parts, of, tiles.apart(), statistics, eps, num_warps=WARPS
     )
     # In evaluation the sums are all that is left to do, by the first part of each block.
     grid = (count * (tiles.programs() if statistics else 1),)
@@ -216,6 +245,7 @@ def batch_norm_relu_backward(
         mean,
         var,
         parts,
+        *((grad_y, x, of, of, 0) if added is None else (*added[:2], of, added[2], 1)),
         tiles,
         statistics,
         eps,

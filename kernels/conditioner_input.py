@@ -227,7 +227,7 @@ def conditioner_input(
     parts = mean
     if norm == BATCH.value and n_kept:
         parts = mean.new_empty(2, n_kept, tiles.programs(), dtype=torch.float64)
-        moments[(blocks * tiles.programs(),)](parts, x, tiles, kept, num_warps=WARPS)
+        moments[(blocks * tiles.programs(),)](parts, x, tiles.apart(), kept, num_warps=WARPS)
     _forward[((blocks + rest) * tiles.programs(),)](
         h,
         mean,
@@ -290,7 +290,7 @@ def conditioner_input_backward(
             var,
             parts,
             columns,
-            tiles,
+            tiles.apart(),
             kept,
             norm,
             gain,

@@ -35,6 +35,16 @@ class ResidualNetwork(networks.ResidualNetwork):
         (layers, after), norms = parts, _Norms()
         directions, magnitudes = [layer.direction for layer in layers], [layer.magnitude for layer in layers]
         biases = [layer.bias for layer in layers]
+        if _learns_on_gpu(x, layers, after):
+            weights = ops.weight_norm(directions, magnitudes)
+            affine = [cast("Tensor", p) for norm in after for p in (norm.weight, norm.bias)]
+            y, *found = ops.residual_network_training(
+                self._input(x, condition, norms), weights, biases, affine, NETWORK_EPS
+            )
+            for layer, mean, var in zip(after, *(t.unbind() for t in found), strict=True):
+                norms.used(cast("nn.BatchNorm2d", layer), mean, var, x)
+            norms.track()
+            return y
         in_one = self._in_one(x, after)
         count = 1 if in_one else len(layers)
         weights = ops.weight_norm(directions[:count], magnitudes[:count])
@@ -83,6 +93,15 @@ class ResidualNetwork(networks.ResidualNetwork):
         )
         norms.used(layer, mean, var, x)
         return h
+
+
+def _learns_on_gpu(x: Tensor, layers: Sequence[WeightNormConv2d], after: Sequence[nn.Module]) -> bool:
+    """Whether one op runs the network: off a CPU, by the statistics of the batch."""
+    return (
+        not x.is_cpu
+        and all(isinstance(norm, nn.BatchNorm2d) and norm.training for norm in after)
+        and all(layer.direction.shape[2:] == (1, 1) for layer in (*layers[1::3], layers[-1]))
+    )
 
 
 def _as_built(modules: Sequence[nn.Module], kind: type[nn.Module]) -> bool:
@@ -195,9 +214,8 @@ class _Norms:
         layers, means, variances, ratios = (list(column) for column in zip(*self.batches, strict=True))
         momentum = layers[0].momentum
         with torch.no_grad():
-            torch._foreach_lerp_([layer.running_mean for layer in layers], means, momentum)
-            unbiased = torch._foreach_mul(variances, ratios)
-            torch._foreach_lerp_([layer.running_var for layer in layers], list(unbiased), momentum)
+            kept = [layer.running_mean for layer in layers] + [layer.running_var for layer in layers]
+            torch._foreach_lerp_(kept, [*means, *torch._foreach_mul(variances, ratios)], momentum)
             torch._foreach_add_([layer.num_batches_tracked for layer in layers], 1)
 
 

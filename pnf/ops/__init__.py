@@ -9,7 +9,7 @@ from pnf.ops.haar import haar_merge, haar_pyramid, haar_pyramid_inverse, haar_sp
 from pnf.ops.haar_bounded import haar_bounded_merge, haar_bounded_split
 from pnf.ops.logit import logit, logit_inverse
 from pnf.ops.masking import mask_apply, mask_input, mask_pack, mask_unpack
-from pnf.ops.residual_network import residual_network
+from pnf.ops.residual_network import residual_network, residual_network_training
 from pnf.ops.squeeze import squeeze, squeeze_inverse
 from pnf.ops.standard_normal import standard_normal
 from pnf.ops.weight_norm import weight_norm
@@ -35,6 +35,7 @@ __all__ = [
     "mask_pack",
     "mask_unpack",
     "residual_network",
+    "residual_network_training",
     "squeeze",
     "squeeze_inverse",
     "standard_normal",

@@ -82,7 +82,7 @@ def _fallback_backward(
     return (scale * grad).to(x.dtype), (product * rstd).to(weight.dtype), grad_bias.to(bias.dtype)
 
 
-def _reference_backward(
+def reference_backward(
     grad_y: Tensor, x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, var: Tensor, eps: float, batch: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The backward with its dependence on x through the batch's statistics, which are saved without a graph."""
@@ -132,7 +132,7 @@ _batch_norm_relu = register(
         "(Tensor grad_y, Tensor x, Tensor weight, Tensor bias, Tensor mean, Tensor var, float eps, bool batch)"
         " -> (Tensor, Tensor, Tensor)",
         call=_differentiate,
-        reference=_reference_backward,
+        reference=reference_backward,
         fallback=_fallback_backward,
         fake=_fake_backward,
         kernels=kernels(

@@ -102,7 +102,7 @@ def _fallback_backward(grad_y: Tensor, x: Tensor, weight: Tensor, of_input: bool
     return grad_x if of_input else x.new_empty(0), grad_weight, grad_bias
 
 
-def _reference_backward(grad_y: Tensor, x: Tensor, weight: Tensor, of_input: bool) -> tuple[Tensor, Tensor, Tensor]:
+def reference_backward(grad_y: Tensor, x: Tensor, weight: Tensor, of_input: bool) -> tuple[Tensor, Tensor, Tensor]:
     """The backward as products, since derivatives of PyTorch's own backward do not take symbolic sizes."""
     padding = [size // 2 for size in weight.shape[2:]]
     grad_x = conv2d(grad_y, weight.transpose(0, 1).flip(2, 3), padding=padding) if of_input else x.new_empty(0)
@@ -144,7 +144,7 @@ _convolution = register(
     backward=Backward(
         "(Tensor grad_y, Tensor x, Tensor weight, bool of_input) -> (Tensor, Tensor, Tensor)",
         call=_differentiate,
-        reference=_reference_backward,
+        reference=reference_backward,
         fallback=_fallback_backward,
         fake=_fake_backward,
         kernels=kernels(_compiled_backward, cpp=cpp("convolution_backward")),

@@ -21,6 +21,7 @@ from pnf.reference.masking import mask_input as mask_input
 from pnf.reference.masking import mask_pack as mask_pack
 from pnf.reference.masking import mask_unpack as mask_unpack
 from pnf.reference.residual_network import residual_network as residual_network
+from pnf.reference.residual_network import residual_network_training as residual_network_training
 from pnf.reference.squeeze import squeeze as squeeze
 from pnf.reference.squeeze import squeeze_inverse as squeeze_inverse
 from pnf.reference.standard_normal import standard_normal as standard_normal

@@ -1,4 +1,4 @@
-"""The residual network of a convolutional coupling, from its first hidden layer on, in evaluation."""
+"""The residual network of a convolutional coupling: from its first hidden layer on in evaluation, and in training."""
 
 from collections.abc import Callable, Iterator, Sequence
 
@@ -84,6 +84,93 @@ def run_blocks(
     return normed(i, out, *left.pop(), None)
 
 
+def residual_network_training(
+    x: Tensor,  # [B, I, H, W]
+    weights: Sequence[Tensor],  # [O, I, h, w] each
+    biases: Sequence[Tensor],  # [O] each
+    norms: Sequence[Tensor],  # [hidden] each
+    eps: float = 1e-4,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Apply a whole residual network, whose normalisations are by the statistics of the batch.
+
+    First ``h = first(x)`` and ``out = skip_0(h)``; then for every block ``h = h + b(relu(norm(a(relu(norm(h))))))`` and
+    ``out = out + skip(h)``; at last ``y = last(relu(norm(out)))``. The convolutions keep the size of the image. Before
+    a normalisation a bias changes nothing but a mean, so the gradients of all biases but the last are 0.
+
+    Args:
+        x: ``[B, I, H, W]``, floating.
+        weights: the weights of ``first``, ``skip_0``, of ``a``, ``b`` and ``skip`` of each block, and of ``last``,
+            floating. All but the first have ``hidden`` inputs, all but the last ``hidden`` outputs. Their sizes are
+            odd, and 1 for the skip connections and the last one.
+        biases: a bias ``[O]`` for each weight, floating.
+        norms: ``weight, bias``, each ``[hidden]`` and floating, for the two normalisations of each block and the last
+            one.
+        eps: added to every variance.
+
+    Returns:
+        ``[B, outputs, H, W]`` of the dtype of x, and the means and biased variances of what was normalised,
+        ``[2 * blocks + 1, hidden]`` in float32 or wider and without gradients.
+
+    Raises:
+        TypeError: an argument is no floating tensor.
+        ValueError: the lists or shapes do not fit together, a size is even, or x has no entries.
+
+    Source: as for :func:`residual_network`.
+
+    Example:
+        >>> import torch
+        >>> from pnf import ops
+        >>> shapes = [(4, 3, 3, 3), (4, 4, 1, 1), (4, 4, 3, 3), (4, 4, 3, 3), (4, 4, 1, 1), (6, 4, 1, 1)]  # one block
+        >>> weights, biases = [torch.randn(shape) for shape in shapes], [torch.zeros(shape[0]) for shape in shapes]
+        >>> norms = [torch.ones(4), torch.zeros(4)] * 3
+        >>> y, means, variances = ops.residual_network_training(torch.randn(2, 3, 8, 8), weights, biases, norms)
+        >>> y.shape, means.shape
+        (torch.Size([2, 6, 8, 8]), torch.Size([3, 4]))
+    """
+    check_residual_network_training(x, weights, biases, norms)
+    y, means, variances, *_ = residual_layers(x, weights, biases, norms, eps)
+    return y, means.detach(), variances.detach()
+
+
+def residual_layers(
+    x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], norms: Sequence[Tensor], eps: float
+) -> list[Tensor]:
+    """The results of :func:`residual_network_training`, and what its gradients need.
+
+    Returns:
+        y, the means, the variances, the means without the biases of each block's ``a``, the states h one after another
+        in dim 1, out and its normalisation, and for each block the first normalisation, what ``a`` makes of it without
+        a bias, and the second normalisation.
+    """
+    weights, biases = [w.to(x.dtype) for w in weights], [b.to(x.dtype) for b in biases]
+    statistics: list[tuple[Tensor, Tensor]] = []
+
+    def normed(x: Tensor) -> Tensor:
+        i = 2 * len(statistics)
+        y, *found = batch_norm_relu(x, norms[i], norms[i + 1], eps=eps)
+        statistics.append((found[0], found[1]))
+        return y
+
+    h = convolution(x, weights[0], biases[0])
+    out = convolution(h, weights[1], biases[1])
+    states, between = [h], []
+    for i in range(2, len(weights) - 1, 3):
+        first = normed(h)
+        inner = convolution(first, weights[i], torch.zeros_like(biases[i]))
+        second = normed(inner)
+        h = convolution(second, weights[i + 1], biases[i + 1], h)
+        out = convolution(h, weights[i + 2], biases[i + 2], out)
+        states.append(h)
+        between += [first, inner, second]
+    last = normed(out)
+    y = convolution(last, weights[-1], biases[-1])
+    centres, variances = (list(column) for column in zip(*statistics, strict=True))
+    means = list(centres)
+    means[1::2] = [mean + bias for mean, bias in zip(means[1::2], biases[2:-1:3], strict=True)]
+    stacked = (torch.stack(column) for column in (means, variances, centres))
+    return [y, *stacked, torch.cat(states, 1), out, last, *between]
+
+
 def check_residual_network(
     h: Tensor,
     directions: Sequence[Tensor],
@@ -124,3 +211,38 @@ def _check(name: str, tensor: Tensor, dtype: torch.dtype) -> None:
     if not (isinstance(tensor, Tensor) and tensor.dtype == dtype):
         got = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
         raise TypeError(f"residual_network: {name} must be a Tensor of the dtype of h, {dtype}, got {got}")
+
+
+def check_residual_network_training(
+    x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], norms: Sequence[Tensor]
+) -> None:
+    """Raise the errors that :func:`residual_network_training` documents."""
+    op = "residual_network_training"
+    check_floating(op, "x", x)
+    if x.dim() != 4:
+        raise ValueError(f"{op}: x must be [B, I, H, W], got {list(x.shape)}")
+    blocks, odd = divmod(len(weights) - 3, 3)
+    if odd or blocks < 0:
+        raise ValueError(f"{op}: weights must be 3 for each block and 3 more, got {len(weights)}")
+    for name, tensors, count in (("biases", biases, len(weights)), ("norms", norms, 4 * blocks + 2)):
+        if len(tensors) != count:
+            raise ValueError(f"{op}: {name} must be {count} tensors, got {len(tensors)}")
+    for name, tensors in (("weights", weights), ("biases", biases), ("norms", norms)):
+        for i, tensor in enumerate(tensors):
+            check_floating(op, f"{name}[{i}]", tensor)
+    hidden, last = weights[0].shape[0] if weights[0].dim() else 0, len(weights) - 1
+    for i, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
+        shape, pointwise = weight.shape, i == last or i % 3 == 1
+        outputs, inputs = shape[0] if i == last and shape else hidden, hidden if i else x.shape[1]
+        size = shape[2:] == (1, 1) if pointwise else all(n % 2 for n in shape[2:])
+        if len(shape) != 4 or shape[:2] != (outputs, inputs) or not size:
+            sizes = "1, 1]" if pointwise else "h, w] with odd sizes h and w"
+            want = f"[{'O' if i in (0, last) else hidden}, {inputs}, {sizes}"
+            raise ValueError(f"{op}: weights[{i}] must be {want}, got {list(shape)}")
+        if bias.shape != (outputs,):
+            raise ValueError(f"{op}: biases[{i}] must be [{outputs}], got {list(bias.shape)}")
+    for i, norm in enumerate(norms):
+        if norm.shape != (hidden,):
+            raise ValueError(f"{op}: norms[{i}] must be [{hidden}], got {list(norm.shape)}")
+    if not x.shape[0] * x.shape[2] * x.shape[3]:
+        raise ValueError(f"{op}: x must have at least one entry per channel, got {list(x.shape)}")

@@ -1,11 +1,12 @@
 """The compiled residual network against the reference."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from op_tests import Case, OpTests
+from op_tests import Case, Implementation, OpTests
 from tensors import normal
 from torch import Tensor
 
@@ -56,6 +57,46 @@ class TestResidualNetwork(OpTests):
     }
 
 
+# Batch, inputs, hidden, outputs, height, width, blocks, size.
+TRAINED = [(3, 5, 16, 4, 4, 4, 0, 3), (2, 3, 8, 6, 5, 6, 1, 3), (3, 4, 5, 3, 3, 4, 2, 3), (6, 2, 7, 2, 1, 7, 1, 1)]
+
+
+def trained(
+    batch: int, inputs: int, hidden: int, outputs: int, height: int, width: int, blocks: int, size: int
+) -> list[Any]:
+    skip, square = (hidden, hidden, 1, 1), (hidden, hidden, size, size)
+    shapes = [(hidden, inputs, size, size), skip, *[square, square, skip] * blocks, (outputs, hidden, 1, 1)]
+    weights = [normal(*shape) / math.sqrt(math.prod(shape[1:])) for shape in shapes]
+    norms = [normal(hidden) for _ in range(4 * blocks + 2)]
+    return [normal(batch, inputs, height, width), weights, [normal(shape[0]) for shape in shapes], norms, 1e-4]
+
+
+def trained_backward(*sizes: int, of_input: bool) -> list[Any]:
+    arguments = trained(*sizes)
+    y, *layers = torch.ops.pnf.residual_network_training(*arguments)
+    return [torch.randn_like(y), *arguments[:4], layers, arguments[4], of_input]
+
+
+class TestResidualNetworkTraining(OpTests):
+    cases = {str(sizes): Case("residual_network_training", lambda s=sizes: trained(*s)) for sizes in TRAINED}
+
+
+class TestResidualNetworkTrainingBackward(OpTests):
+    # Alone, the backward does not know that the layers depend on x.
+    cases = {
+        f"{sizes} {of_input}": Case(
+            "residual_network_training_backward",
+            lambda s=sizes, o=of_input: trained_backward(*s, of_input=o),
+            differentiable=False,
+        )
+        for sizes, of_input in zip(TRAINED[:3], (True, True, False), strict=True)
+    }
+
+    def prepare(self, args: list[Any], implementation: Implementation) -> list[Any]:
+        layers = implementation.run("residual_network_training", [*args[1:5], args[6]])[1:]
+        return [*args[:5], layers, *args[6:]]
+
+
 def changed(index: int, change: Callable[[Any], Any]) -> list[Any]:
     arguments = network(2, 16, 4, 4, 4, 1, 3, True)
     arguments[index] = change(arguments[index])
@@ -92,3 +133,37 @@ def test_filters_are_three_for_each_block(function: Callable[..., Tensor]) -> No
     h, directions, magnitudes, biases, _, eps = network(2, 16, 4, 4, 4, 1, 3, False)
     with pytest.raises(ValueError, match="directions must be 3 for each block and 2 more, got 4"):
         function(h, directions[:4], magnitudes[:4], biases[:4], [], eps)
+
+
+def changed_training(index: int, change: Callable[[Any], Any]) -> list[Any]:
+    arguments = trained(2, 3, 16, 4, 4, 4, 1, 3)
+    arguments[index] = change(arguments[index])
+    return arguments
+
+
+@pytest.mark.parametrize(
+    "function", [ops.residual_network_training, reference.residual_network_training], ids=["ops", "reference"]
+)
+@pytest.mark.parametrize(
+    ("index", "change", "error", "message"),
+    [
+        (0, lambda x: x.long(), TypeError, "x must be a floating Tensor"),
+        (0, lambda x: x[0], ValueError, r"x must be \[B, I, H, W\], got \[3, 4, 4\]"),
+        (0, lambda x: x[:0], ValueError, "x must have at least one entry per channel"),
+        (0, lambda x: x[:, :2], ValueError, r"weights\[0\] must be \[O, 2, h, w\] with odd"),
+        (1, lambda w: w[:5], ValueError, "weights must be 3 for each block and 3 more, got 5"),
+        (1, lambda w: [w[0], w[2], *w[2:]], ValueError, r"weights\[1\] must be \[16, 16, 1, 1\], got \[16, 16, 3, 3\]"),
+        (1, lambda w: [*w[:2], w[2][..., :2], *w[3:]], ValueError, r"weights\[2\] must be \[16, 16, h, w\] with odd"),
+        (1, lambda w: [*w[:5], w[5][:, :8]], ValueError, r"weights\[5\] must be \[O, 16, 1, 1\]"),
+        (2, lambda b: b[:5], ValueError, "biases must be 6 tensors, got 5"),
+        (2, lambda b: [*b[:5], b[0]], ValueError, r"biases\[5\] must be \[4\], got \[16\]"),
+        (3, lambda n: n[:4], ValueError, "norms must be 6 tensors, got 4"),
+        (3, lambda n: [1.0, *n[1:]], TypeError, r"norms\[0\] must be a floating Tensor"),
+        (3, lambda n: [n[0][:3], *n[1:]], ValueError, r"norms\[0\] must be \[16\], got \[3\]"),
+    ],
+)
+def test_names_the_mistake_in_training(
+    function: Callable[..., Any], index: int, change: Callable[[Any], Any], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        function(*changed_training(index, change))
