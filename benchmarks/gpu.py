@@ -130,6 +130,7 @@ def op_calls(
             [x, raw, vector, log_det],
             1,
         ),
+        "batch_norm": (lambda x, v: m.batch_norm(x, v)[:2], [last, log_det], 1),
         "batch_norm_relu": (lambda x, w, v: m.batch_norm_relu(x, w, v)[0], [last, vector, vector.clone()], 1),
         "conditioner_input": (
             lambda x, v: m.conditioner_input(x, None, v, mask="checkerboard", parity=0)[0],

@@ -14,6 +14,7 @@ PYBIND11_MODULE(_C, m) {
   py::module_ cuda = m.def_submodule("cuda");
   pnf::bind_act_norm(cpu);
   pnf::bind_affine_coupling(cpu);
+  pnf::bind_batch_norm(cpu);
   pnf::bind_batch_norm_relu(cpu);
   pnf::bind_conditioner_input(cpu);
   pnf::bind_convolution(cpu);

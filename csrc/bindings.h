@@ -24,6 +24,7 @@ void def(py::module_& m, const char* name, const Function& function) {
 // One for each file in bindings/; `cuda` stays empty in a build without CUDA.
 void bind_act_norm(py::module_& cpu);
 void bind_affine_coupling(py::module_& cpu);
+void bind_batch_norm(py::module_& cpu);
 void bind_batch_norm_relu(py::module_& cpu);
 void bind_conditioner_input(py::module_& cpu);
 void bind_convolution(py::module_& cpu);

@@ -276,6 +276,17 @@ def statistics(make: Maker, channels: int) -> tuple[Tensor, Tensor]:
 
 
 @family
+def batch_norm(make: Maker) -> Call:
+    x = make.normal(*make.shape((2, 5)))
+    given = statistics(make, x.shape[1])
+    # An empty batch has no statistics.
+    batch = make.draw(st.booleans()) and x.numel() > 0
+    if make.draw(st.booleans()):
+        return Call("batch_norm", [x, make.wide_normal(x.shape[0]), *((None, None) if batch else given), 1e-4])
+    return Call("batch_norm_backward", [make.normal(*x.shape), make.wide_normal(x.shape[0]), x, *given, 1e-4, batch])
+
+
+@family
 def batch_norm_relu(make: Maker) -> Call:
     x = make.normal(*make.shape((2, 5)))
     weight, bias = make.wide_normal(x.shape[1]), make.wide_normal(x.shape[1])

@@ -20,15 +20,19 @@ INJECTOR_SCALE = 2.0
 class FlowNorm(nn.Module):
     """An invertible normalisation of each channel: ``x, log_det -> y, log_det``."""
 
+    def forward(self, x: Tensor, log_det: Tensor) -> tuple[Tensor, Tensor]:
+        y, log_det, _ = self.transform(x, log_det)
+        return y, log_det
+
+    @abstractmethod
+    def transform(self, x: Tensor, log_det: Tensor) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
+        """Return ``y, log_det``, and the statistics that normalised x."""
+
     @abstractmethod
     def inverse(
         self, y: Tensor, log_det: Tensor, statistics: tuple[Tensor, ...] | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Invert ``forward``, with its statistics or those of evaluation."""
-
-    @abstractmethod
-    def statistics(self, x: Tensor) -> tuple[Tensor, ...]:
-        """The statistics by which ``forward`` normalises x."""
+        """Invert ``transform``, with its statistics or those of evaluation."""
 
 
 class ActNorm(FlowNorm):
@@ -59,18 +63,10 @@ class ActNorm(FlowNorm):
         # torch.func.functional_call replaces the module's state.
         self._known: Tensor | None = None
 
-    def statistics(self, x: Tensor) -> tuple[Tensor, ...]:  # noqa: ARG002
-        return ()
-
-    def forward(
-        self,
-        x: Tensor,
-        log_det: Tensor,
-        statistics: tuple[Tensor, ...] | None = None,  # noqa: ARG002
-    ) -> tuple[Tensor, Tensor]:
+    def transform(self, x: Tensor, log_det: Tensor) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
         if self.training and self._known is not self.initialized:
             self._initialize(x.detach())
-        return self.ops.act_norm(x, self.shift, self.log_scale, log_det)
+        return *self.ops.act_norm(x, self.shift, self.log_scale, log_det), ()
 
     def inverse(
         self,
@@ -164,33 +160,27 @@ class BatchNormFlow(FlowNorm):
 
     Args:
         channels: of the input, dim 1.
+        ops: the op table.
     """
 
     running_mean: Tensor
     running_var: Tensor
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, ops: OpTable) -> None:
         super().__init__()
+        self.ops = ops
         self.register_buffer("running_mean", torch.zeros(channels))
         self.register_buffer("running_var", torch.ones(channels))
         self.momentum = MOMENTUM
 
-    def statistics(self, x: Tensor) -> tuple[Tensor, ...]:
-        if not (self.training and x.numel()):
-            return self.running_mean, self.running_var
-        return _moments(x)[1:]
-
-    def forward(
-        self, x: Tensor, log_det: Tensor, statistics: tuple[Tensor, ...] | None = None
-    ) -> tuple[Tensor, Tensor]:
-        mean, var = self.statistics(x) if statistics is None else statistics
-        if self.training and x.numel():
+    def transform(self, x: Tensor, log_det: Tensor) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
+        of_batch = self.training and x.numel()
+        given_mean, given_var = (None, None) if of_batch else (self.running_mean, self.running_var)
+        y, log_det, mean, var = self.ops.batch_norm(x, log_det, given_mean, given_var, NETWORK_EPS)
+        if of_batch:
             with torch.no_grad():
-                self.running_mean.lerp_(mean.detach(), self.momentum)
-                self.running_var.lerp_(var.detach(), self.momentum)
-        shape = (-1, *(1,) * (x.dim() - 2))
-        y = (x - mean.view(shape)) * (var + NETWORK_EPS).rsqrt().view(shape)
-        return y, log_det + self._log_det(x, var)
+                torch._foreach_lerp_([self.running_mean, self.running_var], [mean, var], self.momentum)
+        return y, log_det, (mean, var)
 
     def inverse(
         self, y: Tensor, log_det: Tensor, statistics: tuple[Tensor, ...] | None = None
@@ -198,17 +188,14 @@ class BatchNormFlow(FlowNorm):
         mean, var = statistics or (self.running_mean, self.running_var)
         shape = (-1, *(1,) * (y.dim() - 2))
         x = y * (var + NETWORK_EPS).sqrt().view(shape) + mean.view(shape)
-        return x, log_det - self._log_det(y, var)
-
-    def _log_det(self, x: Tensor, var: Tensor) -> Tensor:
-        return -0.5 * math.prod(x.shape[2:]) * (var + NETWORK_EPS).log().sum()
+        return x, log_det + 0.5 * math.prod(y.shape[2:]) * (var + NETWORK_EPS).log().sum()
 
 
 def make_norm(norm: str, channels: int, ops: OpTable) -> FlowNorm | None:
     """Make the normalisation layer of a name: ``"act"``, ``"batch"`` or ``"none"``."""
     if norm == "none":
         return None
-    return ActNorm(channels, ops) if norm == "act" else BatchNormFlow(channels)
+    return (ActNorm if norm == "act" else BatchNormFlow)(channels, ops)
 
 
 class Coupling(nn.Module):
@@ -297,8 +284,7 @@ class ConvCoupling(Coupling):
         if self.norm is None:
             return y, log_det, ()
         kept, rest = self.ops.mask_pack(y, self.mask, self.parity)
-        statistics = self.norm.statistics(rest)
-        rest, log_det = self.norm(rest, log_det, statistics)
+        rest, log_det, statistics = self.norm.transform(rest, log_det)
         return self.ops.mask_unpack(kept, rest, self.mask, self.parity, y.shape[2:]), log_det, statistics
 
     def undo(

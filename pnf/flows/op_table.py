@@ -32,6 +32,12 @@ class _AffineCoupling(Protocol):
     ) -> tuple[Tensor, Tensor]: ...
 
 
+class _BatchNorm(Protocol):
+    def __call__(
+        self, x: Tensor, log_det: Tensor, mean: Tensor | None = None, var: Tensor | None = None, eps: float = 1e-4
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]: ...
+
+
 class _MaskApply(Protocol):
     def __call__(self, x: Tensor, mask: str, parity: int) -> Tensor: ...
 
@@ -75,6 +81,7 @@ class OpTable(NamedTuple):
     act_norm_inverse: _ActNorm
     affine_coupling: _AffineCoupling
     affine_coupling_inverse: _AffineCoupling
+    batch_norm: _BatchNorm
     mask_apply: _MaskApply
     mask_pack: _MaskPack
     mask_unpack: _MaskUnpack

@@ -2,6 +2,7 @@
 
 from pnf.ops.act_norm import act_norm, act_norm_inverse
 from pnf.ops.affine_coupling import affine_coupling, affine_coupling_inverse
+from pnf.ops.batch_norm import batch_norm
 from pnf.ops.batch_norm_relu import batch_norm_relu
 from pnf.ops.conditioner_input import conditioner_input
 from pnf.ops.convolution import convolution
@@ -19,6 +20,7 @@ __all__ = [
     "act_norm_inverse",
     "affine_coupling",
     "affine_coupling_inverse",
+    "batch_norm",
     "batch_norm_relu",
     "conditioner_input",
     "convolution",

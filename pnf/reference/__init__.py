@@ -5,6 +5,7 @@ from pnf.reference.act_norm import act_norm as act_norm
 from pnf.reference.act_norm import act_norm_inverse as act_norm_inverse
 from pnf.reference.affine_coupling import affine_coupling as affine_coupling
 from pnf.reference.affine_coupling import affine_coupling_inverse as affine_coupling_inverse
+from pnf.reference.batch_norm import batch_norm as batch_norm
 from pnf.reference.batch_norm_relu import batch_norm_relu as batch_norm_relu
 from pnf.reference.conditioner_input import conditioner_input as conditioner_input
 from pnf.reference.convolution import convolution as convolution
@@ -36,6 +37,7 @@ OPS = flows.OpTable(
     act_norm_inverse=act_norm_inverse,
     affine_coupling=affine_coupling,
     affine_coupling_inverse=affine_coupling_inverse,
+    batch_norm=batch_norm,
     mask_apply=mask_apply,
     mask_pack=mask_pack,
     mask_unpack=mask_unpack,

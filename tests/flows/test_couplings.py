@@ -223,7 +223,7 @@ def test_data_parallel_replicas_are_not_set_and_forgotten() -> None:
 
 
 def test_batch_norm_moves_its_statistics_by_a_tenth_a_step() -> None:
-    norm, x = BatchNormFlow(2).double().train(), 3 + 5 * normal(32, 2, 4)
+    norm, x = BatchNormFlow(2, OPS).double().train(), 3 + 5 * normal(32, 2, 4)
     norm(x, normal(32))
     mean, var = x.mean((0, 2)), x.var((0, 2), correction=0)
     close(norm.running_mean, 0.1 * mean)

@@ -155,6 +155,23 @@ def batch_norm_relu(batch: bool) -> list[Case]:
     ]
 
 
+def batch_norm(batch: bool) -> list[Case]:
+    mode = "batch" if batch else "given"
+
+    def forward(x: Meta, s: Shape) -> list[Any]:
+        return [x(*s), x.wide(s[0]), *([None, None] if batch else [x.wide(s[1]), x.wide(s[1])]), 1e-4]
+
+    def backward(x: Meta, s: Shape) -> list[Any]:
+        return [x(*s), x.wide(s[0]), x(*s), x.wide(s[1]), x.wide(s[1]), 1e-4, batch]
+
+    few = dict.fromkeys(("out", "log_det", "grad_log_det"), "one entry for each example")
+    return [
+        Case("batch_norm", forward, mode, moved=3 / 2 if batch else 1.0, narrow=few),
+        # With given statistics x is not read.
+        Case("batch_norm_backward", backward, mode, moved=5 / 3 if batch else 2 / 3, narrow=few),
+    ]
+
+
 CONDITIONS = 4
 
 
@@ -207,6 +224,30 @@ def conditioner_input(mask: str, norm: str) -> list[Case]:
     ]
 
 
+def residual_network_training() -> list[Case]:
+    def layers(x: Meta, s: Shape, blocks: int) -> list[Any]:
+        """The op's arguments and results, for a network as wide as its input and its output."""
+        hidden = s[1]
+        skip, square = (hidden, hidden, 1, 1), (hidden, hidden, 3, 3)
+        weights = [x(*shape) for shape in (square, skip, *[square, square, skip] * blocks, skip)]
+        biases, norms = [x.wide(hidden) for _ in weights], [x.wide(hidden) for _ in range(4 * blocks + 2)]
+        return [x(*s), weights, biases, norms]
+
+    def forward(x: Meta, s: Shape) -> list[Any]:
+        return [*layers(x, s, 1), 1e-4]
+
+    def backward(x: Meta, s: Shape) -> list[Any]:
+        statistics, states = [x.wide(3, s[1]) for _ in range(3)], x(s[0], 2 * s[1], *s[2:])
+        return [x(*s), *layers(x, s, 1), [*statistics, states, *(x(*s) for _ in range(5))], 1e-4, True]
+
+    #        # are 9, or 10 in the backward, and 2 and 18 are moved to put the channels last.
+    own = {"parts": "a part of a sum", "bias": "a parameter of a few channels"}
+    return [
+        Case("residual_network_training", forward, "one block", moved=3.4, moved_last=3.2, narrow=own),
+        Case("residual_network_training_backward", backward, "one block", moved=5.6, moved_last=3.8, narrow=own),
+    ]
+
+
 CASES = [
     Case("standard_normal", lambda x, s: [x(*rows(s))], channels_last=False),
     Case("standard_normal_backward", lambda x, s: [x.wide(s[0]), x(*rows(s))], channels_last=False),
@@ -231,6 +272,9 @@ CASES = [
     *pyramid(3, "x"),
     *batch_norm_relu(batch=True),
     *batch_norm_relu(batch=False),
+    *batch_norm(batch=True),
+    *batch_norm(batch=False),
+    *residual_network_training(),
     *conditioner_input("checkerboard", "batch"),
     *conditioner_input("checkerboard", "given"),
     *conditioner_input("channel", "batch"),

@@ -35,6 +35,10 @@ def residual_network(m: Any, h: Tensor, *others: Tensor) -> Tensor:
     return m.residual_network(h, directions, [None, magnitudes[0], None, None, magnitudes[1]], biases, norms)
 
 
+def residual_network_training(m: Any, x: Tensor, *others: Tensor) -> Tensor:
+    return m.residual_network_training(x, others[:6], others[6:12], others[12:])[0]
+
+
 OPS = {
     "haar_split": Op(lambda m, x: m.haar_split(x, -1), [IMAGE]),
     "haar_merge": Op(lambda m, s, d: m.haar_merge(s, d, -2), [IMAGE, IMAGE]),
@@ -61,6 +65,10 @@ OPS = {
     "affine_coupling_inverse": Op(
         lambda m, *t: m.affine_coupling_inverse(*t, "channel", 0), [SMALL, (1, 2, 2, 2), (1,), (1,)]
     ),
+    "batch_norm": Op(lambda m, *t: m.batch_norm(*t)[:2], [IMAGE, (2,)]),
+    "batch_norm given": Op(
+        lambda m, x, log_det, mean, var: m.batch_norm(x, log_det, mean, positive(var))[:2], [IMAGE, *[(2,)] * 3]
+    ),
     "batch_norm_relu": Op(lambda m, *t: m.batch_norm_relu(*t)[0], [IMAGE, (2,), (2,)]),
     "batch_norm_relu given": Op(
         lambda m, x, w, b, mean, var: m.batch_norm_relu(x, w, b, mean, positive(var))[0], [IMAGE, *[(2,)] * 4]
@@ -75,6 +83,9 @@ OPS = {
     "convolution": Op(lambda m, *t: m.convolution(*t, relu=True), [SMALL, (3, 2, 3, 3), (3,), (1, 3, 2, 2)]),
     "weight_norm": Op(lambda m, a, b, c: m.weight_norm([a, b], [c, None]), [(2, 3, 1, 1), (3, 2, 1, 2), (2, 1, 1, 1)]),
     "residual_network": Op(residual_network, [SMALL, *FILTERS, *MAGNITUDES, *BIASES, *[(2,)] * 12]),
+    "residual_network_training": Op(
+        residual_network_training, [SMALL, (2, 2, 3, 3), *FILTERS, (2,), *BIASES, *[(2,)] * 6]
+    ),
 }
 
 

@@ -1,0 +1,151 @@
+"""Batch normalisation as a layer of a flow; the compiled twin of :mod:`pnf.reference.batch_norm`."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pnf.ops._layout import cast, dense, dense_as, empty_like
+from pnf.ops._library import DTYPES, Backward, Launch, cpp, documented_by, kernels, register, triton
+from pnf.reference._channels import other_dims, own, per_channel, statistics
+from pnf.reference._precision import wide
+from pnf.reference.batch_norm import batch_norm as reference
+from pnf.reference.batch_norm import check_batch_norm
+
+__all__ = ["batch_norm"]
+
+
+@documented_by(reference)
+def batch_norm(
+    x: Tensor,  # [B, C, *spatial]
+    log_det: Tensor,  # [B]
+    mean: Tensor | None = None,  # [C]
+    var: Tensor | None = None,  # [C]
+    eps: float = 1e-4,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    check_batch_norm(x, log_det, mean, var)
+    y, log_det, mean, var = _batch_norm(x, log_det, mean, var, eps)
+    return y, log_det, mean, var
+
+
+def _sizes(x: Tensor) -> tuple[int, int, int]:
+    """(batch size, channels, sites)."""
+    return x.shape[0], x.shape[1], math.prod(x.shape[2:])
+
+
+def _compiled(launch: Launch) -> Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]]:
+    def run(
+        x: Tensor, log_det: Tensor, mean: Tensor | None, var: Tensor | None, eps: float
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        x, last = dense(x)
+        dtype, of_batch = wide(x.dtype), mean is None or var is None
+        log_det = cast(log_det, torch.promote_types(log_det.dtype, dtype)).contiguous()
+        if mean is None or var is None:
+            mean, var = (x.new_empty(x.shape[1], dtype=dtype) for _ in range(2))
+        else:
+            mean, var = own(mean, dtype), own(var, dtype)
+        y, out = empty_like(x, last), empty_like(log_det)
+        launch(
+            (y, out, mean, var, x, log_det),
+            *_sizes(x),
+            last,
+            of_batch,
+            eps,
+            DTYPES[x.dtype] | DTYPES[log_det.dtype] << 2,
+        )
+        return y, out, mean, var
+
+    return run
+
+
+def _compiled_backward(launch: Launch) -> Callable[..., Tensor]:
+    def run(
+        grad_y: Tensor, grad_log_det: Tensor, x: Tensor, mean: Tensor, var: Tensor, eps: float, batch: bool
+    ) -> Tensor:
+        x, last = dense(x)
+        dtype, grad_x = wide(x.dtype), empty_like(x, last)
+        others = (cast(t, dtype).contiguous() for t in (mean, var))
+        tensors = grad_x, dense_as(grad_y, last), cast(grad_log_det, dtype).contiguous(), x, *others
+        launch(tensors, *_sizes(x), last, batch, eps, DTYPES[x.dtype])
+        return grad_x
+
+    return run
+
+
+def _fallback_backward(
+    grad_y: Tensor, grad_log_det: Tensor, x: Tensor, mean: Tensor, var: Tensor, eps: float, batch: bool
+) -> Tensor:
+    dtype, dims = wide(x.dtype), other_dims(x)
+    scale = (var.to(dtype) + eps).rsqrt()
+    grad = grad_y.to(dtype)
+    if batch:
+        centred, entries = x.to(dtype) - per_channel(mean.to(dtype), x), x.numel() // max(x.shape[1], 1)
+        slope = (grad * centred).sum(dims) * scale.square() / entries + grad_log_det.to(dtype).mean() * scale
+        grad = grad - per_channel(grad.sum(dims) / entries, x) - centred * per_channel(slope, x)
+    return (grad * per_channel(scale, x)).to(x.dtype)
+
+
+def _reference_backward(
+    grad_y: Tensor, grad_log_det: Tensor, x: Tensor, mean: Tensor, var: Tensor, eps: float, batch: bool
+) -> Tensor:
+    """The backward with its dependence on x through the batch's statistics, which are saved without a graph."""
+    if batch:
+        mean, var = statistics(x.to(wide(x.dtype)), None, None)
+    return _fallback_backward(grad_y, grad_log_det, x, mean, var, eps, batch)
+
+
+def _fake(
+    x: Tensor, log_det: Tensor, mean: Tensor | None, var: Tensor | None, eps: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    dtype = wide(x.dtype)
+    used = [x.new_empty(x.shape[1], dtype=dtype) for _ in range(2)]
+    out = log_det.new_empty(log_det.shape, dtype=torch.promote_types(log_det.dtype, dtype))
+    return empty_like(x, dense(x)[1]), out, used[0], used[1]
+
+
+def _fake_backward(
+    grad_y: Tensor, grad_log_det: Tensor, x: Tensor, mean: Tensor, var: Tensor, eps: float, batch: bool
+) -> Tensor:
+    return empty_like(x, dense(x)[1])
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor, Tensor]) -> None:
+    x, log_det, mean, _, ctx.eps = inputs
+    ctx.batch, ctx.log_det_dtype = mean is None, log_det.dtype
+    ctx.save_for_backward(x, *output[2:])
+    ctx.mark_non_differentiable(*output[2:])
+    ctx.set_materialize_grads(False)
+
+
+def _differentiate(
+    backward: Callable[..., Any], ctx: Any, grad_y: Tensor | None, grad_log_det: Tensor | None, *_: None
+) -> tuple[Tensor | None, ...]:
+    x, mean, var = ctx.saved_tensors
+    if grad_y is None and grad_log_det is None:
+        return (None,) * 5
+    grad_y = torch.zeros_like(x) if grad_y is None else grad_y
+    grad_log_det = mean.new_zeros(x.shape[:1]) if grad_log_det is None else grad_log_det
+    grad_x = backward(grad_y, grad_log_det, x, mean, var, ctx.eps, ctx.batch)
+    return grad_x, cast(grad_log_det, ctx.log_det_dtype), None, None, None
+
+
+_batch_norm = register(
+    "batch_norm",
+    "batch_norm(Tensor x, Tensor log_det, Tensor? mean, Tensor? var, float eps) -> (Tensor, Tensor, Tensor, Tensor)",
+    reference=reference,
+    fake=_fake,
+    kernels=kernels(_compiled, cpp=cpp("batch_norm"), triton=triton("batch_norm", "batch_norm")),
+    setup_context=_save,
+    backward=Backward(
+        "(Tensor grad_y, Tensor grad_log_det, Tensor x, Tensor mean, Tensor var, float eps, bool batch) -> Tensor",
+        call=_differentiate,
+        reference=_reference_backward,
+        fallback=_fallback_backward,
+        fake=_fake_backward,
+        kernels=kernels(
+            _compiled_backward, cpp=cpp("batch_norm_backward"), triton=triton("batch_norm", "batch_norm_backward")
+        ),
+    ),
+)
