@@ -1,8 +1,8 @@
-"""ActNorm and its inverse: two launches forward, two backward.
+"""ActNorm and its inverse: one launch forward, two backward.
 
-Forward one writes y, the other the few log-determinants; backward one writes grad_x and sums for parts of each channel,
-the other merges them. The forward reads x and writes y, the backward reads grad_y and x and writes grad_x, so the floor
-is 2 and 3 times the bytes of x over the memory's bandwidth.
+One program of the forward writes the few log-determinants, the others y. Backward one launch writes grad_x and sums for
+parts of each channel, the other merges them. The forward reads x and writes y, the backward reads grad_y and x and
+writes grad_x, so the floor is 2 and 3 times the bytes of x over the memory's bandwidth.
 """
 
 import torch
@@ -34,41 +34,37 @@ def _sum(x, n, BLOCK: tl.constexpr):
     return tl.sum(b_sum, 0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["batch", "sites", "blocks"])
 def _forward(
     y,
+    out,  # [batch]
     x,
     shift,  # [channels]
     log_scale,  # [channels]
-    tiles,
-    INVERSE: tl.constexpr,
-):
-    i_block, _, first, last = program(tiles)
-    o_channel, m_channel = of_block(i_block, tiles.channels, tiles)
-    b_shift = tl.load(shift + o_channel, mask=m_channel, other=0.0)
-    b_scale = _scale(log_scale, o_channel, m_channel, INVERSE)
-    for i_tile in range(first, last):
-        o_row, o_channel, o_site, m_x = tile(i_block, i_tile, tiles.channels, tiles)
-        o_x = place(o_row, o_channel, o_site, tiles.channels, tiles)
-        b_x = wide(tl.load(x + o_x, mask=m_x, other=0.0))
-        tl.store(y + o_x, b_x * b_scale - b_shift if INVERSE else (b_x + b_shift) * b_scale, mask=m_x)
-
-
-@triton.jit(do_not_specialize=["batch", "channels", "sites"])
-def _log_det(
-    out,  # [batch]
-    log_scale,  # [channels]
     log_det,  # [batch]
     batch,
-    channels,
     sites,
+    blocks,
+    tiles,
     INVERSE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    gain = _sum(log_scale, channels, BLOCK) * sites
-    o_out = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    b_log_det = tl.load(log_det + o_out, mask=o_out < batch, other=0.0)
-    tl.store(out + o_out, b_log_det - gain if INVERSE else b_log_det + gain, mask=o_out < batch)
+    i_block, i_part, first, last = program(tiles)
+    if i_block < blocks:
+        o_channel, m_channel = of_block(i_block, tiles.channels, tiles)
+        b_shift = tl.load(shift + o_channel, mask=m_channel, other=0.0)
+        b_scale = _scale(log_scale, o_channel, m_channel, INVERSE)
+        for i_tile in range(first, last):
+            o_row, o_channel, o_site, m_x = tile(i_block, i_tile, tiles.channels, tiles)
+            o_x = place(o_row, o_channel, o_site, tiles.channels, tiles)
+            b_x = wide(tl.load(x + o_x, mask=m_x, other=0.0))
+            tl.store(y + o_x, b_x * b_scale - b_shift if INVERSE else (b_x + b_shift) * b_scale, mask=m_x)
+    elif i_part == 0:
+        gain = _sum(log_scale, tiles.channels, BLOCK) * sites
+        for i in range(0, batch, BLOCK):
+            o_out = i + tl.arange(0, BLOCK)
+            b_log_det = tl.load(log_det + o_out, mask=o_out < batch, other=0.0)
+            tl.store(out + o_out, b_log_det - gain if INVERSE else b_log_det + gain, mask=o_out < batch)
 
 
 @triton.jit
@@ -135,14 +131,14 @@ def act_norm(
     inverse: bool,
 ) -> None:
     """``y = (x + shift) exp(log_scale)``, ``out = log_det + sites sum(log_scale)``, or what undoes that."""
-    if batch:
-        grid = (triton.cdiv(batch, BLOCK),)
-        _log_det[grid](out, log_scale, log_det, batch, channels, sites, INVERSE=inverse, BLOCK=BLOCK)
     if batch * channels * sites == 0:
+        out.copy_(log_det)
         return
     tiles = tiling(x, batch, channels, sites, last or sites == 1)
-    grid = (tiles.blocks(channels) * tiles.programs(),)
-    _forward[grid](y, x, shift, log_scale, tiles.apart(), INVERSE=inverse, num_warps=WARPS)
+    blocks = tiles.blocks(channels)
+    grid = (blocks * tiles.programs() + 1,)
+    others = batch, sites, blocks, tiles.apart(), inverse, BLOCK
+    _forward[grid](y, out, x, shift, log_scale, log_det, *others, num_warps=WARPS)
 
 
 def act_norm_backward(
