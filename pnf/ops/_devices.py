@@ -92,6 +92,9 @@ def or_reference(run: Run, reference: Run) -> Run:
     return run_or_reference
 
 
+OLDEST_TRITON = 3, 6
+
+
 def _probe_cuda() -> str:
     reason: str = importlib.import_module("pnf._C").cuda.why_not()
     remedy = "reinstall pnf from source with PNF_CUDA_ARCHITECTURES=native and an nvcc no newer than the driver"
@@ -100,6 +103,9 @@ def _probe_cuda() -> str:
 
 def _probe_triton() -> str:
     try:
+        version: str = importlib.import_module("triton").__version__
+        if tuple(int(part) for part in version.split(".")[:2]) < OLDEST_TRITON:
+            return f"Triton {version} is older than 3.6: install PyTorch 2.11 or newer, which comes with a newer one"
         importlib.import_module("pnf.kernels._common").probe(torch.empty(1, device="cuda"))
     except Exception as error:  # a missing or old compiler or driver can raise any error
         lines = str(error).strip().splitlines() or [""]

@@ -22,6 +22,9 @@ from pnf.ops._devices import check_runs, common_device, current_stream, or_refer
 
 LIBRARY = torch.library.Library("pnf", "DEF")
 
+EXACT_STRIDES = getattr(torch.Tag, "needs_exact_strides", torch.Tag.needs_fixed_stride_order)
+"""What keeps a compiler from changing the strides of arguments; PyTorch before 2.8 keeps their order only."""
+
 # family -> device -> the kind of its kernel, and whether it can run
 IMPLEMENTATIONS: dict[str, dict[str, tuple[str, bool]]] = {}
 
@@ -182,7 +185,7 @@ def register(
     if backward is None or setup_context is None:
         backward, setup_context = _differentiated(reference)
     # The strides of a result depend on those of the arguments, so a compiler must not change the latter.
-    LIBRARY.define(schema, tags=(torch.Tag.needs_exact_strides, torch.Tag.pt2_compliant_tag))
+    LIBRARY.define(schema, tags=(EXACT_STRIDES, torch.Tag.pt2_compliant_tag))
     KERNELS[name] = {"reference": _laid_out(reference if fallback is None else fallback, fake)}
     LIBRARY.impl(name, KERNELS[name]["reference"], "CompositeExplicitAutograd")
     runs: dict[str, Callable[..., Any]] = {}

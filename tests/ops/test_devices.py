@@ -111,7 +111,8 @@ def test_a_triton_that_cannot_compile_is_no_error(
     def fail(_: Any) -> None:
         raise RuntimeError("Failed to find C compiler.\nPlease specify it.")
 
-    monkeypatch.setattr(_devices, "importlib", SimpleNamespace(import_module=lambda name: SimpleNamespace(probe=fail)))
+    module = SimpleNamespace(probe=fail, __version__="3.6.0")
+    monkeypatch.setattr(_devices, "importlib", SimpleNamespace(import_module=lambda name: module))
     monkeypatch.setattr(torch, "empty", lambda *size, device: Remote(0))
     monkeypatch.setitem(_devices._PROBES, "triton", _devices._probe_triton)
     with pytest.warns(
@@ -121,6 +122,13 @@ def test_a_triton_that_cannot_compile_is_no_error(
     launch = _library.triton("squeeze", "squeeze")
     with pytest.raises(CannotRunError):
         launch((Remote(0),), 5)
+
+
+def test_an_old_triton_is_not_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = SimpleNamespace(__version__="3.4.0")
+    monkeypatch.setattr(_devices, "importlib", SimpleNamespace(import_module=lambda name: module))
+    reason = "Triton 3.4.0 is older than 3.6: install PyTorch 2.11 or newer, which comes with a newer one"
+    assert _devices._probe_triton() == reason
 
 
 def test_errors_of_a_kernel_are_no_reason_for_the_reference() -> None:

@@ -100,3 +100,13 @@ def test_without_a_private_name_of_torch(name: str) -> None:
     """If PyTorch lacks a private name of the fast registration, the public one gives the same results."""
     done = subprocess.run([sys.executable, "-c", WITHOUT, name, __file__], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+
+
+def test_without_exact_strides() -> None:
+    """PyTorch that lacks the newer tag of an op's strides gets the older one."""
+    code = (
+        "import torch; del torch.Tag.needs_exact_strides\n"
+        "import pnf.ops; print(torch.Tag.needs_fixed_stride_order in torch.ops.pnf.haar_split.default.tags)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "True\n"
