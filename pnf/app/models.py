@@ -29,7 +29,7 @@ from pnf.flows import ProgressiveFlow
 from pnf.training.batches import seeded
 from pnf.training.build import Flow, stage_dims, stage_inputs, stage_modules, stage_names
 from pnf.training.config import RunConfig, RunError
-from pnf.training.trainer import exact_arithmetic
+from pnf.training.hardware import exact_arithmetic
 
 MOST_MODELS = 4
 

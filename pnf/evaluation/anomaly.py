@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torchmetrics.functional.classification import binary_auroc
 
 from pnf import figures
 from pnf.data.images import Examples, Progress
@@ -80,6 +79,9 @@ def scores(
 
 def auroc(own: Tensor, foreign: Tensor) -> float:
     """The probability that an own image scores higher than a foreign one, from ``[N]`` and ``[M]`` scores."""
+    # Imported on first use, since it takes a second.
+    from torchmetrics.functional.classification import binary_auroc
+
     # As ranks: torchmetrics takes values outside [0, 1] for logits, and its sigmoid makes large ones equal.
     ranks = torch.unique(torch.cat((own, foreign)), return_inverse=True)[1].double()
     target = torch.cat((torch.ones(len(own), dtype=torch.long), torch.zeros(len(foreign), dtype=torch.long)))

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pnf.flows import ProgressiveFlow
 from pnf.training.build import Flow, stage_inputs, stage_modules, stage_names
-from pnf.training.trainer import exact_arithmetic
+from pnf.training.hardware import exact_arithmetic
 
 HALF_LEVEL = 1 / 512
 """Half the distance of two 8-bit levels. A smaller change does not change a stored image."""

@@ -8,7 +8,6 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torchmetrics.functional.classification import binary_calibration_error
 
 from pnf.data.images import Examples
 from pnf.flows import ProgressiveFlow
@@ -16,8 +15,8 @@ from pnf.training import processes
 from pnf.training.batches import TEST_NOISE, Batch, seeded
 from pnf.training.build import Flow, stage_dims, stage_inputs, stage_modules, stage_names
 from pnf.training.config import RunError
+from pnf.training.hardware import exact_arithmetic
 from pnf.training.standardisation import Standardisation
-from pnf.training.trainer import exact_arithmetic
 
 _CHUNK = 1000
 
@@ -214,6 +213,9 @@ def classify(
     posterior, total = joint.softmax(1), joint.logsumexp(1)
     confidence, chosen = posterior.max(1)
     accuracy, accuracy_error = _mean((chosen == labels).double())
+    # Imported on first use, since it takes a second.
+    from torchmetrics.functional.classification import binary_calibration_error
+
     # torchmetrics puts a confidence of exactly 1 into a bin of its own, so take the largest float32 below it.
     # Its error of several classes is this one of the most probable class, in float32.
     calibration_error = binary_calibration_error(confidence.clamp(max=1 - 2**-24), (chosen == labels).long(), 15)

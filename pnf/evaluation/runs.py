@@ -11,9 +11,9 @@ from pnf.files import printable
 from pnf.flows import ProgressiveFlow
 from pnf.flows.saving import WEIGHTS_NAME, read_config
 from pnf.training.build import Flow
-from pnf.training.config import CONFIG_NAME, RunConfig, RunError, one_line
+from pnf.training.config import CONFIG_NAME, MODEL, RunConfig, RunError, one_line
 from pnf.training.fingerprints import Fingerprint, check_test, check_training, load_split
-from pnf.training.trainer import MODEL, exact_arithmetic
+from pnf.training.hardware import exact_arithmetic
 
 
 def find_runs(folder: Path) -> list[Path]:

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional
-from torchmetrics.functional.image import structural_similarity_index_measure
 
 from pnf import figures
 from pnf.data.images import Progress
@@ -91,6 +90,9 @@ def upscaling_quality(
         raise RunError("the flow has one stage, and no lower resolution to start from")
     if min(flow.shape[1:]) < SSIM_SIZE:
         raise RunError(f"SSIM compares images of at least {SSIM_SIZE} x {SSIM_SIZE} pixels, got {list(flow.shape)}")
+    # Imported on first use, since it takes a second.
+    from torchmetrics.functional.image import structural_similarity_index_measure
+
     generator = seeded(seed)
     errors: dict[str, dict[str, list[Tensor]]] = {}
     for (x, condition), (k, name) in track(list(product(batches, enumerate(flow.stage_names[:-1])))):

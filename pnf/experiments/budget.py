@@ -12,8 +12,8 @@ from rich.console import Console
 from pnf.data import Images
 from pnf.experiments.results import RESULT, read_result
 from pnf.files import replace_json
-from pnf.training.config import RunConfig, RunError
-from pnf.training.trainer import Interrupted, step_seconds
+from pnf.training.config import Interrupted, RunConfig, RunError
+from pnf.training.trainer import step_seconds
 
 PLAN = "plan.json"
 

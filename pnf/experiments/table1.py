@@ -25,11 +25,11 @@ from pnf.experiments.results import LOG_PROBS, RESULT, provenance, read_result, 
 from pnf.experiments.rows import MODELS, ROWS, TITLES, Row, row_settings
 from pnf.files import replace_json
 from pnf.flows.saving import WEIGHTS_NAME
-from pnf.training.config import RunConfig
+from pnf.training.config import MODEL, RunConfig
 from pnf.training.fingerprints import check_test
 from pnf.training.hardware import most_memory, reset_peak_memory
 from pnf.training.logs import training_seconds
-from pnf.training.trainer import MODEL, train
+from pnf.training.trainer import train
 
 
 def train_row(

@@ -24,6 +24,7 @@ from pnf.flows.config import ProgressiveConfig, SupportKind, setting
 from pnf.training.standardisation import Standardisation, standardisation_of
 
 CONFIG_NAME = "run.json"
+MODEL = "model"
 
 _OPTIONAL = {"attribute": None, "classes": None, "support": "unit", "shape": None, "mean": None, "std": None}
 """Settings that are written only if they differ from these values, since older versions do not know them."""
@@ -34,6 +35,14 @@ class RunError(Exception):
 
     def __init__(self, message: object) -> None:
         super().__init__(printable(str(message)))
+
+
+class Interrupted(RunError):  # noqa: N818 - it is no error
+    """A signal stopped the run, which has saved its state."""
+
+    def __init__(self, folder: Path, step: int, signal_number: int) -> None:
+        self.signal_number = signal_number
+        super().__init__(f"stopped and saved at step {step}; go on with: pnf train --resume {folder}")
 
 
 def _text(value: object) -> str:

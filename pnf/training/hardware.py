@@ -1,9 +1,10 @@
-"""The name of a run's processor, and its memory."""
+"""A run's processor: its name, its memory, and the arithmetic that likelihoods need of it."""
 
 import platform
 import resource
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
@@ -43,3 +44,17 @@ def most_memory(device: torch.device) -> int:
     lines = status.read_text().splitlines() if status.exists() else []
     kilobytes = [int(line.split()[1]) for line in lines if line.startswith("VmHWM:")]
     return 1024 * (kilobytes[0] if kilobytes else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+
+
+def exact_arithmetic() -> None:
+    """Use full float32 and repeatable convolutions, since likelihoods must not depend on a processor's shortcuts."""
+    backends: Any = torch.backends  # PyTorch's stubs lack some of it
+    backends.cudnn.allow_tf32 = False
+    backends.cuda.matmul.allow_tf32 = False
+    # PyTorch has a second interface, under which the first one may mean "as elsewhere". To set it last leaves both
+    # readable.
+    cuda = backends.cudnn.conv, backends.cudnn.rnn, backends.cuda.matmul
+    for shortcut in (*cuda, backends.mkldnn.conv, backends.mkldnn.matmul):
+        shortcut.fp32_precision = "ieee"
+    backends.cudnn.deterministic = True
+    backends.cudnn.benchmark = False

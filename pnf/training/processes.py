@@ -5,15 +5,16 @@ import inspect
 import os
 from collections.abc import Mapping
 from datetime import timedelta
-from typing import Any, Literal, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 import torch
-from lightning.fabric import Fabric
-from lightning.fabric.strategies.ddp import DDPStrategy
 from torch import Tensor, distributed
 from torch.nn.parallel import DistributedDataParallel
 
 from pnf.training.config import RunError
+
+if TYPE_CHECKING:
+    from lightning.fabric import Fabric
 
 T = TypeVar("T")
 
@@ -56,8 +57,12 @@ def restarted() -> bool:
     return _environment("TORCHELASTIC_RESTART_COUNT", 0) > 0
 
 
-def make_fabric(accelerator: str, **settings: Any) -> Fabric:
+def make_fabric(accelerator: str, **settings: Any) -> "Fabric":
     """Make the engine over all processes, each with one device."""
+    # Lightning takes seconds to import, and only training needs it.
+    from lightning.fabric import Fabric
+    from lightning.fabric.strategies.ddp import DDPStrategy
+
     if size() == 1:
         return Fabric(accelerator=accelerator, devices=1, **settings)
     atexit.register(_leave)
@@ -69,7 +74,7 @@ def make_fabric(accelerator: str, **settings: Any) -> Fabric:
     return Fabric(accelerator=accelerator, devices=local, num_nodes=size() // local, strategy=strategy, **settings)
 
 
-def reduce(fabric: Fabric, value: Tensor, how: Literal["sum", "mean", "min", "max"]) -> Tensor:
+def reduce(fabric: "Fabric", value: Tensor, how: Literal["sum", "mean", "min", "max"]) -> Tensor:
     """The sum, mean, minimum or maximum of a tensor over the processes."""
     result: Any = fabric.all_reduce(value.clone(), reduce_op=how)
     return cast("Tensor", result)

@@ -34,22 +34,15 @@ from pnf.training import processes
 from pnf.training.batches import VALIDATION_NOISE, Batch, Batches, hold_out, seeded
 from pnf.training.build import Flow, build_flow, stage_dims, stage_inputs, stage_modules, stage_names
 from pnf.training.checkpoints import AtomicCheckpointIO
-from pnf.training.config import CONFIG_NAME, RunConfig, RunError
+from pnf.training.config import CONFIG_NAME, MODEL, Interrupted, RunConfig, RunError
 from pnf.training.cuda_streams import Branches
 from pnf.training.fingerprints import check_training, remember
+from pnf.training.hardware import exact_arithmetic
 from pnf.training.memory_check import check_memory
 from pnf.training.progress import StepBar, bits_of, tracker
 from pnf.training.stage_trainer import StageTrainer, schedule
 
-MODEL, LOGS, CHECKPOINTS = "model", "logs", "checkpoints"
-
-
-class Interrupted(RunError):  # noqa: N818 - it is no error
-    """A signal stopped the run, which has saved its state."""
-
-    def __init__(self, folder: Path, step: int, signal_number: int) -> None:
-        self.signal_number = signal_number
-        super().__init__(f"stopped and saved at step {step}; go on with: pnf train --resume {folder}")
+LOGS, CHECKPOINTS = "logs", "checkpoints"
 
 
 def train(
@@ -165,20 +158,6 @@ def step_seconds(
         if step >= 2 and sum(map(sum, taken)) >= seconds * len(loops):
             break
     return [statistics.median(times) for times in taken]
-
-
-def exact_arithmetic() -> None:
-    """Use full float32 and repeatable convolutions, since likelihoods must not depend on a processor's shortcuts."""
-    backends: Any = torch.backends  # PyTorch's stubs lack some of it
-    backends.cudnn.allow_tf32 = False
-    backends.cuda.matmul.allow_tf32 = False
-    # PyTorch has a second interface, under which the first one may mean "as elsewhere". To set it last leaves both
-    # readable.
-    cuda = backends.cudnn.conv, backends.cudnn.rnn, backends.cuda.matmul
-    for shortcut in (*cuda, backends.mkldnn.conv, backends.mkldnn.matmul):
-        shortcut.fp32_precision = "ieee"
-    backends.cudnn.deterministic = True
-    backends.cudnn.benchmark = False
 
 
 class _Loop:

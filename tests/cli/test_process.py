@@ -33,11 +33,17 @@ def test_a_mistake() -> None:
     assert len(result.stderr.splitlines()) == 1
 
 
-@pytest.mark.parametrize("module", ["typer", "lightning"])
-def test_a_missing_extra(module: str) -> None:
-    result = run(f"import sys; sys.modules[{module!r}] = None; {_MAIN}", "doctor")
+@pytest.mark.parametrize(("module", "command"), [("typer", "doctor"), ("lightning", "train")])
+def test_a_missing_extra(module: str, command: str) -> None:
+    result = run(f"import sys; sys.modules[{module!r}] = None; {_MAIN}", command)
     assert result.returncode == 1
     assert result.stderr == f"pnf: the command line needs {module}; install it with: pip install 'pnf[train]'\n"
+
+
+@pytest.mark.parametrize("command", ["sample", "upscale", "evaluate", "project", "anomaly"])
+def test_only_training_loads_what_takes_longest(command: str) -> None:
+    result = run(f"import sys, pnf.cli.{command}; print({{'lightning', 'torchmetrics', 'scipy'}} & {{*sys.modules}})")
+    assert (result.returncode, result.stdout, result.stderr) == (0, "set()\n", "")
 
 
 def test_the_package_waits_for_pytorch_until_it_is_used() -> None:

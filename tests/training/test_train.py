@@ -15,8 +15,9 @@ from pnf.data import Images
 from pnf.evaluation import load_run
 from pnf.flows import ProgressiveFlow, RealNVP
 from pnf.training import RunConfig, RunError, train
+from pnf.training.hardware import exact_arithmetic
 from pnf.training.stage_trainer import StageTrainer
-from pnf.training.trainer import exact_arithmetic, step_seconds
+from pnf.training.trainer import step_seconds
 
 Make = Callable[..., RunConfig]
 Finished = Callable[..., Path]
