@@ -11,7 +11,7 @@ from torch.nn.functional import logsigmoid
 
 from pnf.reference._channels import per_channel
 from pnf.reference._checks import check_floating
-from pnf.reference._precision import widen
+from pnf.reference._precision import at_least, at_most, widen
 from pnf.reference.haar import check_merge, check_split, interleave, pairs
 
 BOUNDARY = 2.0**-24
@@ -67,12 +67,12 @@ def haar_bounded_split(
     x0, x1 = pairs(x, dim)
     s = (x0 + x1) / 2
     low = s <= 0.5
-    a = torch.where(low, x0, 1 - x1).clamp(min=BOUNDARY)
-    b = torch.where(low, x1, 1 - x0).clamp(min=BOUNDARY)
-    log_m = torch.where(low, s, 1 - s).clamp(min=BOUNDARY).log()
+    a = at_least(torch.where(low, x0, 1 - x1), BOUNDARY)
+    b = at_least(torch.where(low, x1, 1 - x0), BOUNDARY)
+    log_m = at_least(torch.where(low, s, 1 - s), BOUNDARY).log()
     log_a, log_b = a.log(), b.log()
     g = per_channel(gamma.to(s.dtype), s)
-    u = (g * log_m).clamp(max=LARGEST_EXPONENT).exp() * (log_a - log_b) / 2
+    u = at_most(g * log_m, LARGEST_EXPONENT).exp() * (log_a - log_b) / 2
     log_det = ((1 + g) * log_m - log_a - log_b - math.log(2)).flatten(1).sum(1)
     return s.to(x.dtype), u.to(x.dtype), log_det
 
@@ -114,9 +114,9 @@ def haar_bounded_merge(
     wide_s = widen(s)
     low = wide_s <= 0.5
     m = torch.where(low, wide_s, 1 - wide_s)
-    log_m = m.clamp(min=BOUNDARY).log()
+    log_m = at_least(m, BOUNDARY).log()
     g = per_channel(gamma.to(wide_s.dtype), wide_s)
-    v = 2 * widen(u) * (-g * log_m).clamp(max=LARGEST_EXPONENT).exp()
+    v = 2 * widen(u) * at_most(-g * log_m, LARGEST_EXPONENT).exp()
     a, b = 2 * m * v.sigmoid(), 2 * m * (-v).sigmoid()
     x0, x1 = torch.where(low, a, 1 - b), torch.where(low, b, 1 - a)
     log_det = ((1 - g) * log_m + 3 * math.log(2) + logsigmoid(v) + logsigmoid(-v)).flatten(1).sum(1)

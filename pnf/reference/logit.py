@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from pnf.reference._checks import check_floating
-from pnf.reference._precision import widen
+from pnf.reference._precision import at_least, widen
 
 BOUNDARY = 2.0**-24
 """The least distance of p from 0 and 1."""
@@ -46,8 +46,8 @@ def logit(
     check_logit("logit", x, alpha)
     each = widen(x)
     # log1p(-p) would show the rounding of p near white.
-    p = (alpha + (1 - 2 * alpha) * each).clamp(min=BOUNDARY)
-    q = (alpha + (1 - 2 * alpha) * (1 - each)).clamp(min=BOUNDARY)
+    p = at_least(alpha + (1 - 2 * alpha) * each, BOUNDARY)
+    q = at_least(alpha + (1 - 2 * alpha) * (1 - each), BOUNDARY)
     y = p.log() - q.log()
     return y.to(x.dtype), _log_det(y, alpha)
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from pnf.reference._checks import check_floating
-from pnf.reference._precision import widen
+from pnf.reference._precision import at_least, widen
 
 LEAST_SQUARE = 1e-12
 """The least squared norm of a direction. Smaller ones are replaced by it."""
@@ -74,6 +74,6 @@ def check_weight_norm(directions: Sequence[Tensor], magnitudes: Sequence[Tensor 
 def _weight(direction: Tensor, magnitude: Tensor | None) -> Tensor:
     wide = widen(direction)
     rows = wide.reshape(wide.shape[0], math.prod(wide.shape[1:]))
-    norm = rows.square().sum(1).clamp(min=LEAST_SQUARE).sqrt().view(-1, *(1,) * (wide.dim() - 1))
+    norm = at_least(rows.square().sum(1), LEAST_SQUARE).sqrt().view(-1, *(1,) * (wide.dim() - 1))
     scale = norm.reciprocal() if magnitude is None else magnitude.to(wide.dtype) / norm
     return (wide * scale).to(direction.dtype)
