@@ -359,7 +359,7 @@ def _reference_training_backward(
     for i, h in reversed(list(enumerate(states.split(out.shape[1], 1)))):
         through_skip, of_skip, _ = convolution_reference_backward(grad_out, h, kernels[3 * i + 1], True)
         grad = grad + through_skip
-        of_skips.append(of_skip.flatten(1))
+        of_skips.append(of_skip.reshape(weights[1].shape[:2]))
         if i:
             first, inner, second = between[3 * i - 3 : 3 * i]
             of_second, of_b, _ = convolution_reference_backward(grad, second, kernels[3 * i], True)

@@ -241,7 +241,9 @@ def residual_network_training() -> list[Case]:
         return [x(*s), *layers(x, s, 1), [*statistics, states, *(x(*s) for _ in range(5))], 1e-4, True]
 
     #        # are 9, or 10 in the backward, and 2 and 18 are moved to put the channels last.
-    own = {"parts": "a part of a sum", "bias": "a parameter of a few channels"}
+    last = "the channels are last here, and few"
+    names = "h", "z", "before", "bias", "parts", "x", "y", "grad_x", "grad_y", "added", "more"
+    own = dict.fromkeys(names, last)
     return [
         Case("residual_network_training", forward, "one block", moved=3.4, moved_last=3.2, narrow=own),
         Case("residual_network_training_backward", backward, "one block", moved=5.6, moved_last=3.8, narrow=own),
