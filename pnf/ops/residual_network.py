@@ -159,7 +159,7 @@ def _run_training(state: Launch, norm: Launch) -> Callable[..., list[Tensor]]:
         hidden, blocks, of = out.shape[1], len(between) // 3, states.shape[1]
         norms, biases = _vectors(norms, means.dtype), _vectors(biases, x.dtype)
         h = states[:, :hidden]
-        z, before, added = conv2d(x, weights[0], padding=_padding(weights[0])), h, False
+        z, before, added = _convolution(x, weights[0]), h, False
         for i in range(blocks + 1):
             normed = between[3 * i] if i < blocks else out
             tensors = h, normed, centres[2 * i], variances[2 * i], z, biases[3 * i], before, *norms[4 * i : 4 * i + 2]
@@ -167,11 +167,11 @@ def _run_training(state: Launch, norm: Launch) -> Callable[..., list[Tensor]]:
             if i == blocks:
                 break
             a, b = weights[3 * i + 2 : 3 * i + 4]
-            inner = between[3 * i + 1] = _last(conv2d(normed, a, padding=_padding(a)))
+            inner = between[3 * i + 1] = _convolution(normed, a)
             second, j = between[3 * i + 2], 2 * i + 1
             tensors = second, centres[j], variances[j], inner, *norms[2 * j : 2 * j + 2]
             norm(tensors, *sizes, True, True, eps, DTYPES[x.dtype])
-            z = _last(conv2d(second, b, padding=_padding(b)))
+            z = _convolution(second, b)
             before, h, added = h, states[:, (i + 1) * hidden : (i + 2) * hidden], True
         offset = torch.stack(biases[1:-1:3]).sum(0)
         torch.addmm(offset, _matrix(states), _side_by_side(weights[1:-1:3]).t(), out=_matrix(out))
@@ -183,6 +183,10 @@ def _run_training(state: Launch, norm: Launch) -> Callable[..., list[Tensor]]:
         return [y, means, variances, centres, states, out, last, *between]
 
     return run
+
+
+def _convolution(x: Tensor, weight: Tensor) -> Tensor:
+    return _last(conv2d(x, weight, padding=_padding(weight)))
 
 
 def _last(x: Tensor) -> Tensor:
@@ -199,7 +203,7 @@ def _as(tensors: Tensors, dtype: torch.dtype) -> list[Tensor]:
 
 
 def _vectors(tensors: Tensors, dtype: torch.dtype) -> list[Tensor]:
-    return [cast(x, dtype).contiguous() for x in tensors]
+    return [x.contiguous() for x in _as(tensors, dtype)]
 
 
 def _padding(weight: Tensor) -> tuple[int, int]:
@@ -241,7 +245,7 @@ def _fake_training_backward(
         biases[0].new_empty(len(biases) - 1, hidden),
         norms[0].new_empty(count, hidden),
         norms[0].new_empty(count, hidden),
-        *(empty_like(weight, dense(weight)[1]) for weight in _spatial(weights)),
+        *(cast(empty_like(weight, dense(weight)[1]), weights[0].dtype) for weight in _spatial(weights)),
     ]
 
 
@@ -382,7 +386,8 @@ def _reference_training_backward(
         of_h,
         *of_squares[::-1],
     ]
-    like = [x, weights[1], weights[-1], biases[-1], biases[0], norms[0], norms[0], *_spatial(weights)]
+    like = [x, weights[0], weights[-1], biases[-1], biases[0], norms[0], norms[0]]
+    like += [weights[0]] * (len(grads) - len(like))
     return [grad.to(to.dtype) for grad, to in zip(grads, like, strict=True)]
 
 
