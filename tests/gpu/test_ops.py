@@ -95,7 +95,9 @@ def test_doctor_launches_kernels(device: str) -> None:
 def test_layouts_do_not_matter(case: Case, name: str, device: str) -> None:
     args = case.arguments(Make(device), SHAPE)
     for a, b in zip(call(case, convert(args, LAYOUTS[name])), call(case, args), strict=True):
-        assert_close(a, b, rtol=1e-5, atol=1e-5)
+        # PyTorch's convolutions sum in another order, with errors at the scale of the largest result.
+        scale = max(1.0, b.abs().max().item()) if b.numel() else 1.0
+        assert_close(a, b, rtol=1e-5, atol=1e-5 * scale)
 
 
 @every_call
