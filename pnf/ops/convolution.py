@@ -107,7 +107,9 @@ def reference_backward(grad_y: Tensor, x: Tensor, weight: Tensor, of_input: bool
     padding = [size // 2 for size in weight.shape[2:]]
     grad_x = conv2d(grad_y, weight.transpose(0, 1).flip(2, 3), padding=padding) if of_input else x.new_empty(0)
     seen = unfold(x, weight.shape[2:], padding=tuple(padding))
-    grad_weight = (grad_y.reshape(*grad_y.shape[:2], -1) @ seen.transpose(1, 2)).sum(0).view(weight.shape)
+    batch, outputs, height, width = grad_y.shape
+    grads = grad_y.reshape(batch, outputs, height * width)  # flatten has no batching rule
+    grad_weight = (grads @ seen.transpose(1, 2)).sum(0).view(weight.shape)
     return grad_x, grad_weight, grad_y.sum((0, 2, 3))
 
 
