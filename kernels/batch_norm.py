@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pnf.kernels._channels import (
     WARPS,
+    batch_statistics,
     given_statistics,
     kept_of,
     merge_moments,
@@ -27,21 +28,10 @@ from pnf.kernels._channels import (
     tile,
     tiling,
 )
-from pnf.kernels._common import divide, log, sqrt, wide
+from pnf.kernels._common import log, wide
 
 BLOCK = 1024
 """Log-determinants that are taken at a time."""
-
-
-@triton.jit
-def _statistics(mean, var, parts, o_channel, m_channel, tiles, BATCH: tl.constexpr):
-    """Mean and variance of each channel, from its moments or as given."""
-    if BATCH:
-        b_mean, b_var = merge_moments(parts, o_channel, m_channel, tiles)
-    else:
-        b_mean = tl.load(mean + o_channel, mask=m_channel, other=0.0)
-        b_var = tl.load(var + o_channel, mask=m_channel, other=0.0)
-    return b_mean.to(mean.dtype.element_ty), b_var.to(var.dtype.element_ty)
 
 
 @triton.jit(do_not_specialize=["batch", "sites", "blocks"])
@@ -64,11 +54,10 @@ def _forward(
     i_block, i_part, first, last = program(tiles)
     if i_block < blocks:
         o_channel, m_channel = of_block(i_block, tiles.channels, tiles)
-        b_mean, b_var = _statistics(mean, var, parts, o_channel, m_channel, tiles, BATCH)
         if BATCH:
-            tl.store(mean + o_channel, b_mean, mask=m_channel & (i_part == 0))
-            tl.store(var + o_channel, b_var, mask=m_channel & (i_part == 0))
-        b_scale = divide(1.0, sqrt(b_var + EPS))
+            b_mean, b_scale = batch_statistics(mean, var, parts, i_part, o_channel, m_channel, tiles, EPS)
+        else:
+            b_mean, b_scale = given_statistics(mean, var, o_channel, m_channel, EPS)
         for i_tile in range(first, last):
             o_row, o_channel, o_site, m_x = tile(i_block, i_tile, tiles.channels, tiles)
             o_x = place(o_row, o_channel, o_site, tiles.channels, tiles)
@@ -78,7 +67,10 @@ def _forward(
         b_sum = tl.zeros([1, 1], tl.float64)
         for i in range(blocks):
             o_channel, m_channel = of_block(i, tiles.channels, tiles)
-            b_var = _statistics(mean, var, parts, o_channel, m_channel, tiles, BATCH)[1]
+            if BATCH:
+                b_var = merge_moments(parts, o_channel, m_channel, tiles)[1].to(var.dtype.element_ty)
+            else:
+                b_var = tl.load(var + o_channel, mask=m_channel, other=0.0)
             b_log = tl.where(b_var + EPS == 0.0, -float("inf"), log(b_var + EPS))
             b_log = tl.where(m_channel, b_log, 0.0)
             b_sum += tl.sum(b_log, 1, keep_dims=True).to(tl.float64)
