@@ -246,9 +246,10 @@ def merge_moments(parts, o_channel, m_channel, tiles):
     b_count = entries_before(tl.minimum(o_first + loops, total), tiles)
     b_count -= entries_before(o_first, tiles)
     entries = entries_before(total, tiles)
+    share = 1.0 / entries  # the same in a loop, as each division is a call that saves registers
     b_mean = tl.sum(b_count * b_means, 0, keep_dims=True) / entries
     b_distance = b_means - b_mean
-    return b_mean, tl.sum(b_squares + b_count * b_distance * b_distance, 0, keep_dims=True) / entries
+    return b_mean, tl.sum(b_squares + b_count * b_distance * b_distance, 0, keep_dims=True) * share
 
 
 @triton.jit

@@ -20,8 +20,7 @@ NAMES = 4
 HEAD = f"""# What the Triton kernels compile to
 
 Made by `python tests/kernels/kernel_table.py > tests/kernels/kernels.md` with Triton {triton.__version__}, which needs
-no GPU; the tests beside it compile again and compare. No kernel uses atomics, and none spills but
-`batch_norm._forward` in bfloat16 on sm_100: 16 bytes.
+no GPU; the tests beside it compile again and compare. No kernel spills or uses atomics.
 
 - {", ".join(TARGETS)}: registers of a thread
 - shared: bytes of shared memory, on {SHOWN}

@@ -28,6 +28,7 @@ import triton.language as tl
 from cases import CASES, FIRST, HUGE, ORDINARY, UNEVEN, Case, Meta, Shape
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
 from triton.runtime import interpreter
 from triton.runtime.jit import mangle_type
 
@@ -90,7 +91,11 @@ class Trace:
 
 
 class Torch(TorchDispatchMode):
-    """Counts the bytes that PyTorch's functions move around the kernels. Views and allocations move none."""
+    """Counts the bytes that PyTorch's functions move around the kernels. Views and allocations move none.
+
+    Images that a convolution returns have their channels last, as on a GPU whose arguments have. The meta device lays
+    them out otherwise, and the copies would be counted.
+    """
 
     def __init__(self, trace: Trace) -> None:
         super().__init__()
@@ -101,7 +106,11 @@ class Torch(TorchDispatchMode):
         if not func.is_view and "empty" not in func.name():
             tensors = [x for x in (*args, *(kwargs or {}).values(), out) if isinstance(x, Tensor)]
             self.trace.moved += sum({id(x): x.nbytes for x in tensors}.values())
-        return out
+        return tree_map_only(Tensor, channels_last, out) if "convolution" in func.name() else out
+
+
+def channels_last(x: Tensor) -> Tensor:
+    return x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x
 
 
 @contextmanager
