@@ -102,7 +102,7 @@ KERNELS: dict[str, Callable[[Any, Any], int]] = {
     "aten::convolution_backward": _convolution_backward,
     # A matrix product writes over a copy of what it adds, unless that is a bias.
     "aten::addmm": lambda args, _: 1 + (args[0].dim() > 1),
-    "aten::_fused_adam_": lambda args, _: _of_lists(4)(args, None) + _of_lists(1)([args[5]], None),
+    "aten::_fused_adam_": _of_lists(4),
     "aten::_foreach_norm": lambda args, _: 2 * _of_lists(1)(args, None),
     "aten::_foreach_mul_": _of_lists(1),
     "aten::_foreach_mul": _of_lists(2),
@@ -217,8 +217,11 @@ class Fabric:
 
     device, world_size, global_rank, is_global_zero = torch.device("meta"), 1, 0, True
 
-    def setup(self, module: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[nn.Module, torch.optim.Optimizer]:
-        return Wrapped(module), optimizer
+    def setup_module(self, module: nn.Module) -> nn.Module:
+        return Wrapped(module)
+
+    def setup_optimizers(self, optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+        return optimizer
 
     def backward(self, loss: Tensor) -> None:
         loss.backward()

@@ -30,7 +30,7 @@ def step_memory(
 
     def run() -> None:
         flow = build_flow(config, channels)
-        kept = ["first moment", "second moment", "average", *(["copy for the average"] if at_once else [])]
+        kept = ["first moment", "second moment", "average", *(["flat gradient"] if at_once else [])]
         held = [torch.empty_like(p) for p in flow.parameters() for _ in kept]
         if config.precision == "bf16":
             set_network_dtype(flow, torch.bfloat16)

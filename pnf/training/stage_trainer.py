@@ -4,19 +4,19 @@ import copy
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import cast
+from typing import Any
 
 import torch
 from lightning.fabric import Fabric
 from torch import Tensor, nn
 
-from pnf import cuda_graphs
-from pnf.flows import scale_parameters, set_network_dtype
+from pnf.flows import set_network_dtype
 from pnf.flows.couplings import ActNorm
 from pnf.flows.networks import MOMENTUM
 from pnf.training import processes
 from pnf.training.batches import Batch
 from pnf.training.config import RunConfig, RunError, one_line
+from pnf.training.weights import Weights
 
 
 class Objective(nn.Module):
@@ -54,16 +54,14 @@ class StageTrainer:
         if fabric.device.type != "cpu":
             # Images have their channels last, and cuDNN would lay out each weight likewise in every step.
             stage.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        objective = Objective(stage)
-        # Explicitly fused on every device, since the other implementations give different bits.
-        optimizer = torch.optim.Adam(objective.parameters(), lr=config.lr, fused=True)
-        self.objective, self.optimizer = fabric.setup(objective, optimizer)
+        self.objective: Any = fabric.setup_module(Objective(stage))
         self.objective.train()
         self.averaged = copy.deepcopy(self.stage).eval()
         set_network_dtype(self.averaged, None)
-        pairs = list(zip(_tensors(self.averaged), _tensors(self.stage), strict=True))
-        self._average = _Average([pair for pair in pairs if pair[0].is_floating_point()], fabric.device)
-        self._flags = [pair for pair in pairs if not pair[0].is_floating_point()]
+        self._weights = Weights(self.stage, self.averaged, fabric.device)
+        # Explicitly fused on every device, since the other implementations give different bits.
+        optimizer = torch.optim.Adam(self._weights.learnt, lr=config.lr, fused=True)
+        self.optimizer: Any = fabric.setup_optimizers(optimizer)
 
     def prepare(self) -> None:
         """Set the numbers that depend on the step, before :meth:`train_step`."""
@@ -71,7 +69,7 @@ class StageTrainer:
             group["lr"] = self.config.lr * schedule(self.config, self.step)
         # A short memory at first, so that the average forgets the random start.
         decay = min(self.config.ema, (1 + self.step) / (10 + self.step)) if self.step else 0.0
-        self._average.weight.fill_(1 - decay)
+        self._weights.weight.fill_(1 - decay)
 
     def train_step(self, batches: Sequence[Batch]) -> Tensor:
         """Take a step with the mean gradient of the batches, and return the mean negative log-likelihood in nats.
@@ -79,7 +77,7 @@ class StageTrainer:
         Each of several processes has the same number of consecutive batches, and returns the mean of its own. It may
         become a CUDA graph, so all numbers that change are in tensors. The caller counts the steps.
         """
-        self.optimizer.zero_grad()
+        self.objective.zero_grad()
         shared = self.fabric.world_size > 1
         if shared and self.step == 0:
             self._start_alike(batches[0])
@@ -92,10 +90,9 @@ class StageTrainer:
             nll += loss.detach()
         if shared:
             self._join_statistics(before, len(batches))
-        self._penalise()
-        nn.utils.clip_grad_norm_(self.objective.parameters(), self.config.clip, foreach=True)
+        self._weights.collect(self.config.scale_l2, self.config.clip)
         self.optimizer.step()
-        self._move_average()
+        self._weights.move_averages()
         return nll
 
     @property
@@ -117,7 +114,7 @@ class StageTrainer:
             "settings": self.config.to_json(),
             "step": self.step,
             "objective": self.objective.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": self._weights.split(self.optimizer.state_dict()),
             "averaged": self.averaged.state_dict(),
         }
         if self.config.keep == "best":
@@ -137,7 +134,7 @@ class StageTrainer:
             if not self.config.same_model(checkpoint["settings"]):
                 raise RunError(f"{path} is of a run with other settings")
             self.objective.load_state_dict(checkpoint["objective"])
-            self.optimizer.load_state_dict(checkpoint["optimizer"])
+            self.optimizer.load_state_dict(self._weights.join(checkpoint["optimizer"]))
             self.averaged.load_state_dict(checkpoint["averaged"])
             if self.config.keep == "best":
                 self.best, self._best_nats = checkpoint["best"], checkpoint["best_nats"]
@@ -182,58 +179,6 @@ class StageTrainer:
         joined = processes.reduce(self.fabric, decay ** (size - 1 - self.fabric.global_rank) * own, "sum")
         for (start, buffer), total in zip(running, joined.split([b.numel() for _, b in running]), strict=True):
             buffer.copy_(decay**size * start + total.view_as(buffer))
-
-    @torch.no_grad()
-    def _penalise(self) -> None:
-        """Add the gradient of ``scale_l2 * sum(p**2)`` over the scale parameters p, all in one call."""
-        scales = scale_parameters(self.stage)
-        torch._foreach_add_([cast("Tensor", p.grad) for p in scales], [*scales], alpha=2 * self.config.scale_l2)
-
-    @torch.no_grad()
-    def _move_average(self) -> None:
-        self._average.move()
-        if self._flags:
-            torch._foreach_copy_([average for average, _ in self._flags], [value for _, value in self._flags])
-
-
-class _Average:
-    """Moving averages of tensors.
-
-    Where a step becomes a CUDA graph, the averages are views of one tensor, since the weight of the present values must
-    be a tensor then, and PyTorch has no call for that on lists. The averages get new memory.
-
-    Args:
-        pairs: the averages and the tensors.
-        device: of all tensors.
-
-    Attributes:
-        weight: the weight ``[]`` of the present values.
-    """
-
-    def __init__(self, pairs: Sequence[tuple[Tensor, Tensor]], device: torch.device) -> None:
-        self.averages, self.values = [average for average, _ in pairs], [value for _, value in pairs]
-        self.weight = torch.ones((), device=device)
-        self._copies: list[Tensor] = []
-        if not cuda_graphs.can_capture(device):
-            return
-        self._average, self._present = (torch.empty(sum(x.numel() for x in self.values), device=device) for _ in "ab")
-        offset = 0
-        for average, value in pairs:
-            views = [x[offset:].as_strided(value.shape, value.stride()) for x in (self._average, self._present)]
-            average.data = views[0].copy_(average)
-            self._copies.append(views[1])
-            offset += value.numel()
-
-    def move(self) -> None:
-        if self._copies:
-            torch._foreach_copy_(self._copies, self.values)
-            self._average.lerp_(self._present, self.weight)
-        elif self.values:
-            torch._foreach_lerp_(self.averages, self.values, self.weight.item())
-
-
-def _tensors(module: nn.Module) -> list[Tensor]:
-    return [*module.parameters(), *module.buffers()]
 
 
 def schedule(config: RunConfig, step: int) -> float:
