@@ -5,10 +5,12 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <cstdint>
 #include <limits>
 #include <memory>
 #include <new>
+#include <utility>
 #include <vector>
 
 #include "cpu/parallel.h"
@@ -19,7 +21,7 @@ namespace pnf::cpu::PNF_ISA {
 using V = Vec<float>;
 inline constexpr int64_t kWidth = kLanes<float>;
 
-// A product keeps kRows x 2 vectors of its result in registers: AVX-512 has 32 of them and its predecessors 16.
+// A product keeps at most kRows x 2 vectors of its result in registers: AVX-512 has 32 of them and its predecessors 16.
 #ifdef __AVX512F__
 inline constexpr int kRows = 14;
 #else
@@ -63,14 +65,15 @@ inline const float* zeros(int64_t n) {
   return found;
 }
 
-// c[i][j] = start[i][j] + sum over k of a[i][k] b[k][j] for kRows rows and `vectors` vectors of columns, at least
-// `least`.
-template <int vectors>
-inline void multiply_panel(float* c, const float* start, const float* a, const float* b, int64_t depth, int64_t c_row,
-                           int64_t start_row, int64_t a_row, int64_t a_column, float least) {
-  V sum[kRows][vectors];
+// c[i][j] = start[j] + add[i][j] + sum over k of a[i][k] b[k][j] for `rows` rows and `vectors` vectors of columns, at
+// least `least`. add may be null.
+template <int rows, int vectors>
+inline void multiply_panel(float* c, const float* start, const float* add, const float* a, const float* b,
+                           int64_t depth, int64_t c_row, int64_t add_row, int64_t a_row, int64_t a_column,
+                           float least) {
+  V sum[rows][vectors];
 #pragma GCC unroll 14
-  for (int i = 0; i < kRows; ++i) {
+  for (int i = 0; i < rows; ++i) {
 #pragma GCC unroll 2
     for (int j = 0; j < vectors; ++j) sum[i][j] = V{};
   }
@@ -79,32 +82,42 @@ inline void multiply_panel(float* c, const float* start, const float* a, const f
 #pragma GCC unroll 2
     for (int j = 0; j < vectors; ++j) right[j] = load(b + k * kPanel + j * kWidth);
 #pragma GCC unroll 14
-    for (int i = 0; i < kRows; ++i) {
+    for (int i = 0; i < rows; ++i) {
       const V left = splat(a[i * a_row + k * a_column]);
 #pragma GCC unroll 2
       for (int j = 0; j < vectors; ++j) sum[i][j] += left * right[j];
     }
   }
 #pragma GCC unroll 14
-  for (int i = 0; i < kRows; ++i) {
+  for (int i = 0; i < rows; ++i) {
 #pragma GCC unroll 2
     for (int j = 0; j < vectors; ++j) {
-      const V result = load(start + i * start_row + j * kWidth) + sum[i][j];
-      store(c + i * c_row + j * kWidth, at_least(result, splat(least)));
+      V first = load(start + j * kWidth);
+      if (add) first += load(add + i * add_row + j * kWidth);
+      store(c + i * c_row + j * kWidth, at_least(first + sum[i][j], splat(least)));
     }
   }
 }
 
-// multiply_panel for any multiples of kRows rows and kWidth columns; the panels of b are `panel` apart. With
-// start_row = 0, start is one row.
-inline void multiply(float* c, const float* start, const float* a, const float* b, int64_t rows, int64_t columns,
-                     int64_t depth, int64_t panel, int64_t c_row, int64_t start_row, int64_t a_row, int64_t a_column,
-                     float least = kLowest) {
+using MultiplyPanel = decltype(&multiply_panel<1, 1>);
+
+// multiply_panel for 1 to kRows rows, and for one vector and two.
+inline constexpr auto kMultiplyPanel = []<int... row>(std::integer_sequence<int, row...>) {
+  return std::array<std::array<MultiplyPanel, 2>, kRows>{{{multiply_panel<row + 1, 1>, multiply_panel<row + 1, 2>}...}};
+}(std::make_integer_sequence<int, kRows>{});
+
+// multiply_panel for any number of rows and any multiple of kWidth columns; the panels of b are `panel` apart.
+inline void multiply(float* c, const float* start, const float* add, const float* a, const float* b, int64_t rows,
+                     int64_t columns, int64_t depth, int64_t panel, int64_t c_row, int64_t add_row, int64_t a_row,
+                     int64_t a_column, float least = kLowest) {
+  // As few tiles as will do, of nearly as many rows each: a few rows alone would not keep the processor busy.
+  const int64_t tiles = (rows + kRows - 1) / kRows;
   for (int64_t j = 0; j < columns; j += kPanel, b += panel) {
-    const auto product = columns - j > kWidth ? multiply_panel<2> : multiply_panel<1>;
-    for (int64_t i = 0; i < rows; i += kRows) {
-      product(c + i * c_row + j, start + i * start_row + j, a + i * a_row, b, depth, c_row, start_row, a_row, a_column,
-              least);
+    for (int64_t tile = 0; tile < tiles; ++tile) {
+      const int64_t i = rows * tile / tiles, n = rows * (tile + 1) / tiles - i;
+      const auto product = kMultiplyPanel[static_cast<size_t>(n - 1)][columns - j > kWidth];
+      product(c + i * c_row + j, start + j, add ? add + i * add_row + j : nullptr, a + i * a_row, b, depth, c_row,
+              add_row, a_row, a_column, least);
     }
   }
 }
@@ -166,13 +179,22 @@ inline void to_panel(float* to, const float* from, int64_t depth, int64_t column
     const int64_t wide = std::min(kWidth, columns - k);
     for (int64_t i = 0; i < depth; i += kWidth) {
       const int64_t high = std::min(kWidth, depth - i);
+      const float* const p = from + i + k * column;
       V square[kWidth] = {};
-      for (int64_t q = 0; q < wide; ++q) {
-        const float* const p = from + i + (k + q) * column;
-        square[q] = load_some(p, high);
+      if (wide == kWidth && high == kWidth) {
+#pragma GCC unroll 16
+        for (int64_t q = 0; q < kWidth; ++q) square[q] = load(p + q * column);
+      } else {
+        for (int64_t q = 0; q < wide; ++q) square[q] = load_some(p + q * column, high);
       }
       transpose(square);
-      for (int64_t r = 0; r < high; ++r) store(to + (i + r) * kPanel + k, square[r]);
+      float* const out = to + i * kPanel + k;
+      if (high == kWidth) {
+#pragma GCC unroll 16
+        for (int64_t r = 0; r < kWidth; ++r) store(out + r * kPanel, square[r]);
+      } else {
+        for (int64_t r = 0; r < high; ++r) store(out + r * kPanel, square[r]);
+      }
     }
   }
 }
@@ -181,39 +203,35 @@ inline void to_panel(float* to, const float* from, int64_t depth, int64_t column
 // bias may be null.
 inline void pointwise(float* y, const float* add, const float* x, const float* weight, const float* bias, float least,
                       int64_t pixels, int64_t inputs, int64_t outputs, int64_t row, int64_t column, int threads) {
-  const int64_t blocks = (pixels + kBlock - 1) / kBlock, panels = (outputs + kPanel - 1) / kPanel;
+  const int64_t panels = (outputs + kPanel - 1) / kPanel;
   // Each thread transposes the panels that it works with: those of another thread are in the cache of another core.
-  const int64_t shares = std::clamp<int64_t>((threads + panels - 1) / panels, 1, blocks);
+  const int64_t shares = std::clamp<int64_t>((threads + panels - 1) / panels, 1, (pixels + kBlock - 1) / kBlock);
   const int64_t grain = pixels * inputs * outputs < (1 << 16) ? panels * shares : 1;
   parallel_for(panels * shares, grain, threads, [&](int64_t begin, int64_t end) {
     float* const panel = workspace(kWeight, inputs * kPanel);
-    float* const from_copy = workspace(kFrom, kBlock * inputs);
     float* const to_copy = workspace(kTo, kBlock * kPanel);
-    float* const sum = workspace(kSum, kBlock * kPanel);
+    float* const add_copy = workspace(kSum, kBlock * kPanel);
     for (int64_t task = begin; task < end; ++task) {
       const int64_t j = task / shares * kPanel, share = task % shares;
       const int64_t written = std::min(kPanel, outputs - j), columns = round_up(written, kWidth);
       to_panel(panel, weight + j * column, inputs, written, row, column);
-      for (int64_t block = blocks * share / shares; block < blocks * (share + 1) / shares; ++block) {
-        const int64_t first = block * kBlock, rows = std::min(kBlock, pixels - first);
-        const float* from = x + first * inputs;
-        if (rows < kBlock) {
-          copy_rows(from_copy, from, rows, inputs, kBlock, inputs, inputs);
-          from = from_copy;
-        }
-        for (int64_t i = 0; i < kBlock; ++i) {
-          float* const start = sum + i * kPanel;
-          const float* const added = add && i < rows ? add + (first + i) * outputs + j : nullptr;
-          if (!add && i) break;
-          for (int64_t k = 0; k < columns; ++k) {
-            start[k] = k < written ? (bias ? bias[j + k] : 0.0f) + (added ? added[k] : 0.0f) : 0.0f;
-          }
-        }
+      float start[kPanel] = {};
+      if (bias) std::copy_n(bias + j, written, start);
+      const float* const added = add ? add + j : nullptr;
+      const int64_t last = pixels * (share + 1) / shares;
+      // Columns that end within a vector go through copies, a block of rows at a time.
+      const bool whole = written == columns;
+      for (int64_t first = pixels * share / shares, n; first < last; first += n) {
+        n = whole ? last - first : std::min(kBlock, last - first);
+        const float *const from = x + first * inputs, *more = added ? added + first * outputs : nullptr;
         float* const out = y + first * outputs + j;
-        const bool whole = rows == kBlock && written == columns;
-        multiply(whole ? out : to_copy, sum, from, panel, kBlock, columns, inputs, 0, whole ? outputs : kPanel,
-                 add ? kPanel : 0, inputs, 1, least);
-        for (int64_t i = 0; !whole && i < rows; ++i) std::copy_n(to_copy + i * kPanel, written, out + i * outputs);
+        if (more && !whole) {
+          copy_rows(add_copy, more, n, written, n, kPanel, outputs);
+          more = add_copy;
+        }
+        multiply(whole ? out : to_copy, start, more, from, panel, n, columns, inputs, 0, whole ? outputs : kPanel,
+                 whole ? outputs : kPanel, inputs, 1, least);
+        for (int64_t i = 0; !whole && i < n; ++i) std::copy_n(to_copy + i * kPanel, written, out + i * outputs);
       }
     }
   });
@@ -222,14 +240,11 @@ inline void pointwise(float* y, const float* add, const float* x, const float* w
 // grad_weight is [outputs][inputs].
 inline void pointwise_backward_weight(float* grad_weight, float* grad_bias, const float* grad_y, const float* x,
                                       int64_t pixels, int64_t inputs, int64_t outputs, int threads) {
-  // The last kRows outputs are the last rows, which may overlap those before.
-  const int64_t wide = std::max<int64_t>(outputs, kRows), last_row = wide - kRows;
-  const int64_t padded = round_up(wide, kRows), columns = round_up(inputs, kWidth);
-  const int64_t panels = (inputs + kPanel - 1) / kPanel;
-  const int64_t size = padded * columns;
+  const int64_t columns = round_up(inputs, kWidth), panels = (inputs + kPanel - 1) / kPanel;
+  const int64_t size = outputs * columns;
   const Parts parts(pixels, size);
   // A product that is neither padded nor summed is written to its place.
-  const bool direct = pixels > 0 && parts.count == 1 && pixels <= kSlab && wide == outputs && columns == inputs;
+  const bool direct = pixels > 0 && parts.count == 1 && columns == inputs;
   float* const product = direct ? grad_weight : workspace(kProduct, parts.count * size);
   const float* const nothing = zeros(kPanel);
   std::vector<double> total(static_cast<size_t>(parts.count * outputs));
@@ -241,31 +256,21 @@ inline void pointwise_backward_weight(float* grad_weight, float* grad_bias, cons
       const int64_t first = parts.first(part), last = parts.first(part + 1);
       const int64_t written = std::min(kPanel, inputs - j), width = round_up(written, kWidth);
       float* const to = product + part * size + j;
-      for (int64_t i = 0; first == last && i < padded; ++i) std::fill_n(to + i * columns, width, 0.0f);
+      for (int64_t i = 0; first == last && i < outputs; ++i) std::fill_n(to + i * columns, width, 0.0f);
       for (int64_t start = first; start < last; start += kSlab) {
         const int64_t n = std::min(kSlab, last - start);
-        const float* left = grad_y + start * outputs;
+        const float* const left = grad_y + start * outputs;
         if (j == 0) add_rows(total.data() + part * outputs, left, n, outputs, outputs);
-        if (wide > outputs) {
-          float* const copy = workspace(kLeft, n * kRows);
-          copy_rows(copy, left, n, outputs, n, kRows, outputs);
-          left = copy;
-        }
         copy_rows(right, x + start * inputs + j, n, written, n, kPanel, inputs);
-        const bool more = start > first;
-        for (int64_t row = 0; row < padded; row += kRows) {
-          const int64_t from = std::min(row, last_row);
-          float* const sum = to + (direct ? from : row) * columns;
-          multiply(sum, more ? sum : nothing, left + from, right, kRows, width, n, 0, columns, more ? columns : 0, 1,
-                   wide);
-        }
+        multiply(to, nothing, start > first ? to : nullptr, left, right, outputs, width, n, 0, columns, columns, 1,
+                 outputs);
       }
     }
   });
   add_parts(grad_bias, total, parts.count, outputs);
   if (direct) return;
   for (int64_t i = 0; i < outputs; ++i) {
-    const float* const from = product + (i < last_row ? i : i - last_row + padded - kRows) * columns;
+    const float* const from = product + i * columns;
     std::copy_n(from, inputs, grad_weight + i * inputs);
     for (int64_t part = 1; part < parts.count; ++part) {
       for (int64_t j = 0; j < inputs; ++j) grad_weight[i * inputs + j] += from[part * size + j];

@@ -248,20 +248,41 @@ inline V zip(V a, V b) {
   }(AllLanes<V>{});
 }
 
-// Entry j of vector i goes to entry i of vector j, by swapping squares of 1, 2, 4, ... entries beside the diagonal.
-template <int size = 1>
+// Entry j of vector i goes to entry i of vector j, by swapping squares of `size`, ... entries beside the diagonal.
+template <int size>
+inline void swap_squares(Vec<float> (&square)[kLanes<float>]) {
+  constexpr int n = kLanes<float>;
+  if constexpr (size < n) {
+    const auto swap = [&]<int... lane>(Vec<float>& a, Vec<float>& b, std::integer_sequence<int, lane...>) {
+      const Vec<float> upper = shuffle<(lane & size ? n + lane - size : lane)...>(a, b);
+      b = shuffle<(lane & size ? n + lane : lane + size)...>(a, b);
+      a = upper;
+    };
+#pragma GCC unroll 16
+    for (int i = 0; i < n; ++i) {
+      if (!(i & size)) swap(square[i], square[i + size], std::make_integer_sequence<int, n>{});
+    }
+    swap_squares<2 * size>(square);
+  }
+}
+
+// The same from squares of one entry on. Within 128 bits it takes one instruction for two entries of two vectors.
 inline void transpose(Vec<float> (&square)[kLanes<float>]) {
   constexpr int n = kLanes<float>;
-  const auto swap = [&]<int... lane>(Vec<float>& a, Vec<float>& b, std::integer_sequence<int, lane...>) {
-    const Vec<float> upper = shuffle<(lane & size ? n + lane - size : lane)...>(a, b);
-    b = shuffle<(lane & size ? n + lane : lane + size)...>(a, b);
-    a = upper;
+  const auto swap = [&]<int... lane>(Vec<float>* v, std::integer_sequence<int, lane...>) {
+    Vec<float> pairs[4];
+    for (int i = 0; i < 4; i += 2) {
+      pairs[i] = shuffle<(lane % 2 * n + lane / 4 * 4 + lane % 4 / 2)...>(v[i], v[i + 1]);
+      pairs[i + 1] = shuffle<(lane % 2 * n + lane / 4 * 4 + lane % 4 / 2 + 2)...>(v[i], v[i + 1]);
+    }
+    for (int i = 0; i < 2; ++i) {
+      v[2 * i] = shuffle<(lane / 2 % 2 * n + lane / 4 * 4 + lane % 2)...>(pairs[i], pairs[i + 2]);
+      v[2 * i + 1] = shuffle<(lane / 2 % 2 * n + lane / 4 * 4 + lane % 2 + 2)...>(pairs[i], pairs[i + 2]);
+    }
   };
-#pragma GCC unroll 16
-  for (int i = 0; i < n; ++i) {
-    if (!(i & size)) swap(square[i], square[i + size], std::make_integer_sequence<int, n>{});
-  }
-  if constexpr (2 * size < n) transpose<2 * size>(square);
+#pragma GCC unroll 4
+  for (int i = 0; i < n; i += 4) swap(square + i, std::make_integer_sequence<int, n>{});
+  swap_squares<4>(square);
 }
 
 template <typename C>

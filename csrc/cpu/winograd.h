@@ -14,6 +14,7 @@
 namespace pnf::cpu::PNF_ISA {
 
 inline constexpr int64_t kPoints = 16;     // entries of a transformed tile
+inline constexpr int64_t kGap = 16;        // entries between points: without them their cache lines share a few sets
 inline constexpr int64_t kOwnWeight = 64;  // above so many tiles per thread, each thread transforms the weight itself
 
 // Transforms along one axis.
@@ -53,10 +54,10 @@ struct Grid {
   }
 };
 
-// [points][tiles][channels] of tiles [first, last): the transformed pixels that a tile of results depends on.
+// [points][tiles][channels] of tiles [first, last): the transformed pixels that a tile of results depends on. Here and
+// below, points are `point` apart.
 inline void transform_input(float* to, const float* x, const float* zeros, const Grid& grid, int64_t channels,
-                            int64_t first, int64_t last, int64_t tiles) {
-  const int64_t point = tiles * channels;
+                            int64_t first, int64_t last, int64_t point) {
   grid.each(first, last, [&](int64_t i, int64_t image, int64_t row, int64_t column) {
     const float* pixels[4][4];
     for (int64_t r = 0; r < 4; ++r) {
@@ -83,8 +84,7 @@ inline void transform_input(float* to, const float* x, const float* zeros, const
 
 // Results of tiles [first, last) from [points][tiles][channels], plus `add` unless it is null.
 inline void transform_result(float* y, const float* add, const float* from, const float* bias, float least,
-                             const Grid& grid, int64_t channels, int64_t first, int64_t last, int64_t tiles) {
-  const int64_t point = tiles * channels;
+                             const Grid& grid, int64_t channels, int64_t first, int64_t last, int64_t point) {
   grid.each(first, last, [&](int64_t i, int64_t image, int64_t row, int64_t column) {
     const int64_t at = ((image * grid.height + row) * grid.width + column) * channels;
     const bool below = row + 1 < grid.height, right = column + 1 < grid.width;
@@ -109,10 +109,9 @@ inline void transform_result(float* y, const float* add, const float* from, cons
   });
 }
 
-// The transpose of transform_result, in panels.
+// The transpose of transform_result, in panels of `tiles` rows.
 inline void transform_gradient(float* to, const float* grad_y, const float* zeros, const Grid& grid, int64_t channels,
-                               int64_t first, int64_t last, int64_t tiles) {
-  const int64_t point = tiles * round_up(channels, kPanel);
+                               int64_t first, int64_t last, int64_t tiles, int64_t point) {
   grid.each(first, last, [&](int64_t i, int64_t image, int64_t row, int64_t column) {
     const float* const p = grad_y + ((image * grid.height + row) * grid.width + column) * channels;
     const bool below = row + 1 < grid.height, right = column + 1 < grid.width;
@@ -158,8 +157,7 @@ inline void store_columns(float* to, const V* from, int64_t column, int64_t n) {
 
 inline constexpr int64_t kDepth = 16;  // rows of a weight that are transformed at once
 
-// Entries from one point of a transformed weight to the next: without a gap their cache lines would share a few sets.
-inline int64_t weight_point(int64_t depth, int64_t columns) { return depth * round_up(columns, kPanel) + kWidth; }
+inline int64_t weight_point(int64_t depth, int64_t columns) { return depth * round_up(columns, kPanel) + kGap; }
 
 // The 9 taps of kDepth rows and kWidth columns of a weight: a vector along the columns for each row and tap.
 struct Taps {
@@ -240,24 +238,24 @@ inline void winograd(float* y, const float* add, const float* x, const float* bi
   }
   const float* const outside = zeros(std::max(inputs, outputs));
   parallel_for(groups, 1, threads, [&](int64_t begin, int64_t end) {
-    float* const from = workspace(kFrom, kPoints * kBlock * inputs);
-    float* const to = workspace(kTo, kPoints * kBlock * outputs);
+    const int64_t from_point = kBlock * inputs + kGap, to_point = kBlock * outputs + kGap;
+    float* const from = workspace(kFrom, kPoints * from_point);
+    float* const to = workspace(kTo, kPoints * to_point);
     const float* weight = shared;
     if (own) {
       float* const transformed = workspace(kWeight, size);
       transform(transformed, 1);
       weight = transformed;
     }
-    // Rows past the last tile are multiplied too: zeros, since denormals would be slow.
-    if (end == groups) std::fill_n(from, kPoints * kBlock * inputs, 0.0f);
-    for (int64_t first = begin * kRows; first < end * kRows; first += kBlock) {
-      const int64_t rows = std::min(kBlock, end * kRows - first), last = std::min(first + rows, grid.count);
-      transform_input(from, x, outside, grid, inputs, first, last, kBlock);
+    const int64_t stop = std::min(end * kRows, grid.count);
+    for (int64_t first = begin * kRows; first < stop; first += kBlock) {
+      const int64_t last = std::min(first + kBlock, stop);
+      transform_input(from, x, outside, grid, inputs, first, last, from_point);
       for (int64_t p = 0; p < kPoints; ++p) {
-        multiply(to + p * kBlock * outputs, outside, from + p * kBlock * inputs, weight + p * point, rows, outputs,
+        multiply(to + p * to_point, outside, nullptr, from + p * from_point, weight + p * point, last - first, outputs,
                  inputs, inputs * kPanel, outputs, 0, inputs, 1);
       }
-      transform_result(y, add, to, bias, least, grid, outputs, first, last, kBlock);
+      transform_result(y, add, to, bias, least, grid, outputs, first, last, to_point);
     }
   });
 }
@@ -266,45 +264,40 @@ inline void winograd(float* y, const float* add, const float* x, const float* bi
 inline void winograd_backward_weight(float* grad_weight, float* grad_bias, const float* grad_y, const float* x,
                                      const Convolution& c, int threads) {
   const Grid grid(c);
-  const int64_t padded = round_up(c.inputs, kRows), columns = round_up(c.outputs, kPanel);
+  const int64_t columns = round_up(c.outputs, kPanel);
   const int64_t chunk = std::min(kSlab, grid.count);
-  // Each part sums its own tiles: [parts][points][inputs, padded][outputs].
-  const int64_t size = kPoints * padded * c.outputs;
+  // Each part sums its own tiles: [parts][points][inputs][outputs].
+  const int64_t point = c.inputs * c.outputs, size = kPoints * point;
   const Parts parts(grid.count, size);
   float* const product = workspace(kProduct, parts.count * size);
   const float* const outside = zeros(std::max(c.inputs, c.outputs));
   std::vector<double> total(static_cast<size_t>(parts.count * c.outputs));
   parallel_for(parts.count, 1, threads, [&](int64_t begin, int64_t end) {
-    // The padding rows are read too.
-    float* const left = workspace(kLeft, kPoints * chunk * c.inputs + kRows);
-    float* const right = workspace(kRight, kPoints * chunk * columns);
-    std::fill_n(left + kPoints * chunk * c.inputs, kRows, 0.0f);
+    const int64_t left_point = chunk * c.inputs + kGap, right_point = chunk * columns + kGap;
+    float* const left = workspace(kLeft, kPoints * left_point);
+    float* const right = workspace(kRight, kPoints * right_point);
     for (int64_t part = begin; part < end; ++part) {
       const int64_t first = parts.first(part), last = parts.first(part + 1);
       float* const of_part = product + part * size;
       if (first == last) std::fill_n(of_part, size, 0.0f);
       for (int64_t start = first; start < last; start += chunk) {
         const int64_t tiles = std::min(chunk, last - start);
-        transform_input(left, x, outside, grid, c.inputs, start, start + tiles, chunk);
-        transform_gradient(right, grad_y, outside, grid, c.outputs, start, start + tiles, chunk);
+        transform_input(left, x, outside, grid, c.inputs, start, start + tiles, left_point);
+        transform_gradient(right, grad_y, outside, grid, c.outputs, start, start + tiles, chunk, right_point);
         for (int64_t p = 0; p < kPoints; ++p) {
-          for (int64_t row = 0; row < padded; row += kRows) {
-            float* const sum = of_part + (p * padded + row) * c.outputs;
-            const bool more = start > first;
-            multiply(sum, more ? sum : outside, left + p * chunk * c.inputs + row, right + p * chunk * columns, kRows,
-                     c.outputs, tiles, chunk * kPanel, c.outputs, more ? c.outputs : 0, 1, c.inputs);
-          }
+          float* const sum = of_part + p * point;
+          multiply(sum, outside, start > first ? sum : nullptr, left + p * left_point, right + p * right_point,
+                   c.inputs, c.outputs, tiles, chunk * kPanel, c.outputs, c.outputs, 1, c.inputs);
         }
         // Point 5 is the sum of the four pixels of a tile.
         for (int64_t j = 0; j < c.outputs; j += kPanel) {
-          add_rows(total.data() + part * c.outputs + j, right + 5 * chunk * columns + j * chunk, tiles,
+          add_rows(total.data() + part * c.outputs + j, right + 5 * right_point + j * chunk, tiles,
                    std::min(kPanel, c.outputs - j), kPanel);
         }
       }
     }
   });
   add_parts(grad_bias, total, parts.count, c.outputs);
-  const int64_t point = padded * c.outputs;
   const int64_t grain = std::max<int64_t>(4096 / (c.outputs * kDepth), 1);
   parallel_for(c.inputs / kDepth, grain, threads, [&](int64_t begin, int64_t end) {
     Taps taps(c.input, c.tap);
