@@ -17,7 +17,7 @@ from pnf.flows import networks
 from pnf.flows.networks import NETWORK_EPS, Block, Conv2d, InputNorm, Linear, WeightNormConv2d
 from pnf.flows.transforms import transformed
 from pnf.ops._processor import LINEAR_BY_LIBRARY
-from pnf.ops.convolution import has_kernel
+from pnf.ops.convolution import has_kernel, widened
 from pnf.ops.residual_network import run_blocks
 
 
@@ -235,7 +235,8 @@ class DenseNetwork(networks.DenseNetwork):
     """
 
     def forward(self, x: Tensor) -> Tensor:  # [B, inputs] -> [B, outputs]
-        if LINEAR_BY_LIBRARY or transformed() or not x.is_cpu or not _is_chain(self, Linear):
+        by_library = LINEAR_BY_LIBRARY and widened(x) is None
+        if by_library or transformed() or not x.is_cpu or not _is_chain(self, Linear):
             return super().forward(x)
         return _convolve(x[:, :, None, None], list(self)[::2], (1, 1)).flatten(1)
 

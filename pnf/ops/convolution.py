@@ -3,6 +3,9 @@
 On a CPU in float32, 1x1 convolutions are matrix products, and 3x3 ones use Winograd's form, which needs 16
 multiplications instead of 36. Its rounding errors are a little larger, and a NaN or an infinity spreads over a tile of
 2x2 pixels. PyTorch computes all other convolutions.
+
+In bfloat16 and float16, a processor without instructions for them computes in float32, and only what goes in and what
+comes out is rounded.
 """
 
 from collections.abc import Callable
@@ -14,6 +17,7 @@ from torch.nn.functional import conv2d, unfold
 
 from pnf.ops._layout import dense, empty, empty_like
 from pnf.ops._library import KERNELS, Backward, Launch, cpp, documented_by, kernels, register
+from pnf.ops._processor import WIDENED
 from pnf.reference.convolution import check_convolution
 from pnf.reference.convolution import convolution as reference
 
@@ -31,10 +35,23 @@ def convolution(
     add: Tensor | None = None,  # [B, O, H, W]
     relu: bool = False,
 ) -> Tensor:
-    if not has_kernel(x, weight):
+    if has_kernel(x, weight):
+        check_convolution(x, weight, bias, add)
+        return _convolution(x, weight, bias, add, relu)
+    dtype = widened(x)
+    if dtype is None or not (add is None or add.dtype is dtype):
         return reference(x, weight, bias, add, relu)
     check_convolution(x, weight, bias, add)
-    return _convolution(x, weight, bias, add, relu)
+    with torch.autocast("cpu", enabled=False):
+        return _convolution(x.to(dtype), weight.to(dtype), bias.to(dtype), add, relu)
+
+
+def widened(x: Tensor) -> torch.dtype | None:
+    """The dtype of half precision that x has or autocast gives it, if this processor computes it in float32."""
+    if not isinstance(x, Tensor) or not x.is_cpu:
+        return None
+    dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
+    return dtype if dtype in WIDENED and x.dtype in (dtype, torch.float32) else None
 
 
 def has_kernel(x: Tensor, weight: Tensor) -> bool:
@@ -67,6 +84,9 @@ def _sizes(x: Tensor, weight: Tensor, last: bool) -> tuple[int, ...]:
 
 def _compiled(launch: Launch) -> Callable[..., Tensor]:
     def run(x: Tensor, weight: Tensor, bias: Tensor, add: Tensor | None, relu: bool) -> Tensor:
+        if x.dtype in WIDENED and weight.dtype is x.dtype:
+            added = None if add is None else add.float()
+            return run(x.float(), weight.float(), bias.float(), added, relu).to(x.dtype)
         if not has_kernel(x, weight):
             return KERNELS["convolution"]["reference"](x, weight, bias, add, relu)
         x = x.contiguous(memory_format=torch.channels_last)
@@ -81,6 +101,9 @@ def _compiled(launch: Launch) -> Callable[..., Tensor]:
 
 def _compiled_backward(launch: Launch) -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
     def run(grad_y: Tensor, x: Tensor, weight: Tensor, of_input: bool) -> tuple[Tensor, Tensor, Tensor]:
+        if x.dtype in WIDENED and weight.dtype is x.dtype:
+            grad_x, grad_weight, grad_bias = run(grad_y.float(), x.float(), weight.float(), of_input)
+            return grad_x.to(x.dtype), grad_weight.to(x.dtype), grad_bias.to(x.dtype)
         if not has_kernel(x, weight):
             return KERNELS["convolution_backward"]["reference"](grad_y, x, weight, of_input)
         x, grad_y = (t.contiguous(memory_format=torch.channels_last) for t in (x, grad_y))

@@ -1,5 +1,6 @@
 """The compiled convolution against PyTorch's."""
 
+import importlib
 from typing import Any
 
 import pytest
@@ -74,6 +75,27 @@ def test_gradients_that_nobody_needs_are_not_computed() -> None:
     reference_weight = weight.detach().clone().requires_grad_()
     reference.convolution(x, reference_weight, bias).sum().backward()
     torch.testing.assert_close(weight.grad, reference_weight.grad)
+
+
+@pytest.mark.parametrize("size", [1, 3])
+@pytest.mark.parametrize("inputs", [3, 16])
+@pytest.mark.parametrize("where", ["autocast", "arguments"])
+def test_half_precision_without_instructions_is_float32_rounded_at_both_ends(
+    monkeypatch: pytest.MonkeyPatch, size: int, inputs: int, where: str
+) -> None:
+    monkeypatch.setattr(importlib.import_module("pnf.ops.convolution"), "WIDENED", frozenset([torch.bfloat16]))
+    x, weight, bias = (t.float() for t in forward(2, inputs, 16, 5, 6, size)[:3])
+    halves = [t.bfloat16() for t in (x, weight, bias)]
+    wide = [t.float().requires_grad_() for t in halves]
+    want = ops.convolution(*wide, relu=True)
+    grad = normal(*want.shape).bfloat16()
+    wanted = torch.autograd.grad(want, wide, grad.float() * (want > 0))
+    leaves = [t.requires_grad_() for t in ((x, weight, bias) if where == "autocast" else halves)]
+    with torch.autocast("cpu", torch.bfloat16, enabled=where == "autocast"):
+        y = ops.convolution(*leaves, relu=True)
+    assert torch.equal(y, want.bfloat16())
+    for got, exact, leaf in zip(torch.autograd.grad(y, leaves, grad), wanted, leaves, strict=True):
+        assert torch.equal(got, exact.bfloat16().to(leaf.dtype))
 
 
 @pytest.mark.parametrize("function", [ops.convolution, reference.convolution])
