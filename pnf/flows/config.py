@@ -51,6 +51,7 @@ class ProgressiveSettings(FlowSettings, total=False):
 
     axes: AxesKind
     detail: DetailKind
+    lattice: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,12 +110,16 @@ class ProgressiveConfig(FlowConfig):
     levels: int = setting(2, "How often each axis is halved.", ge=0, le=12)
     axes: AxesKind = setting("xy", "Order in which axes grow.")
     detail: DetailKind = setting("bounded", "How stages see details: bounded, or identity as in the paper.")
+    lattice: bool = setting(False, "8-bit images: networks see whole means, and details have noise of their own.")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         object.__setattr__(self, "levels", check_integer(self.flow, "levels", self.levels, 0))
         check_choice(self.flow, "axes", self.axes, get_args(AxesKind))
         check_choice(self.flow, "detail", self.detail, get_args(DetailKind))
+        object.__setattr__(self, "lattice", check_flag(self.flow, "lattice", self.lattice))
+        if self.lattice and self.detail != "bounded":
+            raise ValueError(f'{self.flow}: lattice must be False with detail="{self.detail}"')
 
 
 def flow_settings(config: FlowConfig) -> FlowSettings:
@@ -124,7 +129,7 @@ def flow_settings(config: FlowConfig) -> FlowSettings:
 
 def progressive_settings(config: ProgressiveConfig) -> ProgressiveSettings:
     """The keywords of a :class:`ProgressiveFlow` with these settings."""
-    return {**flow_settings(config), "axes": config.axes, "detail": config.detail}
+    return {**flow_settings(config), "axes": config.axes, "detail": config.detail, "lattice": config.lattice}
 
 
 def shows_settings(config: type[FlowConfig]) -> Callable[[Callable[P, R]], Callable[P, R]]:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
+from pnf.flows import lattice
 from pnf.flows.conditions import Condition
 from pnf.flows.config import (
     FlowSettings,
@@ -50,6 +51,13 @@ GAMMA_RATE = 4.0
 """The factor by which gamma moves faster than a plain logit would."""
 
 
+GREY_LEVELS = 256
+"""The number of levels of an 8-bit pixel."""
+
+MOST_STEPS = 12
+"""The most steps on the lattice: the levels double in each, and float32 must still have bits for their noise."""
+
+
 class ProgressiveFlow(Pretrained):
     """An exact density on [0, 1]^D, or R^D, that upscales an image, or a vector, along one axis at each stage.
 
@@ -84,8 +92,13 @@ class ProgressiveFlow(Pretrained):
         detail: ``"bounded"`` models ``u = m**gamma atanh(d / m)``, ``m = min(s, 1 - s)``, so that every sample is a
             valid image. Gamma is learned for each channel, and the channels of u are rotated, which separates
             brightness from colour. ``"identity"`` models Δ itself, as the paper does.
-        alpha: the base flow models ``logit(alpha + (1 - 2 alpha) s)``. Default: 1e-6 for bounded details, 0.05 for
-            identity, as published. With bounded details, samples of the base are clamped to [0, 1].
+        lattice: whether the flow is of 8-bit images, dequantized by :func:`pnf.data.dequantize`, with bounded details.
+            Then S is that of their levels. The uniform noise of two pixels becomes that of their mean and, independent
+            of it, that of their detail, so networks see means without noise, and flat regions cost nothing. All images
+            in [0, 1] have a density, but ``log_prob`` jumps where a pixel passes to the next level.
+        alpha: the base flow models ``logit(alpha + (1 - 2 alpha) s)``. Default: 1e-6 for bounded details, on the
+            lattice the distance of its levels; 0.05 for identity details, as published. With bounded details, samples
+            of the base are clamped to [0, 1].
 
     Attributes:
         stages: the base, then f1x, f1y, f2x, f2y, ...
@@ -132,9 +145,6 @@ class ProgressiveFlow(Pretrained):
         config = ProgressiveConfig(levels=levels, **settings)  # type: ignore[arg-type]  # sizes of None become the default
         if config.levels > 62:
             raise ValueError(f"ProgressiveFlow: levels must be at most 62, got {levels}")
-        if config.alpha is None and support == "unit":
-            config = replace(config, alpha=1e-6 if config.detail == "bounded" else 0.05)
-        self.settings, self.alpha = config, config.alpha
         self.levels, self.axes, self.detail = config.levels, config.axes, config.detail
         self.shape = check_shape("ProgressiveFlow", "shape", shape)
         self._condition, self.condition_shape = Condition.of(self.shape, num_classes, condition_shape)
@@ -147,6 +157,13 @@ class ProgressiveFlow(Pretrained):
                     f"{self.levels} levels, got {self.shape}"
                 )
         self.stage_shapes = self._stage_shapes()
+        if config.lattice and len(self.stage_shapes) > MOST_STEPS + 1:
+            steps = len(self.stage_shapes) - 1
+            raise ValueError(f"ProgressiveFlow: on the lattice there are at most {MOST_STEPS} steps, got {steps}")
+        if config.alpha is None and support == "unit":
+            default = 1 / self._grey_levels(0) if config.lattice else 1e-6
+            config = replace(config, alpha=default if config.detail == "bounded" else 0.05)
+        self.settings, self.alpha = config, config.alpha
         self.stage_names = ["f0"]
         for level in range(1, self.levels + 1):
             self.stage_names += [f"f{level}{'x' if dim == -1 else 'y'}" for dim in self._dims]
@@ -167,7 +184,8 @@ class ProgressiveFlow(Pretrained):
                 stages.append(BaseStage(flow, embedding, clamp=self.detail == "bounded"))
             else:
                 dim, real = self._dims[(k - 1) % len(self._dims)], support == "real"
-                stages.append(DetailStage(flow, embedding, dim, self.detail, real))
+                grey_levels = self._grey_levels(k) if config.lattice else None
+                stages.append(DetailStage(flow, embedding, dim, self.detail, real, grey_levels))
         self.stages = nn.ModuleList(stages)
 
     def config(self) -> dict[str, object]:
@@ -350,7 +368,7 @@ class ProgressiveFlow(Pretrained):
         x: Tensor,  # [B, *shape] or any intermediate resolution
         steps: int,
     ) -> Tensor:
-        """Apply S ``steps`` times, one axis a step, from the last stage down."""
+        """Apply S ``steps`` times, one axis a step, from the last stage down. On the lattice S is that of levels."""
         k = self._stage_of(x)
         steps = check_integer("ProgressiveFlow", "steps", steps, 0)
         if steps > k:
@@ -453,7 +471,7 @@ class ProgressiveFlow(Pretrained):
     def _down(self, x: Tensor, steps: int) -> Tensor:
         k = self._stage_of(x)
         for i in range(k, k - steps, -1):
-            x, _ = self.ops.haar_split(x, self._dims[(i - 1) % len(self._dims)])
+            x = cast("DetailStage", self.stages[i]).coarser(x)
         return x
 
     def _conditions(self, condition: Tensor | None, batch: int) -> list[Tensor | None]:
@@ -483,6 +501,10 @@ class ProgressiveFlow(Pretrained):
             wanted = " or ".join(f"[B, {', '.join(map(str, shape))}]" for shape in self.stage_shapes)
             raise ValueError(f"ProgressiveFlow: x must be {wanted}, got {list(x.shape)}")
         return self.stage_shapes.index(tuple(x.shape[1:]))
+
+    def _grey_levels(self, k: int) -> int:
+        """The number of levels of the images of stage k."""
+        return (GREY_LEVELS - 1) * 2 ** (len(self.stage_shapes) - 1 - k) + 1
 
     def _stage_shapes(self) -> list[tuple[int, ...]]:
         shape = list(self.shape)
@@ -570,11 +592,13 @@ def mix_channels(
 
 
 class DetailStage(Stage):
-    """A conditional flow of the detail along one axis, given the mean."""
+    """A conditional flow of the detail along one axis, given the mean. With ``grey_levels`` it is on the lattice."""
 
-    def __init__(self, flow: RealNVP, embedding: nn.Embedding | None, dim: int, detail: str, real: bool) -> None:
+    def __init__(
+        self, flow: RealNVP, embedding: nn.Embedding | None, dim: int, detail: str, real: bool, grey_levels: int | None
+    ) -> None:
         super().__init__(flow, embedding)
-        self.dim, self.detail, self.real = dim, detail, real
+        self.dim, self.detail, self.real, self.grey_levels = dim, detail, real, grey_levels
         if detail == "bounded":
             start = GAMMA_START if self.channels[0] == 1 else COLOUR_GAMMA_START
             logit = math.log(start / (1 - start)) / GAMMA_RATE
@@ -587,22 +611,41 @@ class DetailStage(Stage):
             s, d = self.ops.haar_split(x, self.dim)
             z, log_det = self.flow(d, *self._given(self._scaled(s), condition))
             return s, z, log_det - self.pairs * math.log(2)
-        pixels = x.reshape(x.shape[0], 1, *x.shape[1:]) if x.dim() == 2 else x
-        s, u, log_det = self.ops.haar_bounded_split(pixels, self.gamma, self.dim)
+        coarser, pairs = (None, x) if self.grey_levels is None else lattice.halve(x, self.grey_levels, self.dim)
+        pairs = pairs.reshape(x.shape[0], 1, *x.shape[1:]) if x.dim() == 2 else pairs
+        s, u, log_det = self.ops.haar_bounded_split(pairs, self.gamma, self.dim)
         s, u = s.reshape(-1, *self.flow.shape), mix_channels(u).reshape(-1, *self.flow.shape)
         z, flow_log_det = self.flow(u, *self._given(self._scaled(s), condition))
-        return s, z, log_det + flow_log_det
+        log_det = log_det + flow_log_det
+        return (s, z, log_det) if coarser is None else (coarser, z, log_det + self._lattice_log_det)
 
     def inverse(self, s: Tensor | None, z: Tensor, condition: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Map the mean s and the noise z of the detail to the image and ``log |det dx/d(s, z)|``."""
         assert s is not None
+        coarser = s
+        if self.grey_levels is not None:
+            s = lattice.whole_mean(s, self.grey_levels)
         d, log_det = self.flow.inverse(z, *self._given(self._scaled(s), condition))
         if self.detail == "identity":
             return self.ops.haar_merge(s, d, self.dim), log_det + self.pairs * math.log(2)
         size = (s.shape[0], *self.channels)
         u = mix_channels(d.reshape(size), inverse=True)
         x, merge_log_det = self.ops.haar_bounded_merge(s.reshape(size), u, self.gamma, self.dim)
-        return x.flatten(1) if s.dim() == 2 else x, log_det + merge_log_det
+        x, log_det = x.flatten(1) if s.dim() == 2 else x, log_det + merge_log_det
+        if self.grey_levels is None:
+            return x, log_det
+        return lattice.double(coarser, x, self.grey_levels, self.dim), log_det - self._lattice_log_det
+
+    def coarser(self, x: Tensor) -> Tensor:
+        """The image that the stage before models, from that of this stage."""
+        if self.grey_levels is None:
+            return self.ops.haar_split(x, self.dim)[0]
+        return lattice.halve(x, self.grey_levels, self.dim)[0]
+
+    @property
+    def _lattice_log_det(self) -> float:
+        assert self.grey_levels is not None
+        return self.pairs * math.log(2 * self.grey_levels / (2 * self.grey_levels - 1))
 
     @property
     def gamma(self) -> Tensor:

@@ -26,7 +26,15 @@ from pnf.training.standardisation import Standardisation, standardisation_of
 CONFIG_NAME = "run.json"
 MODEL = "model"
 
-_OPTIONAL = {"attribute": None, "classes": None, "support": "unit", "shape": None, "mean": None, "std": None}
+_OPTIONAL = {
+    "attribute": None,
+    "classes": None,
+    "support": "unit",
+    "shape": None,
+    "mean": None,
+    "std": None,
+    "lattice": False,
+}
 """Settings that are written only if they differ from these values, since older versions do not know them."""
 
 

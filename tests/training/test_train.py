@@ -12,9 +12,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import Tensor
 
 from pnf.data import Images
-from pnf.evaluation import load_run
+from pnf.evaluation import evaluate, load_run
 from pnf.flows import ProgressiveFlow, RealNVP
 from pnf.training import RunConfig, RunError, train
+from pnf.training.batches import TEST_NOISE, seeded
 from pnf.training.hardware import exact_arithmetic
 from pnf.training.stage_trainer import StageTrainer
 from pnf.training.trainer import step_seconds
@@ -163,6 +164,23 @@ def test_the_best_weights_are_those_of_each_stage_by_itself(
 def test_the_best_weights_of_what_only_gets_better_are_the_last(finished: Finished, results: Results) -> None:
     best, last = (results(finished(keep=keep)) for keep in ("best", "last"))
     assert best["model/model.safetensors"] == last["model/model.safetensors"]
+
+
+def test_a_run_on_the_lattice(finished: Finished, images: Images) -> None:
+    config, flow = load_run(finished(lattice=True))
+    assert isinstance(flow, ProgressiveFlow)
+    assert config.lattice
+    assert flow.settings.lattice
+    found = evaluate(flow, images.take(slice(20)), seed=3)
+    x = images.take(slice(20)).continuous(seeded(3, TEST_NOISE))
+    with torch.no_grad():
+        assert flow.bits_per_dim(x).mean().item() == pytest.approx(found.bits_per_dim)
+
+
+def test_a_run_of_an_earlier_release_is_not_on_the_lattice(finished: Finished) -> None:
+    folder = finished()
+    assert "lattice" not in json.loads((folder / "run.json").read_text())
+    assert not RunConfig.load(folder).lattice
 
 
 def test_the_last_step_is_validated(finished: Finished) -> None:
