@@ -9,9 +9,10 @@ import typer
 from pnf.cli.common import DeviceOption, SeedOption, console, notes, pick_device, progress, summarise
 from pnf.cli.output import MARKUP
 from pnf.experiments.ablation import ablate_row, ablations, variants
-from pnf.experiments.budget import QUICK, Budget, locked
+from pnf.experiments.budget import PLAN, QUICK, Budget, locked
 from pnf.experiments.figures import draw_row
-from pnf.experiments.rows import MODELS, ROWS, Row
+from pnf.experiments.glow import train_glow
+from pnf.experiments.rows import GLOW, MODELS, ROWS, Row
 from pnf.experiments.scales import measure_row
 from pnf.experiments.table1 import results, train_row
 from pnf.experiments.tables import ablation, scales, table1
@@ -60,6 +61,25 @@ def table1_command(
     budget_of_each = _budget(budget, quick, 720, len(found) * len(MODELS))
     _train(train_row, found, out, "table1", budget_of_each, device)
     summarise((), "pnf", "reproduce", "figures", "--data", data, "--out", out)
+
+
+@app.command("glow")
+def glow_command(
+    data: DataRootOption,
+    out: OutOption,
+    row: RowOption = None,
+    device: DeviceOption = "auto",
+) -> None:
+    """Train Glow as normflows does, in the time of the models of pnf reproduce table1, and add its column.
+
+    The networks and the optimiser are those of normflows' example. It needs pip install 'pnf[normflows]'.
+
+    Example: pnf reproduce glow --data data --out runs/table1 --row mnist-28
+    """
+    begun = [(known, source) for known, source in _find(row, data) if row or (out / known.name / PLAN).exists()]
+    if not begun:
+        raise RunError(f"{out} holds no row of pnf reproduce table1, whose times Glow gets: train its models first")
+    _train(train_glow, begun, out, "table1", QUICK, device)
 
 
 @app.command("ablation")
@@ -154,7 +174,11 @@ def _find(names: list[str] | None, data: Path) -> list[tuple[Row, Path]]:
 def _finished(names: list[str] | None, data: Path, out: Path) -> list[tuple[Row, Path, dict[str, dict[str, Any]]]]:
     """Find the chosen rows with data and finished models, and their results."""
     models = results(out)
-    found = [(row, path, models[row.name]) for row, path in _find(names, data) if row.name in models]
+    found = [
+        (row, path, {name: result for name, result in models[row.name].items() if name != GLOW})
+        for row, path in _find(names, data)
+        if row.name in models
+    ]
     if not found:
         raise RunError(f"{out} holds no finished run of these rows; train them with: pnf reproduce table1 --out {out}")
     return found

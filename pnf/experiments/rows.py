@@ -49,6 +49,7 @@ _CONV: dict[str, object] = {
 }
 _COLOUR = {**_CONV, "flip": True, "validation": 500}
 _COLOUR_64 = {**_COLOUR, "size": 64, "batch_size": 32}
+_CONV_28: dict[str, object] = {**_CONV, "size": 28}
 _MNIST, _FASHION, _PHOTOS, _SUBSET = ("MNIST",), ("FashionMNIST",), ("photos64.npz",), ("cifar10_subset.npz",)
 
 ROWS = (
@@ -56,6 +57,8 @@ ROWS = (
     Row("mnist-conv", "MNIST, conv", _MNIST, _CONV, _FASHION, paper=(1.70, 2.00)),
     Row("fashion-mnist-dense", "Fashion-MNIST, dense", _FASHION, _DENSE, _MNIST, _DENSE_BASELINE),
     Row("fashion-mnist-conv", "Fashion-MNIST, conv", _FASHION, _CONV, _MNIST),
+    Row("mnist-28", "MNIST 28x28, conv", _MNIST, _CONV_28, _FASHION),
+    Row("fashion-mnist-28", "Fashion-MNIST 28x28, conv", _FASHION, _CONV_28, _MNIST),
     Row("cifar10-subset", "cifar10_subset, conv", _SUBSET, _COLOUR, _PHOTOS),
     Row(
         "cifar10",
@@ -77,7 +80,10 @@ MODELS: dict[str, dict[str, object]] = {
 }
 """The settings of RealNVP, of PNF as in the paper, and of our PNF."""
 
-TITLES = {"realnvp": "RealNVP", "identity": "PNF, as in the paper", "bounded": "PNF, ours"}
+GLOW = "glow"
+"""The name of the Glow of normflows beside them, which is no run of pnf."""
+
+TITLES = {"realnvp": "RealNVP", "identity": "PNF, as in the paper", "bounded": "PNF, ours", GLOW: "Glow by normflows"}
 
 
 def row_settings(row: Row, data: Path, budget: Budget) -> dict[str, RunConfig]:

@@ -22,7 +22,7 @@ from pnf.evaluation.likelihood import stage_log_probs, summarise
 from pnf.evaluation.runs import load_run
 from pnf.experiments.budget import Budget, finish_runs, in_training, plan_runs
 from pnf.experiments.results import LOG_PROBS, RESULT, provenance, read_result, save_log_probs
-from pnf.experiments.rows import MODELS, ROWS, TITLES, Row, row_settings
+from pnf.experiments.rows import GLOW, MODELS, ROWS, TITLES, Row, row_settings
 from pnf.files import replace_json
 from pnf.flows.saving import WEIGHTS_NAME
 from pnf.training.config import MODEL, RunConfig
@@ -84,12 +84,13 @@ def train_row(
 def results(folder: Path) -> dict[str, dict[str, dict[str, Any]]]:
     """The finished results in a folder, by row and model, in the order of the table.
 
-    If RealNVP is finished, a PNF also has ``below_realnvp``, the mean difference in bits/dim over images, and its
-    standard error ``below_realnvp_error``. The difference is paired: both models see each image with the same noise.
+    A row may also have the Glow of :mod:`pnf.experiments.glow`. If RealNVP is finished, each other model also has
+    ``below_realnvp``, the mean difference in bits/dim over images, and its standard error ``below_realnvp_error``. The
+    difference is paired: all models see each image with the same noise.
     """
     found: dict[str, dict[str, dict[str, Any]]] = {}
     for row in ROWS:
-        runs = {name: folder / row.name / name for name in MODELS}
+        runs = {name: folder / row.name / name for name in (*MODELS, GLOW)}
         models = {name: read_result(run / RESULT) for name, run in runs.items() if (run / RESULT).exists()}
         if models:
             found[row.name] = models

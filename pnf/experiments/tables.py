@@ -10,7 +10,7 @@ import torch
 
 from pnf.evaluation.anomaly import ALL, ANOMALY, MEASURES
 from pnf.evaluation.upscaling import QUALITY
-from pnf.experiments.rows import MODELS, ROWS, TITLES
+from pnf.experiments.rows import GLOW, MODELS, ROWS, TITLES
 from pnf.experiments.table1 import results
 from pnf.training import RunConfig
 from pnf.training.build import build_flow, stage_dims
@@ -19,11 +19,12 @@ from pnf.training.build import build_flow, stage_dims
 def table1(finished: dict[str, dict[str, dict[str, Any]]]) -> str:
     """Write Table 1 from the results of its rows and models."""
     rows = [row for row in ROWS if row.name in finished]
+    names = [*MODELS, *([GLOW] if any(GLOW in models for models in finished.values()) else [])]
     summary, details, made = [], [], []
     for row in rows:
         models = finished[row.name]
         best = min(result["bits_per_dim"] for result in models.values())
-        cells = [_bits(models[name], best) if name in models else "" for name in MODELS]
+        cells = [_bits(models[name], best) if name in models else "" for name in names]
         paper = "" if row.paper is None else f"{row.paper[0]:.2f}, {row.paper[1]:.2f}"
         summary.append([row.title, *cells, _below(models.get("bounded", {})), paper])
         for name, result in models.items():
@@ -54,7 +55,7 @@ def table1(finished: dict[str, dict[str, dict[str, Any]]]) -> str:
             "",
             "Held-out bits/dim, mean ± standard error over images; the difference to RealNVP is taken image by image.",
             "",
-            *_table(["", *TITLES.values(), "ours below RealNVP", "the paper's RealNVP, PNF"], summary),
+            *_table(["", *(TITLES[name] for name in names), "ours below RealNVP", "the paper's RealNVP, PNF"], summary),
             "",
             *_table(
                 ["", "model", "nats", "bits/dim", "below RealNVP", "parameters", "steps", "seconds", "peak memory"],
@@ -109,6 +110,8 @@ def scales(out: Path) -> str:
     for row, models in results(out).items():
         title = next(known.title for known in ROWS if known.name == row)
         for name, result in models.items():
+            if name == GLOW:
+                continue
             run = out / row / name
             who = [title, TITLES[name]]
             if name != "realnvp":

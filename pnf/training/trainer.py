@@ -127,6 +127,7 @@ def step_seconds(
     seconds: float,
     stages: Sequence[str] | None = None,
     accelerator: str = "auto",
+    others: Sequence[Callable[[int], None]] = (),
 ) -> list[float]:
     """Measure the seconds of a step of each run on this machine: the median over steps that the runs take by turns.
 
@@ -137,25 +138,29 @@ def step_seconds(
         images: the training images of all runs.
         seconds: the time for measuring each run. At least three steps of each are measured.
         stages, accelerator: as for :func:`train`.
+        others: functions that take a step, by its number, of models that are no runs; their seconds come last.
     """
     exact_arithmetic()
     fabric = processes.make_fabric(accelerator, plugins=[], loggers=[])
     fabric.launch()
-    loops = []
-    for config in configs:
+
+    def of_run(config: RunConfig) -> Callable[[int], None]:
         flow = build_flow(config, images.shape[0])
-        loops.append(_loop(config, flow, images, _choose(stage_names(flow), stages), fabric, Path(), None))
-    taken: list[list[float]] = [[] for _ in loops]
+        loop = _loop(config, flow, images, _choose(stage_names(flow), stages), fabric, Path(), None)
+        return lambda step: loop.train(loop.batches(step), loop.trainers)
+
+    takers = [*map(of_run, configs), *others]
+    taken: list[list[float]] = [[] for _ in takers]
     # The first steps, which fill caches and allocate memory, are not measured.
     for step in itertools.count(-1):
-        for loop, times in zip(loops, taken, strict=True):
+        for take, times in zip(takers, taken, strict=True):
             started = time.perf_counter()
-            loop.train(loop.batches(step + 1), loop.trainers)
+            take(step + 1)
             if fabric.device.type == "cuda":
                 torch.cuda.synchronize(fabric.device)
             if step >= 0:
                 times.append(time.perf_counter() - started)
-        if step >= 2 and sum(map(sum, taken)) >= seconds * len(loops):
+        if step >= 2 and sum(map(sum, taken)) >= seconds * len(takers):
             break
     return [statistics.median(times) for times in taken]
 

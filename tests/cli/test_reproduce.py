@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from safetensors.numpy import load_file
 from pnf.cli import reproduce
 from pnf.data import Images, load
 from pnf.evaluation import load_run
-from pnf.experiments import ablation, budget, rows, tables
+from pnf.experiments import ablation, budget, glow, rows, tables
 from pnf.experiments import table1 as table_1
 from pnf.experiments.budget import Budget, locked
 from pnf.experiments.rows import Row
@@ -214,6 +215,79 @@ def test_a_model_that_fails_does_not_stop_the_others(
     assert result.code == 1
     assert "pnf: not all models could be trained: the loss is nan" in result.err
     assert list(json.loads((tmp_path / "table1.json").read_text())["tiny"]) == ["realnvp", "bounded"]
+
+
+@pytest.fixture
+def _small_glow(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("normflows")
+    for name, value in (("BLOCKS", 2), ("HIDDEN", 8), ("BATCH", 16)):
+        monkeypatch.setattr(glow, name, value)
+    # As many steps as RealNVP has.
+    monkeypatch.setattr(glow, "step_seconds", lambda *_, **__: [0.02, 0.02])
+
+
+def glow_of(root: Path, out: Path, *args: object) -> list[object]:
+    return ["reproduce", "glow", "--data", root, "--out", out, "--device", "cpu", *args]
+
+
+@pytest.mark.usefixtures("_small_glow")
+def test_glow_has_a_column_of_its_own(pnf: Pnf, root: Path, done: Path, tmp_path: Path) -> None:
+    out = shutil.copytree(done, tmp_path / "out")
+    result = pnf(*glow_of(root, out, "--row", "tiny"))
+    assert result.code == 0, result.err
+    document = json.loads((out / "table1.json").read_text())
+    assert list(document["tiny"]) == ["realnvp", "identity", "bounded", "glow"]
+    assert list(document["other"]) == ["realnvp", "identity", "bounded"]
+    found, realnvp = document["tiny"]["glow"], document["tiny"]["realnvp"]
+    assert (found["steps"], found["images"], found["seed"]) == (realnvp["steps"], 150, 0)
+    difference = (np.load(out / "tiny/glow/log_probs.npy") - np.load(out / "tiny/realnvp/log_probs.npy")).mean()
+    assert found["below_realnvp"] == pytest.approx(difference / 256 / np.log(2))
+    table = (out / "table1.md").read_text()
+    assert "| Glow by normflows | ours below RealNVP |" in table
+    assert f"{found['bits_per_dim']:.3f} ± " in table
+    # What reads runs leaves it out.
+    result = pnf("reproduce", "figures", "--data", root, "--out", out, "--row", "tiny", "--device", "cpu")
+    assert result.code == 0, result.err
+    assert not list((out / "tiny/glow").glob("*.png"))
+
+
+@pytest.mark.usefixtures("_small_glow")
+def test_glow_goes_on_from_its_checkpoint(
+    pnf: Pnf, root: Path, done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, parts = (shutil.copytree(done, tmp_path / name) for name in ("whole", "parts"))
+    assert pnf(*glow_of(root, whole, "--row", "tiny")).code == 0
+    batch, steps = Batches.__call__, []
+
+    def stop(self: Batches, step: int) -> Any:
+        steps.append(step)
+        if len(steps) == 4:
+            raise KeyboardInterrupt
+        return batch(self, step)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Batches, "__call__", stop)
+        assert pnf(*glow_of(root, parts, "--row", "tiny")).code
+    steps.append(-1)
+    assert pnf(*glow_of(root, parts, "--row", "tiny")).code == 0
+    bits = [json.loads((out / "tiny/glow/result.json").read_text())["bits_per_dim"] for out in (whole, parts)]
+    assert bits[0] == bits[1]
+
+
+def test_glow_needs_normflows_and_a_plan(
+    pnf: Pnf, root: Path, done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result = pnf(*glow_of(root, tmp_path))
+    assert result.code == 1
+    assert "holds no row of pnf reproduce table1, whose times Glow gets: train its models first" in result.err
+    result = pnf(*glow_of(root, tmp_path, "--row", "tiny"))
+    assert result.code == 1
+    assert "has no plan of equal times yet: train its models first, with pnf reproduce table1" in result.err
+    out = shutil.copytree(done, tmp_path / "out")
+    monkeypatch.setitem(sys.modules, "normflows", None)
+    result = pnf(*glow_of(root, out, "--row", "tiny"))
+    assert result.code == 1
+    assert "Glow is that of normflows, which is not installed: pip install 'pnf[normflows]'" in result.err
 
 
 def test_ablation(pnf: Pnf, root: Path, tmp_path: Path) -> None:
