@@ -17,7 +17,7 @@ def peak_memory(function: Callable[[], object]) -> int:
     It runs on tensors with shapes and without memory, so its time depends only on the number of operators, about a
     millisecond for each. Existing tensors, such as the parameters of a flow, and memory inside operators do not count.
     """
-    with FakeTensorMode(allow_non_fake_inputs=True), _Live() as live:
+    with FakeTensorMode(allow_non_fake_inputs=True), LiveMemory() as live:
         function()
     return live.peak
 
@@ -71,8 +71,12 @@ def _mebibytes(size: int) -> str:
     return f"{size / 2**20:,.1f} MiB"
 
 
-class _Live(TorchDispatchMode):
-    """Adds up the bytes of results during their lifetimes."""
+class LiveMemory(TorchDispatchMode):
+    """Adds up the bytes of results during their lifetimes.
+
+    Attributes:
+        peak: their most at a time.
+    """
 
     def __init__(self) -> None:
         super().__init__()

@@ -4,9 +4,8 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from pnf.flows.peak_memory import peak_memory
+from pnf.flows.peak_memory import LiveMemory, peak_memory
 from pnf.flows.realnvp import set_network_dtype
 from pnf.training import processes
 from pnf.training.build import build_flow, example_shape, stage_inputs, stage_modules
@@ -24,9 +23,11 @@ def step_memory(
 ) -> int:
     """The peak of the bytes of a run's tensors: weights, optimiser states, averages, and a step of one stage.
 
-    With ``at_once`` it is a step of all stages, since they run concurrently on a GPU, and PyTorch keeps the memory of
-    each stream separate. ``track`` wraps the iterable over the stages, for a progress bar.
+    With ``at_once`` it is what a GPU reserves. Stages run concurrently, PyTorch keeps the memory of each stream apart,
+    and a CUDA graph keeps its own: so it is a step of each stage, and a validation beside them. What cuDNN and cuBLAS
+    take inside of an operator is not known. ``track`` wraps the iterable over the stages, for a progress bar.
     """
+    steps, validations = [], []
 
     def run() -> None:
         flow = build_flow(config, channels)
@@ -36,16 +37,19 @@ def step_memory(
             set_network_dtype(flow, torch.bfloat16)
         x = torch.rand(config.batch_size, *example_shape(config, channels))
         condition = torch.zeros(config.batch_size, dtype=torch.int64) if config.labelled else None
-        losses: Iterable[Tensor] = (
-            stage.train().log_prob(image, condition).mean()
-            for stage, image in track(list(zip(stage_modules(flow), stage_inputs(flow, x), strict=True)))
-        )
-        for loss in list(losses) if at_once else losses:
-            loss.backward()
-            flow.zero_grad()
+        for stage, image in track(list(zip(stage_modules(flow), stage_inputs(flow, x), strict=True))):
+            with LiveMemory() as step:
+                stage.train().log_prob(image, condition).mean().backward()
+                flow.zero_grad()
+            with LiveMemory() as validation, torch.no_grad():
+                stage.eval().log_prob(image, condition)
+            steps.append(step.peak)
+            validations.append(validation.peak)
         del held
 
-    return peak_memory(run)
+    # The peak is that of the largest step, beside what is held.
+    peak = peak_memory(run)
+    return peak - max(steps) + sum(steps) + max(validations) if at_once else peak
 
 
 def check_memory(

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from pnf import fast, reference
-from pnf.flows.peak_memory import _Live, peak_memory
+from pnf.flows.peak_memory import LiveMemory, peak_memory
 
 SETTINGS: dict[str, Any] = {"hidden": 8, "blocks": 1, "num_couplings": 1, "norm": "batch", "scales": 1}
 
@@ -19,7 +19,7 @@ def test_tells_what_a_step_holds(module: Any) -> None:
         flow.log_prob(torch.rand(4, 2, 8, 8)).mean().backward()
 
     told = peak_memory(step)
-    with _Live() as live:
+    with LiveMemory() as live:
         step()
     assert told == pytest.approx(live.peak, rel=0.05)
     # The last convolution's input and result, at least.
