@@ -28,7 +28,7 @@ from torch.utils._pytree import tree_leaves
 
 from pnf import fast, ops, reference
 from pnf.flows.config import progressive_settings
-from pnf.training import exact_arithmetic, preset_config
+from pnf.training import exact_arithmetic, preset_config, tensor_float_32
 from pnf.training.build import stage_inputs, stage_modules
 from pnf.training.cuda_streams import Branches
 
@@ -274,7 +274,7 @@ def flow_rows(name: str, batch: int, small: bool) -> Iterator[dict[str, Any]]:
         "pnf, bfloat16, one graph": lambda: graphed(step(low, nll(low), x)),
     }
     if CUDA:
-        training["pnf, TF32"] = lambda: with_tf32(step(ours, nll(ours), x))
+        training["pnf, TF32"] = lambda: tensor_float_32()(step(ours, nll(ours), x))
     for flow in flows:
         flow.train()
     yield from measured(training, flows, preset=name, batch=batch, what="training step")
@@ -292,20 +292,6 @@ def flow_rows(name: str, batch: int, small: bool) -> Iterator[dict[str, Any]]:
             "pnf, one graph": lambda f=function: graphed(lambda: f(ours)),
         }
         yield from measured(work, flows, preset=name, batch=batch, what=what)
-
-
-def with_tf32(call: Call) -> Call:
-    """The call with the card's shortcuts; they are off everywhere else."""
-
-    def run() -> None:
-        backends: Any = torch.backends
-        backends.cudnn.conv.fp32_precision = backends.cuda.matmul.fp32_precision = "tf32"
-        try:
-            call()
-        finally:
-            exact_arithmetic()
-
-    return run
 
 
 def measured(work: Work, flows: list[Any], **labels: Any) -> Iterator[dict[str, Any]]:

@@ -1,7 +1,9 @@
 """``pnf doctor``."""
 
 import importlib.metadata
+import math
 import platform
+import time
 import warnings
 from dataclasses import asdict
 
@@ -38,6 +40,7 @@ def doctor_command(json: JsonOption = False) -> None:
         "threads": str(torch.get_num_threads()),
         "GPU": _gpu(),
         "compiled module": _compiled(),
+        "--precision bf16": _bf16(),
     }
     backends = pnf.backends()
     if json:
@@ -70,6 +73,28 @@ def _compiled() -> str:
     else:
         cuda = f"no CUDA C++ kernels: {left_out('cuda')}"
     return f"{found['compiler']}, C++ kernels for {found['level']}, {cuda}"
+
+
+def _bf16() -> str:
+    """How fast bfloat16 is on the first GPU, or on this CPU, measured for some milliseconds."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    batch = 256 if device.type == "cuda" else 8
+    least = dict.fromkeys((torch.float32, torch.bfloat16), math.inf)
+    for _ in range(4):  # by turns, since a machine's speed drifts
+        for dtype in least:
+            x, weight = (
+                torch.rand(shape, dtype=dtype, device=device).contiguous(memory_format=torch.channels_last)
+                for shape in ((batch, 64, 16, 16), (64, 64, 3, 3))
+            )
+            leaves = x.requires_grad_(), weight.requires_grad_(), torch.zeros(64, dtype=dtype, device=device)
+            float(x.detach().sum())  # waits for a GPU
+            began = time.perf_counter()
+            grads = torch.autograd.grad(pnf.ops.convolution(*leaves).sum(), leaves[:2])
+            float(grads[1].sum())
+            least[dtype] = min(least[dtype], time.perf_counter() - began)
+    return (
+        f"{least[torch.float32] / least[torch.bfloat16]:.1f} times as fast as 32, in a convolution with its gradients"
+    )
 
 
 def _gpu() -> str:

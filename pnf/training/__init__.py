@@ -11,6 +11,7 @@ from pnf.training.config import RunConfig as RunConfig
 from pnf.training.config import RunError as RunError
 from pnf.training.config import preset_config as preset_config
 from pnf.training.hardware import exact_arithmetic as exact_arithmetic
+from pnf.training.hardware import tensor_float_32 as tensor_float_32
 
 if TYPE_CHECKING:
     from pnf.training.join_stages import join as join

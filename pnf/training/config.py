@@ -96,7 +96,9 @@ class RunConfig(ProgressiveConfig):
     clip: float = setting(100.0, "Bound of each stage's gradient norm.", group="Training", gt=0)
     scale_l2: float = setting(5e-5, "Penalty on the squared scale parameters.", group="Training", ge=0)
     ema: float = setting(0.999, "Decay of the averaged weights.", group="Training", ge=0, lt=1)
-    precision: Literal["32", "bf16"] = setting("32", "Precision inside the networks.", group="Training")
+    precision: Literal["32", "tf32", "bf16"] = setting(
+        "32", "Precision inside the networks; tf32 is that of a GPU, and as 32 on a CPU.", group="Training"
+    )
     keep: Literal["last", "best"] = setting(
         "last",
         "The averaged weights of the last step, or those with the best likelihood of held-out images.",

@@ -2,7 +2,8 @@
 
 import platform
 import resource
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch
 def processor(device: torch.device) -> str:
     """The name of the GPU, or of the CPU."""
     if device.type == "cuda":
-        return torch.cuda.get_device_name()
+        return torch.cuda.get_device_name(device)
     info = Path("/proc/cpuinfo")
     names = [line for line in info.read_text().splitlines() if line.startswith("model name")] if info.exists() else []
     return names[0].partition(":")[2].strip() if names else platform.machine()
@@ -29,7 +30,7 @@ def free_memory(device: torch.device) -> int:
 def reset_peak_memory(device: torch.device) -> None:
     """Let :func:`most_memory` measure from now on."""
     if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
+        torch.cuda.reset_peak_memory_stats(device)
     else:
         # If Linux does not allow it, the peak includes the time before.
         with suppress(OSError):
@@ -39,7 +40,7 @@ def reset_peak_memory(device: torch.device) -> None:
 def most_memory(device: torch.device) -> int:
     """The peak of bytes since the reset: of tensors on a GPU, else of the process, with the data and PyTorch."""
     if device.type == "cuda":
-        return torch.cuda.max_memory_allocated()
+        return torch.cuda.max_memory_allocated(device)
     status = Path("/proc/self/status")
     lines = status.read_text().splitlines() if status.exists() else []
     kilobytes = [int(line.split()[1]) for line in lines if line.startswith("VmHWM:")]
@@ -58,3 +59,19 @@ def exact_arithmetic() -> None:
         shortcut.fp32_precision = "ieee"
     backends.cudnn.deterministic = True
     backends.cudnn.benchmark = False
+
+
+@contextmanager
+def tensor_float_32(enabled: bool = True) -> Iterator[None]:
+    """Let a GPU round what it multiplies in convolutions and matrix products to TF32, with 10 bits after the point.
+
+    In a flow these are the networks of the couplings, and nothing else. Arithmetic is exact again in the end.
+    """
+    if enabled:
+        backends: Any = torch.backends
+        backends.cudnn.conv.fp32_precision = backends.cuda.matmul.fp32_precision = "tf32"
+    try:
+        yield
+    finally:
+        if enabled:
+            exact_arithmetic()

@@ -37,7 +37,7 @@ from pnf.training.checkpoints import AtomicCheckpointIO
 from pnf.training.config import CONFIG_NAME, MODEL, Interrupted, RunConfig, RunError
 from pnf.training.cuda_streams import Branches
 from pnf.training.fingerprints import check_training, remember
-from pnf.training.hardware import exact_arithmetic
+from pnf.training.hardware import exact_arithmetic, tensor_float_32
 from pnf.training.memory_check import check_memory
 from pnf.training.progress import StepBar, bits_of, tracker
 from pnf.training.stage_trainer import StageTrainer, schedule
@@ -250,7 +250,8 @@ class _Loop:
             trainer.prepare()
         if active:
             self.now.fill_(active[0].step + 1)
-        self._stepper(active)(*self.fabric.to_device(tensors))
+        with tensor_float_32(self.config.precision == "tf32"):
+            self._stepper(active)(*self.fabric.to_device(tensors))
         for trainer in active:
             trainer.step += 1
             self.counts[trainer.name] += 1

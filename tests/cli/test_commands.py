@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import signal
 from collections.abc import Callable
@@ -312,6 +313,7 @@ def test_curves_of_a_resumed_run_are_merged_by_step(
 def test_doctor_tells_versions_and_what_runs(pnf: Pnf) -> None:
     result = pnf("doctor")
     assert result.code == 0
+    assert re.search(r"\d\.\d times as fast as 32", result.out)
     assert all(word in result.out for word in ("torch", "lightning", "GPU", "threads", "Implementations", "masking"))
 
 

@@ -4,7 +4,7 @@ import csv
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ from pnf.evaluation import evaluate, load_run
 from pnf.flows import ProgressiveFlow, RealNVP
 from pnf.training import RunConfig, RunError, train
 from pnf.training.batches import TEST_NOISE, seeded
-from pnf.training.hardware import exact_arithmetic
+from pnf.training.hardware import exact_arithmetic, tensor_float_32
 from pnf.training.stage_trainer import StageTrainer
 from pnf.training.trainer import step_seconds
 
@@ -43,6 +43,43 @@ def test_arithmetic_is_exact_whatever_was_set_before(interface: str) -> None:
         assert not b.cuda.matmul.allow_tf32
     finally:
         b.fp32_precision = b.cudnn.fp32_precision = "none"
+
+
+def test_tf32_is_for_the_steps_alone(
+    tiny: Make,
+    images: Images,
+    finished: Finished,
+    results: Results,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    conv, matmul = cast("Any", torch.backends.cudnn).conv, cast("Any", torch.backends.cuda).matmul
+    seen: dict[str, set[str]] = {"train_step": set(), "validated": set()}
+
+    def look(name: str) -> Callable[..., Any]:
+        function = getattr(StageTrainer, name)
+
+        def call(*args: Any) -> Any:
+            seen[name] |= {conv.fp32_precision, matmul.fp32_precision}
+            return function(*args)
+
+        return call
+
+    for name in seen:
+        monkeypatch.setattr(StageTrainer, name, look(name))
+    folder = tmp_path / "run"
+    assert train(tiny(precision="tf32"), images, folder, accelerator="cpu") == []
+    assert seen == {"train_step": {"tf32"}, "validated": {"ieee"}}
+    assert conv.fp32_precision == matmul.fp32_precision == "ieee"
+    # A CPU has no such arithmetic.
+    model = "model/model.safetensors"
+    assert results(folder)[model] == results(finished())[model]
+
+
+def test_arithmetic_is_exact_after_an_error() -> None:
+    with pytest.raises(KeyError), tensor_float_32():
+        raise KeyError
+    assert cast("Any", torch.backends.cudnn).conv.fp32_precision == "ieee"
 
 
 def test_what_a_run_leaves(finished: Finished, tiny: Make) -> None:
