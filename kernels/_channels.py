@@ -5,6 +5,9 @@ channel. With the channels last it is ``[rows, channels]``, its rows the sites o
 of some channels. A program takes ``loops`` tiles after one another, and the tiles of a block of channels are shared out
 among ``parts`` programs: program ``block * parts + part``. What they find is merged in order, in float64, by each
 program that needs it; it depends on sizes only, so that results repeat bit for bit.
+
+Where a channel has few entries, one program may take all tiles of its block, which has fewer channels then. It needs
+nothing of others, so that one launch does what takes two.
 """
 
 import math
@@ -18,6 +21,12 @@ from pnf.kernels._common import divide, on_board, plain, sqrt, value, wide
 
 TILE = 4096
 WARPS = 8
+
+ALONE = 2048
+"""Entries of a channel that one program takes. To read them all should last no longer than another launch."""
+
+SECTOR = 32
+"""Bytes that memory moves at least."""
 
 
 FEW, MOST = tl.constexpr(16), tl.constexpr(64)
@@ -56,15 +65,21 @@ class Tiling(NamedTuple):
         return self._replace(PARTS=FEW)
 
 
-def tiling(x: Tensor, batch: int, channels: int, sites: int, last: bool) -> Tiling:
-    """The tiles of a number of channels of x, ``[batch, ..., sites]`` or ``[batch, sites, ...]``."""
+def tiling(x: Tensor, batch: int, channels: int, sites: int, last: bool, alone: bool = False) -> Tiling:
+    """The tiles of a number of channels of x, ``[batch, ..., sites]`` or ``[batch, sites, ...]``.
+
+    With ``alone`` one program takes all tiles of a block where a channel has few entries. Otherwise there are many
+    parts more often than not, and code for few of them would be one more kernel to compile.
+    """
     rows = batch * sites if last else batch
+    few, alone = not alone, alone and batch * sites <= ALONE
     if last:
-        columns = next((width for width in (4, 8, 16) if channels <= width), 32)
+        widest = SECTOR // x.element_size() if alone else 32
+        columns = next((width for width in (4, 8, 16) if min(channels, widest) <= width), 32)
     else:
         columns = min(triton.next_power_of_2(sites), 1024)
     # With the channels last an access of a thread may be as narrow as an entry, and its addresses fill the registers.
-    height = (TILE // 2 if last else TILE) // columns
+    height = (TILE // 2 if last and not alone else TILE) // columns
     if rows <= height // 8:
         height //= 8
     across = 1 if last else triton.cdiv(sites, columns)
@@ -72,7 +87,7 @@ def tiling(x: Tensor, batch: int, channels: int, sites: int, last: bool) -> Tili
     # Every program of a block reads 16 bytes from all of them, and no more than a twentieth of what three passes over
     # x move.
     most = math.isqrt(batch * sites * x.element_size() * 3 // (20 * 16))
-    loops = triton.cdiv(total, min(max(most, 1), MOST.value))
+    loops = total if alone else triton.cdiv(total, min(max(most, 1), MOST.value))
     parts = triton.cdiv(total, loops)
     return Tiling(
         channels=channels,
@@ -85,7 +100,7 @@ def tiling(x: Tensor, batch: int, channels: int, sites: int, last: bool) -> Tili
         LAST=tl.constexpr(last),
         ROWS=tl.constexpr(height),
         COLUMNS=tl.constexpr(columns),
-        PARTS=FEW if parts <= FEW.value else MOST,
+        PARTS=FEW if few and parts <= FEW.value else MOST,
     )
 
 
@@ -259,12 +274,19 @@ def moments(
     tiles,
     kept,
 ):
-    """Mean and sum of squared deviations of the parts of what is kept of x.
+    """Mean and sum of squared deviations of the parts of what is kept of x."""
+    i_block, i_part, first, last = program(tiles)
+    b_mean, b_squares = moments_of_part(x, i_block, first, last, tiles, kept)
+    store_parts(parts, i_block, i_part, b_mean, b_squares, tiles)
+
+
+@triton.jit
+def moments_of_part(x, i_block, first, last, tiles, kept):
+    """Mean and sum of squared deviations of some tiles of what is kept of x, in float64.
 
     Sites that a board does not keep count as zeros. Distances are taken from the mean of the first tile, which is near
     enough for float32.
     """
-    i_block, i_part, first, last = program(tiles)
     _, _, o_site, m_x, o_x = tile_of_x(i_block, first, tiles, kept)
     b_x = load_kept(x, o_x, o_site, m_x, tiles, kept)
     b_shift = first_mean(b_x, m_x, tiles)
@@ -274,7 +296,7 @@ def moments(
         b_more = deviations(load_kept(x, o_x, o_site, m_x, tiles, kept), b_shift, m_x)
         b_sum += b_more[0]
         b_squares += b_more[1]
-    store_moments(parts, i_block, i_part, first, last, b_shift, b_sum, b_squares, tiles)
+    return shifted_moments(first, last, b_shift, b_sum, b_squares, tiles)
 
 
 @triton.jit
@@ -291,22 +313,35 @@ def deviations(b_x, b_shift, m_x):
 
 
 @triton.jit
-def store_moments(parts, i_block, i_part, first, last, b_shift, b_sum, b_squares, tiles):
-    """Write mean and sum of squared deviations of a part, from the sums of :func:`deviations`."""
+def shifted_moments(first, last, b_shift, b_sum, b_squares, tiles):
+    """Mean and sum of squared deviations of a part, from the sums of :func:`deviations`, in float64."""
     count = entries_before(last, tiles) - entries_before(first, tiles)
     b_total = over_rows(b_sum, tiles).to(tl.float64)
     b_deviations = over_rows(b_squares, tiles).to(tl.float64) - b_total * b_total / count
     b_deviations = tl.where(b_deviations < 0, 0.0, b_deviations)  # not the maximum, which would lose NaN
-    store_parts(parts, i_block, i_part, b_shift + b_total / count, b_deviations, tiles)
+    return b_shift + b_total / count, b_deviations
 
 
 @triton.jit
 def batch_statistics(mean, var, parts, i_part, o_channel, m_channel, tiles, EPS: tl.constexpr):  # mean, var: [channels]
     """Mean and reciprocal standard deviation of each channel, from its moments, which the first part writes."""
     b_mean, b_var = merge_moments(parts, o_channel, m_channel, tiles)
+    return store_statistics(mean, var, b_mean, b_var, o_channel, m_channel & (i_part == 0), EPS)
+
+
+@triton.jit
+def own_statistics(mean, var, b_mean, b_squares, o_channel, m_channel, tiles, EPS: tl.constexpr):
+    """The same from the mean and the squared deviations that a program found of all entries."""
+    b_var = b_squares / entries_before(value(tiles.total), tiles)
+    return store_statistics(mean, var, b_mean, b_var, o_channel, m_channel, EPS)
+
+
+@triton.jit
+def store_statistics(mean, var, b_mean, b_var, o_channel, m_channel, EPS: tl.constexpr):
+    """Write mean and variance, and return the mean and the reciprocal standard deviation."""
     b_mean, b_var = b_mean.to(mean.dtype.element_ty), b_var.to(var.dtype.element_ty)
-    tl.store(mean + o_channel, b_mean, mask=m_channel & (i_part == 0))
-    tl.store(var + o_channel, b_var, mask=m_channel & (i_part == 0))
+    tl.store(mean + o_channel, b_mean, mask=m_channel)
+    tl.store(var + o_channel, b_var, mask=m_channel)
     return b_mean, divide(1.0, sqrt(b_var + EPS))
 
 

@@ -224,6 +224,15 @@ def conditioner_input(mask: str, norm: str) -> list[Case]:
     ]
 
 
+def small(case: Case) -> Case:
+    """The same with few entries of a channel, which one program takes."""
+
+    def arguments(x: Meta, s: Shape) -> Sequence[Any]:
+        return case.arguments(x, (*s[:2], s[2] // 2, s[3] // 8))
+
+    return case._replace(arguments=arguments, mode=f"{case.mode} small")
+
+
 def residual_network_training() -> list[Case]:
     def layers(x: Meta, s: Shape, blocks: int) -> list[Any]:
         """The op's arguments and results, for a network as wide as its input and its output."""
@@ -273,10 +282,12 @@ CASES = [
     *pyramid(1, "yx"),
     *pyramid(3, "x"),
     *batch_norm_relu(batch=True),
+    *map(small, batch_norm_relu(batch=True)),
     *batch_norm_relu(batch=False),
     *batch_norm(batch=True),
     *batch_norm(batch=False),
     *residual_network_training(),
+    *map(small, residual_network_training()),
     *conditioner_input("checkerboard", "batch"),
     *conditioner_input("checkerboard", "given"),
     *conditioner_input("channel", "batch"),

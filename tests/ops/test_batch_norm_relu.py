@@ -1,5 +1,6 @@
 """The compiled batch normalisation with ReLU against the reference."""
 
+import itertools
 import math
 from typing import Any
 
@@ -12,6 +13,8 @@ from torch import Tensor
 from pnf import ops, reference
 
 SHAPES = [(3, 5, 3, 7), (40, 2), (2, 17, 9)]
+MANY = (3, 4, 700)
+"""More entries of a channel than one program takes on a GPU."""
 EPS = 1e-3
 
 
@@ -33,7 +36,7 @@ class TestBatchNormRelu(OpTests):
     # The forward's second derivatives differentiate the backward. Alone, it does not know that the statistics of a
     # batch depend on x, and it depends on the bias only through the sign.
     cases = {
-        **{f"batch {shape}": Case("batch_norm_relu", lambda s=shape: forward(*s)) for shape in SHAPES[::2]},
+        **{f"batch {shape}": Case("batch_norm_relu", lambda s=shape: forward(*s)) for shape in [*SHAPES[::2], MANY]},
         **{
             f"given {shape}": Case("batch_norm_relu", lambda s=shape: forward(*s, given=True), differentiable=False)
             for shape in [(40, 2), (1, 1, 1), (0, 3, 2), (2, 0, 3)]
@@ -42,8 +45,7 @@ class TestBatchNormRelu(OpTests):
             f"backward {batch} {shape}": Case(
                 "batch_norm_relu_backward", lambda s=shape, b=batch: backward(*s, batch=b), differentiable=False
             )
-            for batch in (True, False)
-            for shape in SHAPES[:2]
+            for batch, shape in [*itertools.product((True, False), SHAPES[:2]), (True, MANY)]
         },
         "backward of nothing": Case(
             "batch_norm_relu_backward", lambda: [normal(0, 3, 2), *forward(0, 3, 2, given=True), False], False

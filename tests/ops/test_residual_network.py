@@ -57,8 +57,15 @@ class TestResidualNetwork(OpTests):
     }
 
 
-# Batch, inputs, hidden, outputs, height, width, blocks, size.
-TRAINED = [(3, 5, 16, 4, 4, 4, 0, 3), (2, 3, 8, 6, 5, 6, 1, 3), (3, 4, 5, 3, 3, 4, 2, 3), (6, 2, 7, 2, 1, 7, 1, 1)]
+# Batch, inputs, hidden, outputs, height, width, blocks, size. One has more entries of a channel than one program takes
+# on a GPU.
+TRAINED = [
+    (3, 5, 16, 4, 4, 4, 0, 3),
+    (2, 3, 8, 6, 5, 6, 1, 3),
+    (3, 4, 5, 3, 3, 4, 2, 3),
+    (3, 2, 4, 2, 27, 26, 1, 3),
+    (6, 2, 7, 2, 1, 7, 1, 1),
+]
 
 
 def trained(
@@ -89,7 +96,7 @@ class TestResidualNetworkTrainingBackward(OpTests):
             lambda s=sizes, o=of_input: trained_backward(*s, of_input=o),
             differentiable=False,
         )
-        for sizes, of_input in zip(TRAINED[:3], (True, True, False), strict=True)
+        for sizes, of_input in zip(TRAINED[:4], (True, True, False, True), strict=True)
     }
 
     def prepare(self, args: list[Any], implementation: Implementation) -> list[Any]:
