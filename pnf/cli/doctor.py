@@ -13,6 +13,7 @@ from rich.table import Table
 import pnf
 from pnf._backends import build, left_out
 from pnf.cli.common import JsonOption, console, print_json
+from pnf.ops._processor import LINEAR_BY_LIBRARY
 
 _PACKAGES = (
     "torch",
@@ -41,6 +42,7 @@ def doctor_command(json: JsonOption = False) -> None:
         "GPU": _gpu(),
         "compiled module": _compiled(),
         "--precision bf16": _bf16(),
+        "linear layers": f"products by {'PyTorch' if LINEAR_BY_LIBRARY else 'pnf'}, the faster ones on this processor",
     }
     backends = pnf.backends()
     if json:

@@ -4,12 +4,12 @@ The schedule holds for networks as they were built. A network with an exchanged 
 normalisation runs layer by layer, as in :mod:`pnf.flows.networks`, and so does every network under a transform.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import relu
+from torch.nn.functional import linear, relu
 from torch.nn.modules.module import _has_any_global_hook
 
 from pnf import ops
@@ -225,20 +225,94 @@ class ConvNetwork(networks.ConvNetwork):
     def forward(self, x: Tensor) -> Tensor:  # [B, inputs, H, W] -> [B, outputs, H, W]
         if transformed() or not _is_chain(self, Conv2d):
             return super().forward(x)
-        return _convolve(x, list(self)[::2], ())
+        h, layers = x, list(self)[::2]
+        for i, layer in enumerate(layers):
+            weight, bias = cast("Tensor", layer.weight), cast("Tensor", layer.bias)
+            h = ops.convolution(h, weight, bias, relu=i + 1 < len(layers))
+        return h
 
 
 class DenseNetwork(networks.DenseNetwork):
-    """Linear layers as 1x1 convolutions, each with its ReLU, on a CPU where that is faster.
+    """All layers, each with its ReLU, are one step of automatic differentiation on a CPU.
 
-    On a GPU they would be convolutions with TF32, which PyTorch allows by default, where linear layers are exact.
+    Their products are oneMKL's, or on a CPU where those are faster 1x1 convolutions. On a GPU they would be
+    convolutions with TF32, which PyTorch allows by default, where linear layers are exact.
     """
 
     def forward(self, x: Tensor) -> Tensor:  # [B, inputs] -> [B, outputs]
-        by_library = LINEAR_BY_LIBRARY and widened(x) is None
-        if by_library or transformed() or not x.is_cpu or not _is_chain(self, Linear):
+        if transformed() or not x.is_cpu or not _is_chain(self, Linear):
             return super().forward(x)
-        return _convolve(x[:, :, None, None], list(self)[::2], (1, 1)).flatten(1)
+        layers = list(self)[::2]
+        if not LINEAR_BY_LIBRARY or widened(x) is not None:
+            products = _convolutions
+        elif torch.is_autocast_enabled("cpu"):
+            return super().forward(x)
+        else:
+            products = _linear
+        parameters = [cast("Tensor", p) for layer in layers for p in (layer.weight, layer.bias)]
+        if torch.compiler.is_compiling() or not torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
+            return products(x, parameters)[-1]
+        return cast("Tensor", _Dense.apply(x, products, *parameters))
+
+
+Products = Callable[[Tensor, Sequence[Tensor]], list[Tensor]]
+
+
+def _linear(x: Tensor, parameters: Sequence[Tensor]) -> list[Tensor]:
+    """The result of each linear layer, with ReLU in all but the last."""
+    found = []
+    for i in range(0, len(parameters), 2):
+        x = linear(x, *parameters[i : i + 2])
+        found.append(x.relu_() if i + 2 < len(parameters) else x)
+    return found
+
+
+def _convolutions(x: Tensor, parameters: Sequence[Tensor]) -> list[Tensor]:
+    """The same by 1x1 convolutions."""
+    found, h = [], x[:, :, None, None]
+    for i in range(0, len(parameters), 2):
+        h = ops.convolution(h, parameters[i][:, :, None, None], parameters[i + 1], relu=i + 2 < len(parameters))
+        found.append(h.flatten(1))
+    return found
+
+
+class _Dense(torch.autograd.Function):
+    """The layers of a dense network, without a node of the graph for each of them and each ReLU."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, products: Products, *parameters: Tensor) -> Tensor:
+        *hidden, y = products(x, parameters)
+        ctx.products = products
+        ctx.save_for_backward(x, *parameters, *hidden)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, *saved = ctx.saved_tensors
+        count = 2 * (len(saved) + 1) // 3
+        parameters, inputs = saved[:count], [x, *saved[count:]]
+        if torch.is_grad_enabled():
+            # What is in between was saved without a graph.
+            leaves = [t for t in (x, *parameters) if t.requires_grad]
+            found = iter(torch.autograd.grad(ctx.products(x, parameters)[-1], leaves, grad, create_graph=True))
+            of_x, *grads = [next(found) if t.requires_grad else None for t in (x, *parameters)]
+            return of_x, None, *grads
+        grads = []
+        for i in reversed(range(len(inputs))):
+            weight, h = parameters[2 * i], inputs[i]
+            of_input = i > 0 or ctx.needs_input_grad[0]
+            if ctx.products is _linear:
+                of_weight, of_bias = grad.t() @ h, grad.sum(0)
+                grad = grad @ weight if of_input else grad
+            else:
+                images = (t[:, :, None, None] for t in (grad, h, weight))
+                of_h, of_weight, of_bias = torch.ops.pnf.convolution_backward(*images, of_input)
+                # Batched gradients have no rule for flatten.
+                grad, of_weight = of_h[..., 0, 0] if of_input else grad, of_weight[..., 0, 0]
+            grads += [of_bias, of_weight]
+            if i > 0:
+                grad = torch.ops.aten.threshold_backward(grad, h, 0)
+        return grad if ctx.needs_input_grad[0] else None, None, *grads[::-1]
 
 
 def _is_chain(network: nn.Sequential, kind: type[nn.Module]) -> bool:
@@ -258,11 +332,3 @@ def _keeps_size(layer: nn.Conv2d) -> bool:
     height, width = layer.kernel_size
     plain = (height // 2, width // 2), (1, 1), (1, 1), 1, "zeros"
     return (layer.padding, layer.stride, layer.dilation, layer.groups, layer.padding_mode) == plain
-
-
-def _convolve(h: Tensor, layers: Sequence[nn.Module], size: tuple[int, ...]) -> Tensor:
-    """Apply the layers with ReLU between them, each weight with ``size`` appended to its shape."""
-    for i, layer in enumerate(layers):
-        weight, bias = cast("Tensor", layer.weight), cast("Tensor", layer.bias)
-        h = ops.convolution(h, weight.view(*weight.shape, *size), bias, relu=i + 1 < len(layers))
-    return h

@@ -33,20 +33,32 @@ def _vendor() -> str:
     return "GenuineIntel" if platform.processor().startswith(("Intel", "i386")) else ""
 
 
-def _widened() -> frozenset[torch.dtype]:
+_INSTRUCTIONS = frozenset((_DESCRIBED.get("flags") or _DESCRIBED.get("Features", "")).split())
+
+
+def _linear_by_library(vendor: str, instructions: frozenset[str]) -> bool:
+    return vendor == "GenuineIntel" or (vendor == "AuthenticAMD" and "avx512f" not in instructions)
+
+
+def _widened(instructions: frozenset[str]) -> frozenset[torch.dtype]:
     """The dtypes of half precision without instructions. Other systems than Linux do not tell: none."""
-    flags = set((_DESCRIBED.get("flags") or _DESCRIBED.get("Features", "")).split())
-    return frozenset(dtype for dtype, names in _FLAGS.items() if flags and not flags & names)
+    return frozenset(dtype for dtype, names in _FLAGS.items() if instructions and not instructions & names)
 
 
-LINEAR_BY_LIBRARY = _vendor() == "GenuineIntel"
-"""Whether linear layers are left to PyTorch's oneMKL.
+LINEAR_BY_LIBRARY = _linear_by_library(_vendor(), _INSTRUCTIONS)
+"""Whether linear layers are left to PyTorch's oneMKL, which picks its code by vendor.
 
-oneMKL picks its code by vendor. A training step of the dense model takes 0.88 of the reference's time with it and 1.04
-without on an Intel Xeon with AVX-512. On an AMD EPYC pnf's products are 1.7 times as fast as oneMKL's.
+| processor | training step of the dense model, against the reference: oneMKL | pnf |
+| --- | --- | --- |
+| Intel Xeon, AVX-512 | 0.88 | 1.04 |
+| AMD EPYC, AVX2 | 0.92 | 1.02 |
+| AMD EPYC, AVX-512 | | 0.70 |
+
+On the last one pnf's products are 1.7 times as fast as oneMKL's. ``python benchmarks/products.py`` compares them, on
+one thread and on two.
 """
 
-WIDENED = _widened()
+WIDENED = _widened(_INSTRUCTIONS)
 """The dtypes of half precision in which convolutions and linear layers are computed in float32, by pnf's kernels.
 
 Without instructions for a dtype, PyTorch's convolutions take ten times as long as in float32 (bfloat16 on an AMD EPYC

@@ -111,14 +111,17 @@ def test_linear_layers_by_either_library(
     for flow in pair(randomise, (1, 8, 8), "dense", "bounded", "act"):
         x = torch.rand(5, 1, 8, 8, generator=torch.Generator().manual_seed(1)).requires_grad_()
         log_prob = flow.log_prob(x)
-        found.append([log_prob, *torch.autograd.grad(log_prob.sum(), [x, *flow.parameters()])])
+        leaves = [x, *flow.parameters()]
+        batched = torch.autograd.grad(log_prob, leaves, torch.eye(5), is_grads_batched=True, retain_graph=True)
+        found.append([log_prob, *torch.autograd.grad(log_prob.sum(), leaves), *batched])
     for want, got in zip(*found, strict=True):
         assert_close(got, want, rtol=1e-4, atol=1e-4 * want.abs().max().item())
 
 
-def test_second_derivatives_equal_the_reference(randomise: Callable[..., nn.Module]) -> None:
+@pytest.mark.parametrize("coupling", ["conv", "dense"])
+def test_second_derivatives_equal_the_reference(randomise: Callable[..., nn.Module], coupling: str) -> None:
     found = []
-    for flow in pair(randomise, (1, 8, 8), "conv", "bounded", "act"):
+    for flow in pair(randomise, (1, 8, 8), coupling, "bounded", "act"):
         x = torch.rand(2, 1, 8, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64).requires_grad_()
         flow.double()
         (grad,) = torch.autograd.grad(flow.log_prob(x).sum(), x, create_graph=True)
