@@ -68,6 +68,7 @@ def cases(draw: Any) -> Case:
         options |= {"scales": 1, "memory": one("plain", "invertible"), "injector": one(True, False)}
     if progressive:
         options |= {"levels": levels, "axes": one("xy", "yx", "x", "y"), "detail": one("bounded", "identity")}
+        options["lattice"] = options["detail"] == "bounded" and one(True, False)
         options["alpha"] = one(None, 0.0, 0.05, 0.499)
     else:
         options["alpha"] = one(0.0, 1e-6, 0.05)
