@@ -134,17 +134,17 @@ def _write(temporary: Path, content: bytes, path: Path) -> None:
         file.write(content)
         file.flush()
         _sync(handle)
-        _keep_mode(handle, path)
+        _keep_mode(temporary, path)
 
 
-def _keep_mode(handle: int, path: Path) -> None:
+def _keep_mode(temporary: Path, path: Path) -> None:
     try:
         mode = stat.S_IMODE(path.stat().st_mode)
     except OSError:
         return
-    if mode != stat.S_IMODE(os.fstat(handle).st_mode):
+    if mode != stat.S_IMODE(temporary.stat().st_mode):
         try:
-            os.fchmod(handle, mode)
+            temporary.chmod(mode)
         except OSError as error:
             _pass_over(error)
 

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 
+from pnf._signals import STOPPING
+
 
 def main() -> None:
     """Run a command. A user's mistake gives one line on standard error and a non-zero exit status."""
@@ -35,7 +37,7 @@ def stopping_at_once() -> Iterator[None]:
     """
     previous = {}
     if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        for number in STOPPING:
             # Under nohup SIGHUP is ignored. Keep it so.
             if signal.getsignal(number) not in (signal.SIG_IGN, None):
                 previous[number] = signal.signal(number, _stop)

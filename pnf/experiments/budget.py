@@ -1,12 +1,12 @@
 """Runs at equal budgets: the plan of their numbers of steps, and the training of each run once."""
 
-import fcntl
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import torch
+from filelock import FileLock, Timeout
 from rich.console import Console
 
 from pnf.data import Images
@@ -94,12 +94,15 @@ def locked(folder: Path, taken: str | None = None) -> Iterator[None]:
         RunError: another process holds the lock, and ``taken`` is given.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | (fcntl.LOCK_NB if taken else 0))
-        except BlockingIOError:
-            raise RunError(taken) from None
+    lock = FileLock(folder / ".lock", timeout=0 if taken else -1)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise RunError(taken) from None
+    try:
         yield
+    finally:
+        lock.release()
 
 
 def plan_runs(

@@ -1,7 +1,6 @@
 """A run's processor: its name, its memory, and the arithmetic that likelihoods need of it."""
 
 import platform
-import resource
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -17,7 +16,7 @@ def processor(device: torch.device) -> str:
         return torch.cuda.get_device_name(device)
     info = Path("/proc/cpuinfo")
     names = [line for line in info.read_text().splitlines() if line.startswith("model name")] if info.exists() else []
-    return names[0].partition(":")[2].strip() if names else platform.machine()
+    return names[0].partition(":")[2].strip() if names else platform.processor() or platform.machine()
 
 
 def free_memory(device: torch.device) -> int:
@@ -38,13 +37,19 @@ def reset_peak_memory(device: torch.device) -> None:
 
 
 def most_memory(device: torch.device) -> int:
-    """The peak of bytes since the reset: of tensors on a GPU, else of the process, with the data and PyTorch."""
+    """The peak of bytes since the reset: of tensors on a GPU, else of the process, with the data and PyTorch.
+
+    macOS does not tell a peak since a reset. There it is what the process holds now.
+    """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     status = Path("/proc/self/status")
     lines = status.read_text().splitlines() if status.exists() else []
     kilobytes = [int(line.split()[1]) for line in lines if line.startswith("VmHWM:")]
-    return 1024 * (kilobytes[0] if kilobytes else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+    if kilobytes:
+        return 1024 * kilobytes[0]
+    memory = psutil.Process().memory_info()
+    return int(getattr(memory, "peak_wset", memory.rss))
 
 
 def exact_arithmetic() -> None:

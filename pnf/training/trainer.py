@@ -25,6 +25,7 @@ from lightning.fabric.loggers.tensorboard import TensorBoardLogger
 from rich.console import Console
 from torch import Tensor, nn
 
+from pnf._signals import SIGHUP, STOPPING
 from pnf.cuda_graphs import GraphedStep
 from pnf.data.images import Examples
 from pnf.files import remove_unfinished
@@ -497,16 +498,14 @@ def _stop_signals(alone: bool) -> Iterator[list[int]]:
     received: list[int] = []
 
     def handle(number: int, _: FrameType | None) -> None:
-        if received and alone and number != signal.SIGHUP:
+        if received and alone and number != SIGHUP:
             raise KeyboardInterrupt
         received.append(number)
 
     if threading.current_thread() is not threading.main_thread():
         yield received  # only the main thread may handle signals
         return
-    numbers = [signal.SIGINT, signal.SIGTERM]
-    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
-        numbers.append(signal.SIGHUP)
+    numbers = [number for number in STOPPING if number != SIGHUP or signal.getsignal(number) != signal.SIG_IGN]
     previous = {number: signal.signal(number, handle) for number in numbers}
     try:
         yield received
