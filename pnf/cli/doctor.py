@@ -53,8 +53,11 @@ def doctor_command(json: JsonOption = False) -> None:
         table.add_row(*row)
     console.show(table)
     table = Table("ops", "device", "runs", "why not something faster", title="Implementations")
+    families: dict[tuple[str, ...], list[str]] = {}
     for backend in backends:
-        table.add_row(backend.family, backend.device, backend.implementation, backend.reason)
+        families.setdefault((backend.device, backend.implementation, backend.reason), []).append(backend.family)
+    for alike, names in families.items():
+        table.add_row(", ".join(names), *alike)
     console.show(table)
 
 
