@@ -4,6 +4,8 @@
 #include <pybind11/pybind11.h>
 
 #include <cstdint>
+#include <stdexcept>
+#include <string>
 
 #include "dtype.h"
 
@@ -20,6 +22,12 @@ template <typename Function>
 void def(py::module_& m, const char* name, const Function& function) {
   m.def(name, function, py::call_guard<py::gil_scoped_release>());
 }
+
+// A launch on a GPU that throws what CUDA says against it.
+template <auto launch>
+constexpr auto checked = [](const auto&... arguments) {
+  if (const char* error = launch(arguments...)) throw std::runtime_error(std::string("a CUDA launch failed: ") + error);
+};
 
 // One for each file in bindings/; `cuda` stays empty in a build without CUDA.
 void bind_act_norm(py::module_& cpu);

@@ -42,8 +42,8 @@ void def_masking(py::module_& m) {
 void bind_masking(py::module_& cpu, [[maybe_unused]] py::module_& cuda) {
   def_masking<int, cpu::mask_apply, cpu::mask_pack, cpu::mask_unpack, cpu::mask_input, cpu::mask_input_backward>(cpu);
 #ifdef PNF_WITH_CUDA
-  def_masking<Address, cuda::mask_apply, cuda::mask_pack, cuda::mask_unpack, cuda::mask_input,
-              cuda::mask_input_backward>(cuda);
+  def_masking<Address, checked<cuda::mask_apply>, checked<cuda::mask_pack>, checked<cuda::mask_unpack>,
+              checked<cuda::mask_input>, checked<cuda::mask_input_backward>>(cuda);
 #endif
 }
 

@@ -56,12 +56,20 @@ void def_weight_norm(py::module_& m) {
   });
 }
 
+#ifdef PNF_WITH_CUDA
+template <typename L, auto launch>
+constexpr auto launched = [](const std::vector<L>& layers, DType dtype, Address stream) {
+  checked<launch>(layers.data(), layers.size(), dtype, stream);
+};
+#endif
+
 }  // namespace
 
 void bind_weight_norm(py::module_& cpu, [[maybe_unused]] py::module_& cuda) {
   def_weight_norm<int, cpu::weight_norm, cpu::weight_norm_backward>(cpu);
 #ifdef PNF_WITH_CUDA
-  def_weight_norm<Address, cuda::weight_norm, cuda::weight_norm_backward>(cuda);
+  def_weight_norm<Address, launched<Layer, cuda::weight_norm>, launched<LayerBackward, cuda::weight_norm_backward>>(
+      cuda);
 #endif
 }
 

@@ -9,7 +9,7 @@ __global__ void nothing() {}
 
 }  // namespace
 
-std::string why_not() {
+const char* why_not() {
   // Loads the code for the device, which needs a driver that is new enough, and machine code or PTX that it takes.
   cudaFuncAttributes attributes;
   const cudaError_t error = cudaFuncGetAttributes(&attributes, nothing);

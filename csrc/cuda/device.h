@@ -1,10 +1,8 @@
 #pragma once
 
-#include <string>
-
 namespace pnf::cuda {
 
 // Why the current device cannot run these kernels; empty if it can. Nothing is launched.
-std::string why_not();
+const char* why_not();
 
 }  // namespace pnf::cuda

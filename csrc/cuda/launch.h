@@ -1,12 +1,13 @@
-// A grid for n items, and an exception for a launch that failed.
+// A grid for n items, and what became of a launch.
+//
+// nvcc's host compiler may have another C++ library than the rest of the module has. So nothing of the library, and no
+// exception, goes from one to the other.
 #pragma once
 
 #include <cuda_runtime.h>
 
 #include <algorithm>
 #include <cstdint>
-#include <stdexcept>
-#include <string>
 
 namespace pnf::cuda {
 
@@ -21,11 +22,10 @@ inline int grid(int64_t items) {
   return static_cast<int>(std::clamp<int64_t>((items + kThreads - 1) / kThreads, 1, kMaxBlocks));
 }
 
-inline void check_launch(const char* op) {
+// Null if the launch succeeded.
+inline const char* launch_error() {
   const cudaError_t error = cudaGetLastError();
-  if (error != cudaSuccess) {
-    throw std::runtime_error(std::string(op) + ": the CUDA launch failed: " + cudaGetErrorString(error));
-  }
+  return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
 }
 
 // Entries of `width` in one 16-byte access.

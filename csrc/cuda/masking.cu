@@ -175,6 +175,7 @@ bool aligned16(std::initializer_list<const void*> pointers) {
   return std::all_of(pointers.begin(), pointers.end(), [](const void* pointer) { return aligned(pointer, 16); });
 }
 
+// Sizes are those of PyTorch's dtypes.
 template <typename Body>
 void with_word(int size, const Body& body) {
   switch (size) {
@@ -183,7 +184,6 @@ void with_word(int size, const Body& body) {
     case 4: return body(uint32_t{});
     case 8: return body(uint64_t{});
     case 16: return body(Word16{});
-    default: throw std::invalid_argument("masking: entries of " + std::to_string(size) + " bytes are not supported");
   }
 }
 
@@ -202,8 +202,8 @@ constexpr int kPerLine = 16 / sizeof(T);
 
 }  // namespace
 
-void mask_apply(void* out, const void* x, const Board& entries, int size, int parity, std::uintptr_t stream) {
-  if (entries.numel() == 0) return;
+const char* mask_apply(void* out, const void* x, const Board& entries, int size, int parity, std::uintptr_t stream) {
+  if (entries.numel() == 0) return nullptr;
   Board board = entries;
   ConcatLayout none{};
   size = widen(board, none, size, {out, x});
@@ -220,12 +220,12 @@ void mask_apply(void* out, const void* x, const Board& entries, int size, int pa
       }
     });
   });
-  check_launch("mask_apply");
+  return launch_error();
 }
 
-void mask_pack(void* kept, void* rest, const void* x, const Board& entries, int size, int parity,
-               std::uintptr_t stream) {
-  if (entries.numel() == 0) return;
+const char* mask_pack(void* kept, void* rest, const void* x, const Board& entries, int size, int parity,
+                      std::uintptr_t stream) {
+  if (entries.numel() == 0) return nullptr;
   Board board = entries;
   ConcatLayout none{};
   size = widen(board, none, size, {kept, rest, x});
@@ -245,12 +245,12 @@ void mask_pack(void* kept, void* rest, const void* x, const Board& entries, int 
       pack_kernel<<<grid(numel), kThreads, 0, as_stream(stream)>>>(a, b, from, sites, numel);
     });
   });
-  check_launch("mask_pack");
+  return launch_error();
 }
 
-void mask_unpack(void* out, const void* kept, const void* rest, const Board& entries, int size, int parity,
-                 std::uintptr_t stream) {
-  if (entries.numel() == 0) return;
+const char* mask_unpack(void* out, const void* kept, const void* rest, const Board& entries, int size, int parity,
+                        std::uintptr_t stream) {
+  if (entries.numel() == 0) return nullptr;
   Board board = entries;
   ConcatLayout none{};
   size = widen(board, none, size, {out, kept, rest});
@@ -270,7 +270,7 @@ void mask_unpack(void* out, const void* kept, const void* rest, const Board& ent
       unpack_kernel<<<grid(numel), kThreads, 0, as_stream(stream)>>>(to, a, b, sites, numel);
     });
   });
-  check_launch("mask_unpack");
+  return launch_error();
 }
 
 namespace {
@@ -295,9 +295,9 @@ void with_rows(Board board, ConcatLayout beside, int size, std::initializer_list
 
 }  // namespace
 
-void mask_input(void* out, const void* x, const void* condition, const ConcatLayout& entries, const Board& board,
-                int size, int parity, std::uintptr_t stream) {
-  if (entries.rows * entries.row() == 0) return;
+const char* mask_input(void* out, const void* x, const void* condition, const ConcatLayout& entries, const Board& board,
+                       int size, int parity, std::uintptr_t stream) {
+  if (entries.rows * entries.row() == 0) return nullptr;
   with_rows(board, entries, size, {out, x, condition},
             [&]<typename T, int V, typename Index>(const Board& words, const ConcatLayout& beside) {
               const Index lines = static_cast<Index>(beside.rows * beside.row() / V);
@@ -305,12 +305,12 @@ void mask_input(void* out, const void* x, const void* condition, const ConcatLay
                   static_cast<T*>(out), static_cast<const T*>(x), static_cast<const T*>(condition),
                   Sites<Index>(words, parity), ConcatRows<Index>(beside, parity), lines);
             });
-  check_launch("mask_input");
+  return launch_error();
 }
 
-void mask_input_backward(void* x, const void* grad, const ConcatLayout& entries, const Board& board, int size,
-                         int parity, std::uintptr_t stream) {
-  if (entries.rows * entries.x == 0) return;
+const char* mask_input_backward(void* x, const void* grad, const ConcatLayout& entries, const Board& board, int size,
+                                int parity, std::uintptr_t stream) {
+  if (entries.rows * entries.x == 0) return nullptr;
   with_rows(board, entries, size, {x, grad},
             [&]<typename T, int V, typename Index>(const Board& words, const ConcatLayout& beside) {
               const Index lines = static_cast<Index>(beside.rows * beside.x / V);
@@ -318,7 +318,7 @@ void mask_input_backward(void* x, const void* grad, const ConcatLayout& entries,
                   static_cast<T*>(x), static_cast<const T*>(grad), Sites<Index>(words, parity),
                   ConcatRows<Index>(beside, parity), lines);
             });
-  check_launch("mask_input_backward");
+  return launch_error();
 }
 
 }  // namespace pnf::cuda

@@ -154,10 +154,10 @@ __global__ void __launch_bounds__(kRowThreads) rows_kernel(const __grid_constant
 }
 
 template <typename L>
-void run(const char* op, const std::vector<L>& layers, DType dtype, std::uintptr_t stream) {
-  for (size_t begin = 0; begin < layers.size(); begin += kMostLayers) {
+const char* run(const L* layers, size_t count, DType dtype, std::uintptr_t stream) {
+  for (size_t begin = 0; begin < count; begin += kMostLayers) {
     Table<L> table{};
-    table.count = static_cast<int>(std::min<size_t>(layers.size() - begin, kMostLayers));
+    table.count = static_cast<int>(std::min<size_t>(count - begin, kMostLayers));
     for (int i = 0; i < table.count; ++i) {
       table.layers[i] = layers[begin + static_cast<size_t>(i)];
       table.first[i + 1] = table.first[i] + table.layers[i].rows;
@@ -166,18 +166,19 @@ void run(const char* op, const std::vector<L>& layers, DType dtype, std::uintptr
     if (rows == 0) continue;
     const int blocks = static_cast<int>(std::min<int64_t>(rows, int64_t{1} << 30));
     with_dtype(dtype, [&]<typename T>(T) { rows_kernel<T, L><<<blocks, kRowThreads, 0, as_stream(stream)>>>(table); });
-    check_launch(op);
+    if (const char* error = launch_error()) return error;
   }
+  return nullptr;
 }
 
 }  // namespace
 
-void weight_norm(const std::vector<Layer>& layers, DType dtype, std::uintptr_t stream) {
-  run("weight_norm", layers, dtype, stream);
+const char* weight_norm(const Layer* layers, size_t count, DType dtype, std::uintptr_t stream) {
+  return run(layers, count, dtype, stream);
 }
 
-void weight_norm_backward(const std::vector<LayerBackward>& layers, DType dtype, std::uintptr_t stream) {
-  run("weight_norm_backward", layers, dtype, stream);
+const char* weight_norm_backward(const LayerBackward* layers, size_t count, DType dtype, std::uintptr_t stream) {
+  return run(layers, count, dtype, stream);
 }
 
 }  // namespace pnf::cuda

@@ -1,16 +1,17 @@
 #pragma once
 
-#include <vector>
+#include <cstddef>
+#include <cstdint>
 
 #include "../weight_norm.h"
 #include "dtype.h"
 
-// Pointers are to memory of the current device; `stream` is a cudaStream_t of it. Errors of a launch are thrown as
-// std::runtime_error.
+// Pointers are to memory of the current device; `stream` is a cudaStream_t of it. The result is the error of a launch,
+// or null.
 namespace pnf::cuda {
 
-void weight_norm(const std::vector<Layer>& layers, DType dtype, std::uintptr_t stream);
+const char* weight_norm(const Layer* layers, size_t count, DType dtype, std::uintptr_t stream);
 
-void weight_norm_backward(const std::vector<LayerBackward>& layers, DType dtype, std::uintptr_t stream);
+const char* weight_norm_backward(const LayerBackward* layers, size_t count, DType dtype, std::uintptr_t stream);
 
 }  // namespace pnf::cuda
