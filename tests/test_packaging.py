@@ -1,11 +1,14 @@
 """The names of the installed packages, and the effects that an import must not have."""
 
+import platform
 import re
 import shutil
 import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
+
+import pytest
 
 import pnf
 from pnf import backends
@@ -62,6 +65,15 @@ def test_build_tells_what_it_was_built_with() -> None:
     if built["cuda"]:
         assert re.fullmatch(r"\d+\.\d+\.\d+", str(built["nvcc"]))
         assert re.fullmatch(r"75( \d+-real)+ \d+", str(built["architectures"]))
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="other processors have one level")
+def test_the_newest_level_of_the_processor_runs() -> None:
+    # Some compilers' own libraries know no feature of any processor, and nothing but the speed would tell.
+    flags = next(line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("flags")).split()
+    v3 = {"avx2", "fma", "bmi1", "bmi2"} <= {*flags}
+    v4 = v3 and {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"} <= {*flags}
+    assert build()["level"] == ("x86-64-v4" if v4 else "x86-64-v3" if v3 else "x86-64-v2")
 
 
 def test_cuda_kernels_are_built_where_nvcc_is() -> None:
