@@ -43,6 +43,13 @@ def backends() -> list[Backend]:
     ]
 
 
+def linear_by_library() -> bool:
+    """Whether PyTorch's library multiplies the matrices of linear layers on this processor, and not pnf."""
+    from pnf.ops._processor import LINEAR_BY_LIBRARY
+
+    return LINEAR_BY_LIBRARY
+
+
 def build() -> dict[str, str | bool]:
     """Describe the build of ``pnf._C``.
 

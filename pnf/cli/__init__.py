@@ -6,19 +6,24 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from types import FrameType
 
 from pnf._signals import STOPPING
+
+starting = ExitStack()
+"""Closed when a command is imported. Until then signals end the process at once."""
 
 
 def main() -> None:
     """Run a command. A user's mistake gives one line on standard error and a non-zero exit status."""
     _fill_standard_streams()
     try:
-        with stopping_at_once():
+        with starting:
+            starting.enter_context(stopping_at_once())
             from pnf.cli.app import run
-        code = run()
+
+            code = run()
     except ModuleNotFoundError as error:
         name = (error.name or "pnf").partition(".")[0]
         if name == "pnf":

@@ -9,7 +9,7 @@ import typer
 from typer.core import TyperGroup
 
 import pnf
-from pnf.cli import stopping_at_once
+from pnf.cli import starting
 from pnf.cli.output import MARKUP, forgiving
 from pnf.files import printable
 
@@ -41,8 +41,8 @@ class _Commands(TyperGroup):
 
 def _load(name: str) -> Any:
     module, _, attribute = _COMMANDS[name][0].partition(":")
-    with stopping_at_once():
-        command = getattr(importlib.import_module(f"pnf.cli.{module}"), attribute)
+    command = getattr(importlib.import_module(f"pnf.cli.{module}"), attribute)
+    starting.close()
     if not isinstance(command, typer.Typer):
         alone = typer.Typer(add_completion=False, rich_markup_mode=MARKUP)
         alone.command(name)(command)

@@ -11,9 +11,8 @@ import torch
 from rich.table import Table
 
 import pnf
-from pnf._backends import build, left_out
+from pnf._backends import build, left_out, linear_by_library
 from pnf.cli.common import JsonOption, console, print_json
-from pnf.ops._processor import LINEAR_BY_LIBRARY
 
 _PACKAGES = (
     "torch",
@@ -34,6 +33,7 @@ def doctor_command(json: JsonOption = False) -> None:
 
     Example: pnf doctor
     """
+    library = "PyTorch" if linear_by_library() else "pnf"
     found = {
         "pnf": pnf.__version__,
         "python": f"{platform.python_version()} on {platform.system()} {platform.machine()}",
@@ -42,7 +42,7 @@ def doctor_command(json: JsonOption = False) -> None:
         "GPU": _gpu(),
         "compiled module": _compiled(),
         "--precision bf16": _bf16(),
-        "linear layers": f"products by {'PyTorch' if LINEAR_BY_LIBRARY else 'pnf'}, the faster ones on this processor",
+        "linear layers": f"products by {library}, the faster ones on this processor",
     }
     backends = pnf.backends()
     if json:
