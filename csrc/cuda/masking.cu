@@ -175,16 +175,18 @@ bool aligned16(std::initializer_list<const void*> pointers) {
   return std::all_of(pointers.begin(), pointers.end(), [](const void* pointer) { return aligned(pointer, 16); });
 }
 
-// Sizes are those of PyTorch's dtypes.
+// Calls body, which launches, and returns what became of that, or null.
 template <typename Body>
-void with_word(int size, const Body& body) {
+const char* with_word(int size, const Body& body) {
   switch (size) {
-    case 1: return body(uint8_t{});
-    case 2: return body(uint16_t{});
-    case 4: return body(uint32_t{});
-    case 8: return body(uint64_t{});
-    case 16: return body(Word16{});
+    case 1: body(uint8_t{}); break;
+    case 2: body(uint16_t{}); break;
+    case 4: body(uint32_t{}); break;
+    case 8: body(uint64_t{}); break;
+    case 16: body(Word16{}); break;
+    default: return "masking knows entries of 1, 2, 4, 8 and 16 bytes only";
   }
+  return launch_error();
 }
 
 // Divisions of 32 bits are several times cheaper. The grid's last stride must not overflow either.
@@ -207,7 +209,7 @@ const char* mask_apply(void* out, const void* x, const Board& entries, int size,
   Board board = entries;
   ConcatLayout none{};
   size = widen(board, none, size, {out, x});
-  with_word(size, [&]<typename T>(T) {
+  return with_word(size, [&]<typename T>(T) {
     with_index(board.numel(), [&]<typename Index>(Index) {
       const Sites<Index> sites(board, parity);
       const Index numel = static_cast<Index>(board.numel());
@@ -220,7 +222,6 @@ const char* mask_apply(void* out, const void* x, const Board& entries, int size,
       }
     });
   });
-  return launch_error();
 }
 
 const char* mask_pack(void* kept, void* rest, const void* x, const Board& entries, int size, int parity,
@@ -229,7 +230,7 @@ const char* mask_pack(void* kept, void* rest, const void* x, const Board& entrie
   Board board = entries;
   ConcatLayout none{};
   size = widen(board, none, size, {kept, rest, x});
-  with_word(size, [&]<typename T>(T) {
+  return with_word(size, [&]<typename T>(T) {
     with_index(board.numel(), [&]<typename Index>(Index) {
       const Sites<Index> sites(board, parity);
       const Index numel = static_cast<Index>(board.numel()), pairs = numel / 2;
@@ -245,7 +246,6 @@ const char* mask_pack(void* kept, void* rest, const void* x, const Board& entrie
       pack_kernel<<<grid(numel), kThreads, 0, as_stream(stream)>>>(a, b, from, sites, numel);
     });
   });
-  return launch_error();
 }
 
 const char* mask_unpack(void* out, const void* kept, const void* rest, const Board& entries, int size, int parity,
@@ -254,7 +254,7 @@ const char* mask_unpack(void* out, const void* kept, const void* rest, const Boa
   Board board = entries;
   ConcatLayout none{};
   size = widen(board, none, size, {out, kept, rest});
-  with_word(size, [&]<typename T>(T) {
+  return with_word(size, [&]<typename T>(T) {
     with_index(board.numel(), [&]<typename Index>(Index) {
       const Sites<Index> sites(board, parity);
       const Index numel = static_cast<Index>(board.numel()), pairs = numel / 2;
@@ -270,17 +270,16 @@ const char* mask_unpack(void* out, const void* kept, const void* rest, const Boa
       unpack_kernel<<<grid(numel), kThreads, 0, as_stream(stream)>>>(to, a, b, sites, numel);
     });
   });
-  return launch_error();
 }
 
 namespace {
 
 // Calls body(T, V, Index, board, beside): words of type T, V of them in an access.
 template <typename Body>
-void with_rows(Board board, ConcatLayout beside, int size, std::initializer_list<const void*> pointers,
-               const Body& body) {
+const char* with_rows(Board board, ConcatLayout beside, int size, std::initializer_list<const void*> pointers,
+                      const Body& body) {
   size = widen(board, beside, size, pointers);
-  with_word(size, [&]<typename T>(T) {
+  return with_word(size, [&]<typename T>(T) {
     constexpr int V = kPerLine<T>;
     const bool lines = board.inner == 1 && beside.kept % V == 0 && beside.condition % V == 0 && aligned16(pointers);
     with_index(beside.rows * (beside.x + beside.condition), [&]<typename Index>(Index) {
@@ -298,27 +297,25 @@ void with_rows(Board board, ConcatLayout beside, int size, std::initializer_list
 const char* mask_input(void* out, const void* x, const void* condition, const ConcatLayout& entries, const Board& board,
                        int size, int parity, std::uintptr_t stream) {
   if (entries.rows * entries.row() == 0) return nullptr;
-  with_rows(board, entries, size, {out, x, condition},
-            [&]<typename T, int V, typename Index>(const Board& words, const ConcatLayout& beside) {
-              const Index lines = static_cast<Index>(beside.rows * beside.row() / V);
-              input_kernel<T, V><<<grid(lines), kThreads, 0, as_stream(stream)>>>(
-                  static_cast<T*>(out), static_cast<const T*>(x), static_cast<const T*>(condition),
-                  Sites<Index>(words, parity), ConcatRows<Index>(beside, parity), lines);
-            });
-  return launch_error();
+  return with_rows(board, entries, size, {out, x, condition},
+                   [&]<typename T, int V, typename Index>(const Board& words, const ConcatLayout& beside) {
+                     const Index lines = static_cast<Index>(beside.rows * beside.row() / V);
+                     input_kernel<T, V><<<grid(lines), kThreads, 0, as_stream(stream)>>>(
+                         static_cast<T*>(out), static_cast<const T*>(x), static_cast<const T*>(condition),
+                         Sites<Index>(words, parity), ConcatRows<Index>(beside, parity), lines);
+                   });
 }
 
 const char* mask_input_backward(void* x, const void* grad, const ConcatLayout& entries, const Board& board, int size,
                                 int parity, std::uintptr_t stream) {
   if (entries.rows * entries.x == 0) return nullptr;
-  with_rows(board, entries, size, {x, grad},
-            [&]<typename T, int V, typename Index>(const Board& words, const ConcatLayout& beside) {
-              const Index lines = static_cast<Index>(beside.rows * beside.x / V);
-              input_backward_kernel<T, V><<<grid(lines), kThreads, 0, as_stream(stream)>>>(
-                  static_cast<T*>(x), static_cast<const T*>(grad), Sites<Index>(words, parity),
-                  ConcatRows<Index>(beside, parity), lines);
-            });
-  return launch_error();
+  return with_rows(board, entries, size, {x, grad},
+                   [&]<typename T, int V, typename Index>(const Board& words, const ConcatLayout& beside) {
+                     const Index lines = static_cast<Index>(beside.rows * beside.x / V);
+                     input_backward_kernel<T, V><<<grid(lines), kThreads, 0, as_stream(stream)>>>(
+                         static_cast<T*>(x), static_cast<const T*>(grad), Sites<Index>(words, parity),
+                         ConcatRows<Index>(beside, parity), lines);
+                   });
 }
 
 }  // namespace pnf::cuda
