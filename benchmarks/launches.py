@@ -26,12 +26,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from triton.backends.compiler import GPUTarget
 from triton.compiler import make_backend
+from triton.runtime.driver import driver
 from triton.runtime.jit import JITFunction, create_function_from_signature
 
 PRESETS = ("cifar10", "celeba64", "mnist-conv", "mnist-dense")
 
 CHUNK, MOST_CHUNKS, MOST_TENSORS = 65536, 320, (110, 64, 48, 36, 30)
 """Sizes of a launch for many tensors, as in ATen/native/cuda/MultiTensorApply.cuh."""
+
+TARGET = GPUTarget("cuda", 90, 32)
 
 LAYERS = 384
 """The most layers in a launch of weight_norm, kMostLayers in csrc/cuda/weight_norm.cu."""
@@ -163,7 +166,7 @@ class Cuda:
 def _run(self: JITFunction[Any], *args: Any, grid: Any, warmup: bool, **options: Any) -> None:  # noqa: ARG001
     """Count a launch of a Triton kernel in place of it."""
     if self not in _BINDERS:
-        backend = make_backend(GPUTarget("cuda", 90, 32))
+        backend = make_backend(TARGET)
         _BINDERS[self] = create_function_from_signature(self.signature, self.params, backend)
     _, specialization, given = _BINDERS[self](*args, **options)
     name = f"{self.fn.__module__.removeprefix('pnf.kernels.')}.{self.fn.__name__}"
@@ -194,6 +197,8 @@ def pretend() -> None:
     with patch.object(torch.library, "register_fake"):  # what runs on meta tensors are the ops themselves
         importlib.import_module("pnf.ops")
     JITFunction.run = _run
+    device = {"get_current_device": lambda: 0, "get_current_stream": lambda _: 0}
+    driver.set_active(SimpleNamespace(get_current_target=lambda: TARGET, **device))
     torch.cuda.device = lambda _: nullcontext()
     foreach: Any = importlib.import_module("torch.utils._foreach_utils")
     foreach._get_foreach_kernels_supported_devices = lambda: ["meta"]

@@ -10,6 +10,7 @@ Where a channel has few entries, one program may take all tiles of its block, wh
 nothing of others, so that one launch does what takes two.
 """
 
+import functools
 import math
 from typing import NamedTuple
 
@@ -18,6 +19,7 @@ import triton.language as tl
 from torch import Tensor
 
 from pnf.kernels._common import divide, on_board, plain, sqrt, value, wide
+from pnf.kernels._launch import REMEMBERED, cached_launch
 
 TILE = 4096
 WARPS = 8
@@ -60,21 +62,24 @@ class Tiling(NamedTuple):
         """Programs that share the tiles of a block."""
         return self.parts // 2 - 1
 
-    def apart(self) -> "Tiling":
-        """The tiles for a kernel that merges no parts, whose code is the same for every number of them."""
-        return self._replace(PARTS=FEW)
 
-
-def tiling(x: Tensor, batch: int, channels: int, sites: int, last: bool, alone: bool = False) -> Tiling:
+def tiling(x: Tensor, batch: int, channels: int, sites: int, last: bool, alone: bool = False) -> tuple[Tiling, Tiling]:
     """The tiles of a number of channels of x, ``[batch, ..., sites]`` or ``[batch, sites, ...]``.
+
+    The second result is for kernels that merge no parts, whose code is the same for every number of them.
 
     With ``alone`` one program takes all tiles of a block where a channel has few entries. Otherwise there are many
     parts more often than not, and code for few of them would be one more kernel to compile.
     """
+    return _tiling(x.element_size(), batch, channels, sites, last, alone)
+
+
+@functools.lru_cache(REMEMBERED)
+def _tiling(size: int, batch: int, channels: int, sites: int, last: bool, alone: bool) -> tuple[Tiling, Tiling]:
     rows = batch * sites if last else batch
     few, alone = not alone, alone and batch * sites <= ALONE
     if last:
-        widest = SECTOR // x.element_size() if alone else 32
+        widest = SECTOR // size if alone else 32
         columns = next((width for width in (4, 8, 16) if min(channels, widest) <= width), 32)
     else:
         columns = min(triton.next_power_of_2(sites), 1024)
@@ -86,10 +91,10 @@ def tiling(x: Tensor, batch: int, channels: int, sites: int, last: bool, alone: 
     total = triton.cdiv(rows, height) * across
     # Every program of a block reads 16 bytes from all of them, and no more than a twentieth of what three passes over
     # x move.
-    most = math.isqrt(batch * sites * x.element_size() * 3 // (20 * 16))
+    most = math.isqrt(batch * sites * size * 3 // (20 * 16))
     loops = total if alone else triton.cdiv(total, min(max(most, 1), MOST.value))
     parts = triton.cdiv(total, loops)
-    return Tiling(
+    tiles = Tiling(
         channels=channels,
         sites=plain(sites) if last else sites,
         rows=plain(rows),
@@ -102,6 +107,7 @@ def tiling(x: Tensor, batch: int, channels: int, sites: int, last: bool, alone: 
         COLUMNS=tl.constexpr(columns),
         PARTS=FEW if few and parts <= FEW.value else MOST,
     )
+    return tiles, tiles._replace(PARTS=FEW)
 
 
 class Kept(NamedTuple):
@@ -117,6 +123,7 @@ class Kept(NamedTuple):
     BOARD: tl.constexpr
 
 
+@functools.lru_cache(REMEMBERED)
 def kept_of(channels: int, start: int = 0, width: int = 1, parity: int = 0, board: bool = False) -> Kept:
     """The entries of x that take part; by default all."""
     return Kept(channels, plain(start), plain(width), plain(parity), tl.constexpr(board))
@@ -267,6 +274,7 @@ def merge_moments(parts, o_channel, m_channel, tiles):
     return b_mean, tl.sum(b_squares + b_count * b_distance * b_distance, 0, keep_dims=True) * share
 
 
+@cached_launch
 @triton.jit
 def moments(
     parts,  # [2, channels, parts], float64

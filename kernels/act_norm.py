@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pnf.kernels._channels import WARPS, merge_sums, of_block, over_rows, place, program, store_parts, tile, tiling
 from pnf.kernels._common import exp, wide
+from pnf.kernels._launch import cached_launch
 
 BLOCK = 1024
 """Log-determinants or log-scales that are taken at a time."""
@@ -34,6 +35,7 @@ def _sum(x, n, BLOCK: tl.constexpr):
     return tl.sum(b_sum, 0)
 
 
+@cached_launch
 @triton.jit(do_not_specialize=["batch", "sites", "blocks"])
 def _forward(
     y,
@@ -67,6 +69,7 @@ def _forward(
             tl.store(out + o_out, b_log_det - gain if INVERSE else b_log_det + gain, mask=o_out < batch)
 
 
+@cached_launch
 @triton.jit
 def _backward(
     grad_x,
@@ -96,6 +99,7 @@ def _backward(
     store_parts(parts, i_block, i_part, b_sum, b_product, tiles)
 
 
+@cached_launch
 @triton.jit(do_not_specialize=["batch", "sites"])
 def _parameter_grads(
     grad_shift,  # [channels]
@@ -134,10 +138,10 @@ def act_norm(
     if batch * channels * sites == 0:
         out.copy_(log_det)
         return
-    tiles = tiling(x, batch, channels, sites, last or sites == 1)
+    tiles, apart = tiling(x, batch, channels, sites, last or sites == 1)
     blocks = tiles.blocks(channels)
     grid = (blocks * tiles.programs() + 1,)
-    others = batch, sites, blocks, tiles.apart(), inverse, BLOCK
+    others = batch, sites, blocks, apart, inverse, BLOCK
     _forward[grid](y, out, x, shift, log_scale, log_det, *others, num_warps=WARPS)
 
 
@@ -161,12 +165,10 @@ def act_norm_backward(
         grad_shift.zero_()
         grad_log_scale.zero_()
         return
-    tiles = tiling(x, batch, channels, sites, last or sites == 1)
+    tiles, apart = tiling(x, batch, channels, sites, last or sites == 1)
     count = tiles.blocks(channels)
     parts = shift.new_empty(2, channels, tiles.programs(), dtype=torch.float64)
-    _backward[(count * tiles.programs(),)](
-        grad_x, grad_y, x, shift, log_scale, parts, tiles.apart(), INVERSE=inverse, num_warps=WARPS
-    )
+    _backward[(count * tiles.programs(),)](grad_x, grad_y, x, shift, log_scale, parts, apart, inverse, num_warps=WARPS)
     _parameter_grads[(count,)](
         grad_shift,
         grad_log_scale,
@@ -176,6 +178,6 @@ def act_norm_backward(
         batch,
         sites,
         tiles,
-        INVERSE=inverse,
-        BLOCK=BLOCK,
+        inverse,
+        BLOCK,
     )

@@ -4,6 +4,7 @@ With n transformed entries, the forward reads x, shift and u and writes y: 4 n e
 u and writes grad_x and both halves of grad_raw: 6 n, and 7 n for the inverse. Channels that are kept move twice more.
 """
 
+import functools
 from typing import NamedTuple
 
 import triton
@@ -11,6 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from pnf.kernels._common import add_parts, exp, on_board, plain, tanh, value, wide
+from pnf.kernels._launch import REMEMBERED, cached_launch
 
 TILE = 1024
 COLUMNS = 128  # of a tile of the backward with the channels last, which leaves it enough rows to add up
@@ -55,6 +57,7 @@ def _on_board(o_row, o, tiles):
     return on_board(o_row % value(tiles.sites) if tiles.LAST else o, value(tiles.width), value(tiles.parity))
 
 
+@cached_launch
 @triton.jit
 def _forward(
     y,  # [examples, rows, columns], with gaps under a channel mask
@@ -105,6 +108,7 @@ def _gain(out, log_det, b_sum, o_example, m, i_part, parts, INVERSE: tl.constexp
         tl.store(out + o_example * parts + i_part, b_sum, mask=m)
 
 
+@cached_launch
 @triton.jit(do_not_specialize=["n"])
 def _add_log_det(
     out,  # [batch]
@@ -123,6 +127,7 @@ def _add_log_det(
     tl.store(out + i_row, b_log_det - b_total if INVERSE else b_log_det + b_total)
 
 
+@cached_launch
 @triton.jit(do_not_specialize=["parts"])
 def _backward(
     grad_x,  # [examples, rows, columns], with gaps under a channel mask
@@ -220,6 +225,7 @@ class Tiling(NamedTuple):
         return max(self.ROWS.value * self.COLUMNS.value // 256, 1)
 
 
+@functools.lru_cache(REMEMBERED)
 def _cut(
     batch: int, channels: int, transformed: int, height: int, width: int, parity: int, last: bool, widest: int
 ) -> tuple[Places, Tiling]:
@@ -285,11 +291,11 @@ def affine_coupling(
     n = blocks if tiles.DENSE.value else groups * blocks
     parts = out if n == 1 else scale.new_empty(batch, n)
     _forward[(examples * groups * blocks,)](
-        y, parts, x, raw, scale, log_det, places, tiles, MASK=mask, INVERSE=inverse, num_warps=tiles.warps()
+        y, parts, x, raw, scale, log_det, places, tiles, mask, inverse, num_warps=tiles.warps()
     )
     if n > 1:
         block = 64 if n <= 64 else TILE
-        _add_log_det[(batch,)](out, parts, log_det, n, INVERSE=inverse, BLOCK=block, num_warps=max(block // 256, 1))
+        _add_log_det[(batch,)](out, parts, log_det, n, inverse, block, num_warps=max(block // 256, 1))
 
 
 def affine_coupling_backward(
@@ -321,7 +327,7 @@ def affine_coupling_backward(
     parts = grad_scale if n == 1 else grad_scale.new_empty(transformed, n)
     _backward[(examples * groups * blocks,)](
         grad_x, grad_raw, parts, grad_y, grad_log_det, x, raw, scale, n, places, tiles,
-        MASK=mask, INVERSE=inverse, num_warps=tiles.warps(),
+        mask, inverse, num_warps=tiles.warps(),
     )  # fmt: skip
     if n > 1:
         add_parts(grad_scale, parts)

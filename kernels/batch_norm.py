@@ -29,11 +29,13 @@ from pnf.kernels._channels import (
     tiling,
 )
 from pnf.kernels._common import log, wide
+from pnf.kernels._launch import cached_launch
 
 BLOCK = 1024
 """Log-determinants that are taken at a time."""
 
 
+@cached_launch
 @triton.jit(do_not_specialize=["batch", "sites", "blocks"])
 def _forward(
     y,
@@ -81,6 +83,7 @@ def _forward(
             tl.store(out + o_out, b_log_det + b_gain, mask=o_out < batch)
 
 
+@cached_launch
 @triton.jit
 def _sums(
     grad_y,
@@ -105,6 +108,7 @@ def _sums(
     store_parts(parts, i_block, i_part, over_rows(b_sum, tiles), over_rows(b_product, tiles), tiles)
 
 
+@cached_launch
 @triton.jit(do_not_specialize=["batch"])
 def _backward(
     grad_x,
@@ -164,11 +168,11 @@ def batch_norm(
     if batch * channels * sites == 0:
         out.copy_(log_det)
         return
-    tiles = tiling(x, batch, channels, sites, last or sites == 1)
+    tiles, apart = tiling(x, batch, channels, sites, last or sites == 1)
     blocks = tiles.blocks(channels)
     parts = mean.new_empty(2, channels, tiles.programs(), dtype=torch.float64) if statistics else mean
     if statistics:
-        moments[(blocks * tiles.programs(),)](parts, x, tiles.apart(), kept_of(channels), num_warps=WARPS)
+        moments[(blocks * tiles.programs(),)](parts, x, apart, kept_of(channels), num_warps=WARPS)
     grid = (blocks * tiles.programs() + 1,)
     others = batch, sites, blocks, tiles, statistics, eps, BLOCK
     _forward[grid](y, out, mean, var, x, log_det, parts, *others, num_warps=WARPS)
@@ -191,11 +195,11 @@ def batch_norm_backward(
     """The gradient of x; it flows through mean and var too if ``statistics``."""
     if batch * channels * sites == 0:
         return
-    tiles = tiling(x, batch, channels, sites, last or sites == 1)
+    tiles, apart = tiling(x, batch, channels, sites, last or sites == 1)
     grid = (tiles.blocks(channels) * tiles.programs(),)
     parts = mean
     if statistics:
         parts = mean.new_empty(2, channels, tiles.programs(), dtype=torch.float64)
-        _sums[grid](grad_y, x, mean, var, parts, tiles.apart(), eps, num_warps=WARPS)
+        _sums[grid](grad_y, x, mean, var, parts, apart, eps, num_warps=WARPS)
     others = batch, tiles, statistics, eps, BLOCK
     _backward[grid](grad_x, grad_y, grad_log_det, x, mean, var, parts, *others, num_warps=WARPS)

@@ -33,6 +33,7 @@ from pnf.kernels._channels import (
     tiling,
 )
 from pnf.kernels._common import wide
+from pnf.kernels._launch import cached_launch
 
 
 @triton.jit
@@ -50,6 +51,7 @@ def _gradient(grad_y, x, b_mean, b_scale, b_bias, o_y, o_x, m_x):
     return tl.where(b_centred * b_scale + b_bias <= 0, 0.0, b_grad), b_centred
 
 
+@cached_launch
 @triton.jit
 def _forward(
     y,
@@ -102,6 +104,7 @@ def _sums_of_part(grad_x, grad_y, x, b_mean, b_scale, b_bias, i_block, first, la
     return over_rows(b_sum, tiles).to(tl.float64), over_rows(b_product, tiles).to(tl.float64)
 
 
+@cached_launch
 @triton.jit
 def _sums(
     grad_x,
@@ -127,6 +130,7 @@ def _sums(
     store_parts(parts, i_block, i_part, b_sum, b_product, tiles)
 
 
+@cached_launch
 @triton.jit(do_not_specialize=["is_added"])
 def _backward(
     grad_x,
@@ -196,12 +200,12 @@ def batch_norm_relu(
     """``y = relu((x - mean) / sqrt(var + eps) * weight + bias)``, with mean and var those of x if ``statistics``."""
     if batch * channels * sites == 0:
         return
-    tiles = tiling(x, batch, channels, sites, last, alone=statistics)
+    tiles, apart = tiling(x, batch, channels, sites, last, alone=statistics)
     parts = mean
     if statistics and tiles.programs() > 1:
         grid = (tiles.blocks(channels) * tiles.programs(),)
         parts = mean.new_empty(2, channels, tiles.programs(), dtype=torch.float64)
-        moments[grid](parts, x, tiles.apart(), kept_of(channels), num_warps=WARPS)
+        moments[grid](parts, x, apart, kept_of(channels), num_warps=WARPS)
     normalise(y, mean, var, x, weight, bias, parts, channels, tiles, statistics, eps)
 
 
@@ -257,13 +261,13 @@ def batch_norm_relu_backward(
         grad_bias.zero_()
         return
     of = of or channels
-    tiles = tiling(x, batch, channels, sites, last, alone=statistics)
+    tiles, apart = tiling(x, batch, channels, sites, last, alone=statistics)
     count, parts = tiles.blocks(channels), mean
     alone = statistics and tiles.programs() == 1
     if not alone:
         parts = mean.new_empty(2, channels, tiles.programs(), dtype=torch.float64)
         _sums[(count * tiles.programs(),)](
-            grad_x, grad_y, x, weight, bias, mean, var, parts, of, tiles.apart(), statistics, eps, num_warps=WARPS
+            grad_x, grad_y, x, weight, bias, mean, var, parts, of, apart, statistics, eps, num_warps=WARPS
         )
     # In evaluation the sums are all that is left to do, by the first part of each block.
     grid = (count * (tiles.programs() if statistics else 1),)

@@ -36,11 +36,13 @@ from pnf.kernels._channels import (
     tiling,
 )
 from pnf.kernels._common import value, wide
+from pnf.kernels._launch import cached_launch
 
 NONE, GIVEN, BATCH = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
 """How v is normalised."""
 
 
+@cached_launch
 @triton.jit(do_not_specialize=["columns", "conditions", "blocks"])
 def _forward(
     h,
@@ -103,6 +105,7 @@ def _gradient(grad_h, b_v, o_row, o_channel, o_site, m_x, columns, tiles):
     return tl.where(b_v <= 0, 0.0, b_positive) - tl.where(b_v >= 0, 0.0, b_negative)
 
 
+@cached_launch
 @triton.jit(do_not_specialize=["columns"])
 def _sums(
     grad_x,
@@ -138,6 +141,7 @@ def _sums(
     store_parts(parts, i_block, i_part, over_rows(b_sum, tiles), over_rows(b_product, tiles), tiles)
 
 
+@cached_launch
 @triton.jit(do_not_specialize=["columns", "blocks"])
 def _backward(
     grad_x,
@@ -221,13 +225,13 @@ def conditioner_input(
     sites, columns = height * width, 2 * n_kept + board + conditions
     if batch * sites * columns == 0:
         return
-    tiles = tiling(x, batch, n_kept, sites, last)
+    tiles, apart = tiling(x, batch, n_kept, sites, last)
     blocks, rest = tiles.blocks(n_kept), tiles.blocks(columns - 2 * n_kept)
     kept = kept_of(channels, start, width, parity, board)
     parts = mean
     if norm == BATCH.value and n_kept:
         parts = mean.new_empty(2, n_kept, tiles.programs(), dtype=torch.float64)
-        moments[(blocks * tiles.programs(),)](parts, x, tiles.apart(), kept, num_warps=WARPS)
+        moments[(blocks * tiles.programs(),)](parts, x, apart, kept, num_warps=WARPS)
     _forward[((blocks + rest) * tiles.programs(),)](
         h,
         mean,
@@ -275,7 +279,7 @@ def conditioner_input_backward(
     if batch * sites * n_kept == 0:
         grad_offset.zero_()
         return
-    tiles = tiling(x, batch, n_kept, sites, last)
+    tiles, apart = tiling(x, batch, n_kept, sites, last)
     blocks = tiles.blocks(n_kept)
     kept = kept_of(channels, start, width, parity, board)
     parts = mean
@@ -290,7 +294,7 @@ def conditioner_input_backward(
             var,
             parts,
             columns,
-            tiles.apart(),
+            apart,
             kept,
             norm,
             gain,

@@ -13,6 +13,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from pnf.kernels._launch import cached_launch
+
 WARPS = 4
 VECTOR = 16  # bytes of the widest access
 FLAT = 8  # such accesses of a thread to x, where nothing else has an axis
@@ -222,6 +224,7 @@ def _synthesise(
             )
 
 
+@cached_launch
 @triton.jit
 def _tiles(
     x,
@@ -256,6 +259,7 @@ def _tiles(
         tl.store(p_base, b_s, mask=tile[3])
 
 
+@cached_launch
 @triton.jit
 def _flat(
     x,  # [blocks << LEVELS]

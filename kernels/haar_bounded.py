@@ -11,6 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from pnf.kernels._common import add_parts, divide, exp, log, wide
+from pnf.kernels._launch import cached_launch
 
 BLOCK = 1024
 CHANNELS = 64
@@ -132,6 +133,7 @@ def _store_grad_gamma(
         tl.store(parts + i_row * blocks + i_block, tl.sum(b_grad, 0))
 
 
+@cached_launch
 @triton.jit
 def _split(
     s,  # [rows, length]
@@ -162,6 +164,7 @@ def _split(
     tl.store(parts + tl.program_id(0), tl.sum(tl.where(m_s, b_log_det, 0.0)))
 
 
+@cached_launch
 @triton.jit
 def _split_backward(
     grad_x,  # [rows, 2 length]
@@ -206,6 +209,7 @@ def _split_backward(
     _store_grad_gamma(parts, b_of_gamma, i_row, i_block, channels, blocks, o_c, BC, LAST)
 
 
+@cached_launch
 @triton.jit
 def _merge(
     x,  # [rows, 2 length]
@@ -245,6 +249,7 @@ def _merge(
     tl.store(parts + tl.program_id(0), tl.sum(tl.where(m_s, b_log_det, 0.0)))
 
 
+@cached_launch
 @triton.jit
 def _merge_backward(
     grad_s,  # [rows, length]

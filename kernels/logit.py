@@ -11,6 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from pnf.kernels._common import add_parts, divide, exp, log, tanh, wide
+from pnf.kernels._launch import cached_launch
 
 BLOCK = 2048
 WARPS = 4
@@ -34,6 +35,7 @@ def _ratio(b_p, b_q):
     return divide(tl.where(b_p < b_q, b_p, b_q), tl.where(b_p < b_q, b_q, b_p))
 
 
+@cached_launch
 @triton.jit
 def _forward(
     out,  # [rows, length]
@@ -71,6 +73,7 @@ def _forward(
     tl.store(log_det + tl.program_id(0), -total if INVERSE else total)
 
 
+@cached_launch
 @triton.jit
 def _backward(
     grad_in,  # [rows, length]

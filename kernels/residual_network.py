@@ -28,6 +28,7 @@ from pnf.kernels._channels import (
     tiling,
 )
 from pnf.kernels._common import wide
+from pnf.kernels._launch import cached_launch
 from pnf.kernels.batch_norm_relu import affine, batch_norm_relu_backward, normalise
 
 
@@ -42,6 +43,7 @@ def _tile_of_state(h, z, before, b_bias, of, i_block, i_tile, tiles, added):
     return tl.where(m_z, wide(b_h.to(h.dtype.element_ty)), 0.0), m_z, o_z, o_h
 
 
+@cached_launch
 @triton.jit(do_not_specialize=["added"])
 def _state(
     h,  # a slice of [rows, of]
@@ -105,11 +107,11 @@ def residual_network_training(
     eps: float,
 ) -> None:
     """``h = z + bias``, and ``+ before`` if ``added``; if ``normed``, ``y = relu(norm(h))`` by the moments of h."""
-    tiles = tiling(z, batch, channels, sites, True, alone=normed)
+    tiles, apart = tiling(z, batch, channels, sites, True, alone=normed)
     grid = (tiles.blocks(channels) * tiles.programs(),)
     alone = normed and tiles.programs() == 1
     parts = mean if alone else mean.new_empty(2, channels, tiles.programs(), dtype=torch.float64)
-    others = of, int(added), tiles.apart(), alone, eps
+    others = of, int(added), apart, alone, eps
     _state[grid](h, y, mean, var, parts, z, bias, before, gain, offset, *others, num_warps=WARPS)
     if normed and not alone:
         normalise(y, mean, var, h, gain, offset, parts, of, tiles, True, eps)

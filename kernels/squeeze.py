@@ -12,6 +12,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from pnf.kernels._launch import cached_launch
+
 BLOCK = 2048
 WARPS = 4
 MAX_CHANNELS = 64
@@ -19,6 +21,7 @@ MAX_CHANNELS = 64
 INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
+@cached_launch
 @triton.jit(do_not_specialize=["channels", "blocks"])
 def _lines(
     y,  # [B, 4C, h, w]
@@ -64,6 +67,7 @@ def _lines(
             tl.store(odd + o_y * WORDS + word, b_odd, mask=m_y)
 
 
+@cached_launch
 @triton.jit(do_not_specialize=["pixels", "width", "units", "blocks"])
 def _pixels(
     y,  # [B h, w, 4C]

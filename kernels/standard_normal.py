@@ -8,11 +8,13 @@ import triton.language as tl
 from torch import Tensor
 
 from pnf.kernels._common import add_parts, wide
+from pnf.kernels._launch import cached_launch
 
 BLOCK = 4096
 WARPS = 8
 
 
+@cached_launch
 @triton.jit
 def _forward(
     out,  # [rows, blocks]
@@ -30,6 +32,7 @@ def _forward(
     tl.store(out + tl.program_id(0), tl.sum(b_log_density, 0))
 
 
+@cached_launch
 @triton.jit
 def _backward(
     grad_z,  # [rows, length]

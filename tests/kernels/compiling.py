@@ -142,12 +142,11 @@ def compile_case(case: Case, meta: Meta, shape: tuple[int, ...], target: GPUTarg
     """Compile the kernels that one call launches, and return their properties."""
     found: list[dict[str, Any]] = []
 
-    def launch(self: JITFunction, *args: Any, grid: Any, warmup: bool, **options: Any) -> Any:  # noqa: ARG001
+    def launch(self: JITFunction, *args: Any, grid: Any, warmup: bool, **options: Any) -> None:  # noqa: ARG001
         kernel = compile_kernel(self, *args, grid=grid, warmup=True, **options)
         bound = dict(zip(self.arg_names, args, strict=False)) | options
         tensors = {name: x for name, x in bound.items() if isinstance(x, Tensor)}
         found.append(describe(self.module, kernel, tensors, target))
-        return kernel
 
     JITFunction.run = launch
     KERNELS[case.op]["triton"](*case.arguments(meta, shape))
