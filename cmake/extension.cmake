@@ -18,7 +18,7 @@ endif()
 enable_language(CXX)
 
 if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64)$")
-  set(pnf_levels x86_64_v2 x86_64_v3 x86_64_v4)
+  set(pnf_levels x86_64_v3 x86_64_v4)
   set(pnf_probe_flags -march=x86-64-v4 -DPNF_X86_64)
 else()
   set(pnf_levels generic)

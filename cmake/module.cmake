@@ -21,7 +21,7 @@ set(CMAKE_CUDA_RUNTIME_LIBRARY Static)
 
 # By hand, because CMake 3.25 cannot ask nvcc for C++20, and CUDA_STANDARD follows CXX_STANDARD.
 add_compile_options(
-  "$<$<COMPILE_LANGUAGE:CXX>:-std=c++20;-O3>"
+  "$<$<COMPILE_LANGUAGE:CXX>:-std=c++20;-O2>"
   "$<$<COMPILE_LANGUAGE:CUDA>:-std=c++20;-O3;--threads=0>")
 # Warnings are for those who change the sources, and take a twelfth of the time.
 if(PNF_WERROR)
@@ -56,7 +56,7 @@ foreach(level IN LISTS pnf_levels)
     target_compile_options(pnf_${level} PRIVATE -march=${pnf_march} -mprefer-vector-width=512)
   endif()
   # Nothing reads errno or the floating-point exceptions; NaN, infinities and signed zeros keep their meaning.
-  target_compile_options(pnf_${level} PRIVATE -fno-math-errno -fno-trapping-math -Wno-psabi)
+  target_compile_options(pnf_${level} PRIVATE -O3 -fno-math-errno -fno-trapping-math -Wno-psabi)
   # These take half a second of each source. ccache does not keep what is compiled with precompiled headers.
   if(NOT CMAKE_CXX_COMPILER_LAUNCHER)
     target_precompile_headers(pnf_${level} PRIVATE <algorithm> <cmath> <functional> <numeric> <vector>)

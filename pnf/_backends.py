@@ -96,6 +96,10 @@ def left_out(part: str) -> str:
 
 
 def _unloadable(error: ImportError) -> str:
+    from pnf.ops._library import UnsupportedProcessorError
+
+    if isinstance(error, UnsupportedProcessorError):
+        return str(error)
     sources = Path(__file__).parents[1]
     if (sources / "CMakeLists.txt").exists():
         remedy = f"this is the source of pnf in {sources}, not what was installed; start Python in another folder"

@@ -61,7 +61,7 @@ def test_build_tells_what_it_was_built_with() -> None:
     built = build()
     assert built["version"] == pnf.__version__
     assert re.match(r"\w+ \d+\.\d+", str(built["compiler"]))
-    assert built["level"] in {"x86-64-v2", "x86-64-v3", "x86-64-v4", "generic"}
+    assert built["level"] in {"x86-64-v3", "x86-64-v4", "generic"}
     if built["cuda"]:
         assert re.fullmatch(r"\d+\.\d+\.\d+", str(built["nvcc"]))
         assert re.fullmatch(r"75( \d+-real)+ \d+", str(built["architectures"]))
@@ -71,9 +71,8 @@ def test_build_tells_what_it_was_built_with() -> None:
 def test_the_newest_level_of_the_processor_runs() -> None:
     # Some compilers' own libraries know no feature of any processor, and nothing but the speed would tell.
     flags = next(line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("flags")).split()
-    v3 = {"avx2", "fma", "bmi1", "bmi2"} <= {*flags}
-    v4 = v3 and {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"} <= {*flags}
-    assert build()["level"] == ("x86-64-v4" if v4 else "x86-64-v3" if v3 else "x86-64-v2")
+    v4 = {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"} <= {*flags}
+    assert build()["level"] == ("x86-64-v4" if v4 else "x86-64-v3")
 
 
 def test_cuda_kernels_are_built_where_nvcc_is() -> None:
@@ -106,6 +105,19 @@ def test_without_the_extension_everything_runs_on_the_reference() -> None:
     assert figures == "10.0 reference"
     assert reason.startswith("pnf._C cannot be loaded (")
     assert reason.endswith("): reinstall pnf with a C++20 compiler at hand")
+
+
+def test_a_processor_without_avx2_runs_the_reference() -> None:
+    code = (
+        "import pnf._C; pnf._C.cpu.levels = lambda: []\n"
+        "import torch, pnf, pnf.ops\n"
+        "x = torch.ones(1, 2, 4, 4)\n"
+        "print(pnf.ops.mask_apply(x, 'checkerboard', 0).sum().item())\n"
+        "found = [b for b in pnf.backends() if b.device == 'cpu']\n"
+        "print({b.implementation for b in found}, found[0].reason)"
+    )
+    reason = "pnf's compiled kernels need a processor with AVX2 and FMA, which this one lacks"
+    assert run(code).splitlines() == ["16.0", "{'reference'} " + reason]
 
 
 def test_reasons_of_the_build_are_told() -> None:

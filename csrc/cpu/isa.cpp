@@ -8,7 +8,7 @@ namespace pnf::cpu {
 namespace {
 
 #ifdef PNF_X86_64
-constexpr const char* kNames[] = {"x86-64-v2", "x86-64-v3", "x86-64-v4"};
+constexpr const char* kNames[] = {"x86-64-v3", "x86-64-v4"};
 
 int detect() {
   __builtin_cpu_init();
@@ -17,7 +17,7 @@ int detect() {
   const bool v4 = v3 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                   __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
                   __builtin_cpu_supports("avx512vl");
-  return v4 ? 3 : v3 ? 2 : 1;
+  return v4 ? 2 : v3 ? 1 : 0;
 }
 #else
 constexpr const char* kNames[] = {"generic"};

@@ -1,4 +1,4 @@
-// Run-time choice of an instruction set: each source in cpu/ is compiled once for each x86-64 level.
+// Run-time choice of an instruction set: each source in cpu/ is compiled once for each x86-64 level from AVX2 on.
 //
 // PNF_KERNEL in a header declares a kernel: a function in the namespace of each level, and a callable of the plain name
 // that runs the best one for this machine. The source defines it in namespace pnf::cpu::PNF_ISA; the build sets
@@ -9,10 +9,10 @@
 
 namespace pnf::cpu {
 
-// The level in use: 0 is the first of levels().
+// The level in use: 0 is the slowest.
 int level();
 
-// The levels that this machine can run, slowest first.
+// The number of levels that this machine can run: none without AVX2.
 int level_count();
 const char* level_name(int level);
 
@@ -21,7 +21,7 @@ void set_level(int level);
 
 template <typename Function>
 struct Kernel {
-  Function* variants[3];
+  Function* variants[2];
 
   template <typename... Args>
   void operator()(Args&&... args) const {
@@ -32,14 +32,13 @@ struct Kernel {
 // clang-format off
 #ifdef PNF_X86_64
 #define PNF_KERNEL(name, ...)                     \
-  namespace x86_64_v2 { void name __VA_ARGS__; } \
   namespace x86_64_v3 { void name __VA_ARGS__; } \
   namespace x86_64_v4 { void name __VA_ARGS__; } \
-  inline constexpr Kernel<void __VA_ARGS__> name{{x86_64_v2::name, x86_64_v3::name, x86_64_v4::name}};
+  inline constexpr Kernel<void __VA_ARGS__> name{{x86_64_v3::name, x86_64_v4::name}};
 #else
 #define PNF_KERNEL(name, ...)                  \
   namespace generic { void name __VA_ARGS__; } \
-  inline constexpr Kernel<void __VA_ARGS__> name{{generic::name, generic::name, generic::name}};
+  inline constexpr Kernel<void __VA_ARGS__> name{{generic::name}};
 #endif
 // clang-format on
 

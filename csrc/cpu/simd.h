@@ -311,10 +311,8 @@ inline V at_most(V x, V high) {
 #ifdef __SSE2__
 #if PNF_VECTOR_BYTES == 64
 #define PNF_X86(name, a, b) _mm512_maskz_##name(-1, a, b)
-#elif PNF_VECTOR_BYTES == 32
-#define PNF_X86(name, a, b) _mm256_##name(a, b)
 #else
-#define PNF_X86(name, a, b) _mm_##name(a, b)
+#define PNF_X86(name, a, b) _mm256_##name(a, b)
 #endif
 inline Vec<float> at_least(Vec<float> x, Vec<float> low) { return PNF_X86(max_ps, low, x); }
 inline Vec<double> at_least(Vec<double> x, Vec<double> low) { return PNF_X86(max_pd, low, x); }

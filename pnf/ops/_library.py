@@ -50,13 +50,22 @@ class Kernel(NamedTuple):
     run: Callable[..., Any] | None
 
 
+class UnsupportedProcessorError(ImportError):
+    """The compiled module has no kernels for this processor."""
+
+
 @functools.cache
 def extension() -> ModuleType | ImportError:
-    """The compiled module ``pnf._C``, or the error of its import."""
+    """The compiled module ``pnf._C``, or the error why it cannot be used."""
     try:
-        return importlib.import_module("pnf._C")
+        module = importlib.import_module("pnf._C")
     except ImportError as error:
         return error
+    if not module.cpu.levels():
+        return UnsupportedProcessorError(
+            "pnf's compiled kernels need a processor with AVX2 and FMA, which this one lacks"
+        )
+    return module
 
 
 def cpp(name: str) -> Launch | None:
