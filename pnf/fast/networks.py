@@ -5,7 +5,7 @@ normalisation runs layer by layer, as in :mod:`pnf.flows.networks`, and so does 
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,7 @@ from pnf.flows import networks
 from pnf.flows.networks import NETWORK_EPS, Block, Conv2d, InputNorm, Linear, WeightNormConv2d
 from pnf.flows.transforms import transformed
 from pnf.ops._processor import LINEAR_BY_LIBRARY
-from pnf.ops.convolution import has_kernel, widened
+from pnf.ops.convolution import convolution_backward, has_kernel, widened
 from pnf.ops.residual_network import run_blocks
 
 
@@ -48,13 +48,27 @@ class ResidualNetwork(networks.ResidualNetwork):
         in_one = self._in_one(x, after)
         count = 1 if in_one else len(layers)
         weights = ops.weight_norm(directions[:count], magnitudes[:count])
-        h = ops.convolution(self._input(x, condition, norms), weights[0], biases[0])
+        h = self._input(x, condition, norms)
         if in_one:
+            h = ops.convolution(h, weights[0], biases[0])
             return ops.residual_network(h, directions[1:], magnitudes[1:], biases[1:], _statistics(after), NETWORK_EPS)
-        filters = zip(weights[1:], biases[1:], strict=True)
-        out = run_blocks(h, filters, ops.convolution, lambda i, *args: norms.convolution(after[i], *args))
+        norm_layers = [layer for layer in after if isinstance(layer, nn.BatchNorm2d)]
+        plan = _Plan(len(layers), [norms.given(layer) for layer in norm_layers] or None)
+        parameters = (
+            *weights,
+            *biases,
+            *(cast("Tensor", p) for layer in norm_layers for p in (layer.weight, layer.bias)),
+        )
+        if has_kernel(h, weights[-1]) and not torch.compiler.is_compiling():
+            y, *found = _Residual.apply(h, plan, *parameters)
+            statistics = list(zip(found[::2], found[1::2], strict=True))
+        else:
+            # Low precision needs more than the ops' own backward, and torch.compile chooses by itself what to keep.
+            y, statistics = plan.run(h, parameters, [])
+        for layer, (mean, var) in zip(norm_layers, statistics, strict=True):
+            norms.used(layer, mean, var, h)
         norms.track()
-        return out
+        return y
 
     def _parts(self, x: Tensor) -> "tuple[list[WeightNormConv2d], list[nn.Module]] | None":
         """The convolutions, and the normalisations behind the first one, in the order of their runs.
@@ -143,40 +157,118 @@ def _statistics(norms: Sequence[nn.Module]) -> list[Tensor]:
     ]
 
 
-class _NormReluConvolution(torch.autograd.Function):
-    """``convolution(relu(batch_norm(x)))`` that keeps x for the backward, and computes what is convolved again.
+class _Plan(NamedTuple):
+    """What :class:`_Residual` needs besides tensors with gradients.
 
-    Each tensor between two layers is kept once, not once before and once after its normalisation.
+    Attributes:
+        layers: the number of convolutions.
+        given: for each normalisation its mean and variance, or None twice for those of the batch; None if there is no
+            normalisation, but ReLU alone.
+    """
+
+    layers: int
+    given: list[tuple[Tensor | None, Tensor | None]] | None
+
+    def split(self, parameters: Sequence[Tensor]) -> tuple[Sequence[Tensor], Sequence[Tensor], Sequence[Tensor]]:
+        """The weights, the biases, and gain and offset of each normalisation."""
+        n = self.layers
+        return parameters[:n], parameters[n : 2 * n], parameters[2 * n :]
+
+    def run(
+        self, x: Tensor, parameters: Sequence[Tensor], hidden: list[Tensor]
+    ) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+        """The network's result, and the means and variances that its normalisations used.
+
+        Each tensor between two layers is added to ``hidden``, in the order of the run.
+        """
+        weights, biases, affine = self.split(parameters)
+        last = 2 * (self.layers // 3 - 1)
+        statistics: list[tuple[Tensor, Tensor]] = []
+
+        def skip(h: Tensor, weight: Tensor, bias: Tensor, add: Tensor | None) -> Tensor:
+            hidden.append(h)
+            return ops.convolution(h, weight, bias, add)
+
+        def normed(i: int, h: Tensor, weight: Tensor, bias: Tensor, add: Tensor | None) -> Tensor:
+            if i % 2 or i == last:
+                hidden.append(h)  # the others are states, which a skip connection took before
+            if self.given is None:
+                return ops.convolution(relu(h), weight, bias, add)
+            y, mean, var = ops.batch_norm_relu(h, affine[2 * i], affine[2 * i + 1], *self.given[i], NETWORK_EPS)
+            statistics.append((mean, var))
+            return ops.convolution(y, weight, bias, add)
+
+        filters = zip(weights[1:], biases[1:], strict=True)
+        return run_blocks(ops.convolution(x, weights[0], biases[0]), filters, skip, normed), statistics
+
+
+class _Residual(torch.autograd.Function):
+    """A residual network as one step of automatic differentiation, which keeps each hidden tensor once.
+
+    What normalisations return is not kept: the backward computes it again from what they took.
     """
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        gain: Tensor,
-        offset: Tensor,
-        mean: Tensor | None,
-        var: Tensor | None,
-        weight: Tensor,
-        bias: Tensor,
-        add: Tensor | None,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        ctx.of_batch, ctx.added = mean is None, add is not None
-        y, mean, var = ops.batch_norm_relu(x, gain, offset, mean, var, NETWORK_EPS)
-        ctx.save_for_backward(x, gain, offset, mean, var, weight)
-        ctx.mark_non_differentiable(mean, var)
-        return ops.convolution(y, weight, bias, add), mean, var
+    def forward(ctx: Any, x: Tensor, plan: _Plan, *parameters: Tensor) -> tuple[Tensor, ...]:
+        hidden: list[Tensor] = []
+        y, found = plan.run(x, parameters, hidden)
+        statistics = [t for pair in found for t in pair]
+        ctx.plan, ctx.sizes = plan, (len(parameters), len(hidden))
+        ctx.save_for_backward(x, *parameters, *hidden, *statistics)
+        ctx.mark_non_differentiable(*statistics)
+        ctx.set_materialize_grads(False)
+        return y, *statistics
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor, *_: None) -> tuple[Tensor | None, ...]:
-        x, gain, offset, mean, var, weight = ctx.saved_tensors
-        # A second derivative goes through the statistics of the batch, too.
-        through = ctx.of_batch and torch.is_grad_enabled()
-        given = [None, None] if through else [mean, var]
-        y = ops.batch_norm_relu(x, gain, offset, given[0], given[1], NETWORK_EPS)[0]
-        of_y, of_weight, of_bias = torch.ops.pnf.convolution_backward(grad, y, weight, True)
-        of_norm = torch.ops.pnf.batch_norm_relu_backward(of_y, x, gain, offset, mean, var, NETWORK_EPS, ctx.of_batch)
-        return *of_norm, None, None, of_weight, of_bias, grad if ctx.added else None
+    def backward(ctx: Any, grad_y: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+        plan, (count, kept) = ctx.plan, ctx.sizes
+        if grad_y is None:
+            return (None,) * (2 + count)
+        x, *saved = ctx.saved_tensors
+        parameters, hidden, statistics = saved[:count], saved[count : count + kept], saved[count + kept :]
+        if torch.is_grad_enabled():
+            # What is in between was saved without a graph.
+            leaves = [t for t in (x, *parameters) if t.requires_grad]
+            again = iter(torch.autograd.grad(plan.run(x, parameters, [])[0], leaves, grad_y, create_graph=True))
+            grad_x, *grads = [next(again) if t.requires_grad else None for t in (x, *parameters)]
+            return grad_x, None, *grads
+        weights, _, affine = plan.split(parameters)
+        *pairs, out = hidden[1:]
+        states, inner = [hidden[0], *pairs[1::2]], pairs[::2]
+        of_weights: list[Tensor] = []
+        of_biases: list[Tensor] = []
+        of_affine: list[Tensor] = []
+
+        def convolution(grad: Tensor, x: Tensor, of_input: bool = True) -> Tensor:
+            """The gradient of what the layer took. The layers come one by one, the last one first."""
+            grad_x, *others = convolution_backward(grad, x, weights[-1 - len(of_weights)], of_input)
+            of_weights.append(others[0])
+            of_biases.append(others[1])
+            return grad_x
+
+        def normed(grad: Tensor, h: Tensor, i: int) -> Tensor:
+            """The same for the layer and the normalisation in front of it."""
+            if plan.given is None:
+                return torch.ops.aten.threshold_backward(convolution(grad, relu(h)), h, 0)
+            gain, offset = affine[2 * i : 2 * i + 2]
+            mean, var = statistics[2 * i : 2 * i + 2]
+            grad = convolution(grad, ops.batch_norm_relu(h, gain, offset, mean, var, NETWORK_EPS)[0])
+            of_batch = plan.given[i][0] is None
+            grad_h, *others = torch.ops.pnf.batch_norm_relu_backward(
+                grad, h, gain, offset, mean, var, NETWORK_EPS, of_batch
+            )
+            of_affine.extend(others[::-1])
+            return grad_h
+
+        of_out = normed(grad_y, out, 2 * len(inner))
+        grad: Tensor | None = None
+        for i in reversed(range(len(inner))):
+            of_state = convolution(of_out, states[i + 1])
+            grad = of_state if grad is None else grad + of_state
+            grad = grad + normed(normed(grad, inner[i], 2 * i + 1), states[i], 2 * i)
+        of_state = convolution(of_out, states[0])
+        grad_x = convolution(of_state if grad is None else grad + of_state, x, ctx.needs_input_grad[0])
+        return grad_x if ctx.needs_input_grad[0] else None, None, *of_weights[::-1], *of_biases[::-1], *of_affine[::-1]
 
 
 class _Norms:
@@ -192,20 +284,6 @@ class _Norms:
         if layer.training and mean is not None and var is not None:
             n = x.numel() // x.shape[1]
             self.batches.append((layer, mean, var, n / max(n - 1, 1)))
-
-    def convolution(self, layer: nn.Module, x: Tensor, weight: Tensor, bias: Tensor, add: Tensor | None) -> Tensor:
-        """A convolution of x after its normalisation and ReLU."""
-        if not isinstance(layer, nn.BatchNorm2d):
-            return ops.convolution(relu(x), weight, bias, add)
-        norm = layer.weight, layer.bias, *self.given(layer)
-        # torch.compile chooses by itself what to keep.
-        if has_kernel(x, weight) and not torch.compiler.is_compiling():
-            y, mean, var = _NormReluConvolution.apply(x, *norm, weight, bias, add)
-        else:
-            normed, mean, var = ops.batch_norm_relu(x, *norm, NETWORK_EPS)
-            y = ops.convolution(normed, weight, bias, add)
-        self.used(layer, mean, var, x)
-        return y
 
     def track(self) -> None:
         """Update the running statistics as PyTorch's layers do, with the unbiased variance."""

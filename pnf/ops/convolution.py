@@ -46,6 +46,14 @@ def convolution(
         return _convolution(x.to(dtype), weight.to(dtype), bias.to(dtype), add, relu)
 
 
+def convolution_backward(grad_y: Tensor, x: Tensor, weight: Tensor, of_input: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of x (empty unless ``of_input``), of the weight and of the bias."""
+    if has_kernel(x, weight):
+        found: tuple[Tensor, Tensor, Tensor] = torch.ops.pnf.convolution_backward(grad_y, x, weight, of_input)
+        return found
+    return _fallback_backward(grad_y, x, weight, of_input)
+
+
 def widened(x: Tensor) -> torch.dtype | None:
     """The dtype of half precision that x has or autocast gives it, if this processor computes it in float32."""
     if not isinstance(x, Tensor) or not x.is_cpu:
