@@ -287,35 +287,38 @@ def peer_rows() -> Iterator[Row]:
 
 
 def memory_rows() -> Iterator[dict[str, Any]]:
-    """The increase of peak memory in a training step, and its time, each in a separate process."""
-    for memory in ("plain", "invertible"):
-        for couplings in (4, 8, 16):
+    """The increase of peak memory in a training step, in a separate process, and the times of both kinds by turns."""
+    # Free memory returns to the system at once, so that the peak is that of memory in use.
+    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0"}
+    for couplings in (4, 8, 16):
+        times = race(Row("", {memory: step_with(memory, couplings) for memory in ("plain", "invertible")}))
+        for memory, seconds in times.items():
             script = [sys.executable, __file__, "--step", memory, str(couplings)]
-            # Free memory returns to the system at once, so that the peak is that of memory in use.
-            environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0"}
-            peak = json.loads(subprocess.run(script, capture_output=True, check=True, env=environment).stdout)
-            fast = json.loads(subprocess.run(script, capture_output=True, check=True).stdout)
-            yield {"memory": memory, "couplings": couplings, "mib": peak["mib"], "seconds": fast["seconds"]}
+            done = subprocess.run(script, capture_output=True, check=True, env=environment)
+            yield {
+                "memory": memory,
+                "couplings": couplings,
+                "mib": float(done.stdout),
+                "seconds": statistics.median(seconds),
+            }
 
 
-def memory_of_a_step(memory: str, couplings: int) -> dict[str, float]:
+def step_with(memory: Any, couplings: int) -> Call:
     torch.manual_seed(0)
     size = (12, 32, 32)
     flow = fast.RealNVP(size, hidden=32, blocks=1, num_couplings=couplings - 1, scales=1, norm="batch", memory=memory)
-    run = step(flow.to(DEVICE), nll(flow), normal(32, *size))
+    return step(flow.to(DEVICE), nll(flow), normal(32, *size))
+
+
+def memory_of_a_step(memory: str, couplings: int) -> float:
+    """The increase of peak memory in MiB."""
+    run, device = step_with(memory, couplings), torch.device(DEVICE)
     for _ in range(3):
         run()
-    device = torch.device(DEVICE)
     reset_peak_memory(device)
     start = most_memory(device)
     run()
-    peak = most_memory(device) - start
-    times = []
-    for _ in range(7):
-        before = time.perf_counter()
-        run()
-        times.append(time.perf_counter() - before)
-    return {"mib": peak / 2**20, "seconds": statistics.median(times)}
+    return (most_memory(device) - start) / 2**20
 
 
 def scaling_rows() -> Iterator[dict[str, Any]]:
@@ -384,7 +387,7 @@ def main() -> None:
     options = parser.parse_args()
     exact_arithmetic()
     if options.step:
-        print(json.dumps(memory_of_a_step(options.step[0], int(options.step[1]))))
+        print(memory_of_a_step(options.step[0], int(options.step[1])))
         return
     results: dict[str, Any] = {
         "machine": machine(),
