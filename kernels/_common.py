@@ -114,6 +114,16 @@ def tanh(b_u):
 
 
 @triton.jit
+def sum_of(x, n, BLOCK: tl.constexpr):
+    """The sum of n entries, in float64."""
+    b_sum = tl.zeros((BLOCK,), tl.float64)
+    for i in range(0, n, BLOCK):
+        o_x = i + tl.arange(0, BLOCK)
+        b_sum += tl.load(x + o_x, mask=o_x < n, other=0.0).to(tl.float64)
+    return tl.sum(b_sum, 0)
+
+
+@triton.jit
 def _probe(x):
     tl.store(x, tl.load(x) + 1.0)
 

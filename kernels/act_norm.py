@@ -11,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from pnf.kernels._channels import WARPS, merge_sums, of_block, over_rows, place, program, store_parts, tile, tiling
-from pnf.kernels._common import exp, wide
+from pnf.kernels._common import exp, sum_of, wide
 from pnf.kernels._launch import cached_launch
 
 BLOCK = 1024
@@ -23,16 +23,6 @@ def _scale(log_scale, o_channel, m_channel, INVERSE: tl.constexpr):
     """What is multiplied for each channel: after the shift, or before it by the inverse."""
     b_log_scale = tl.load(log_scale + o_channel, mask=m_channel, other=0.0)
     return exp(-b_log_scale if INVERSE else b_log_scale)
-
-
-@triton.jit
-def _sum(x, n, BLOCK: tl.constexpr):
-    """The sum of n entries, in float64."""
-    b_sum = tl.zeros((BLOCK,), tl.float64)
-    for i in range(0, n, BLOCK):
-        o_x = i + tl.arange(0, BLOCK)
-        b_sum += tl.load(x + o_x, mask=o_x < n, other=0.0).to(tl.float64)
-    return tl.sum(b_sum, 0)
 
 
 @cached_launch
@@ -62,7 +52,7 @@ def _forward(
             b_x = wide(tl.load(x + o_x, mask=m_x, other=0.0))
             tl.store(y + o_x, b_x * b_scale - b_shift if INVERSE else (b_x + b_shift) * b_scale, mask=m_x)
     elif i_part == 0:
-        gain = _sum(log_scale, tiles.channels, BLOCK) * sites
+        gain = sum_of(log_scale, tiles.channels, BLOCK) * sites
         for i in range(0, batch, BLOCK):
             o_out = i + tl.arange(0, BLOCK)
             b_log_det = tl.load(log_det + o_out, mask=o_out < batch, other=0.0)
@@ -116,7 +106,7 @@ def _parameter_grads(
     o_channel, m_channel = of_block(tl.program_id(0), tiles.channels, tiles)
     b_scale = _scale(log_scale, o_channel, m_channel, INVERSE)
     b_sum, b_product = merge_sums(parts, o_channel, m_channel, tiles)
-    b_of_log_scale = b_product * b_scale + _sum(grad_log_det, batch, BLOCK) * sites
+    b_of_log_scale = b_product * b_scale + sum_of(grad_log_det, batch, BLOCK) * sites
     tl.store(grad_shift + o_channel, -b_sum if INVERSE else b_sum * b_scale, mask=m_channel)
     tl.store(grad_log_scale + o_channel, -b_of_log_scale if INVERSE else b_of_log_scale, mask=m_channel)
 

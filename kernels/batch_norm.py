@@ -28,7 +28,7 @@ from pnf.kernels._channels import (
     tile,
     tiling,
 )
-from pnf.kernels._common import log, wide
+from pnf.kernels._common import log, sum_of, wide
 from pnf.kernels._launch import cached_launch
 
 BLOCK = 1024
@@ -131,12 +131,7 @@ def _backward(
         b_sum, b_product = merge_sums(parts, o_channel, m_channel, tiles)
         b_constant, b_slope = through_statistics(b_sum, b_product, b_scale, tiles)
         # The log-determinant is -sites / 2 * log(var + eps) for each example.
-        b_gain = tl.zeros([1, BLOCK], tl.float64)
-        for i in range(0, batch, BLOCK):
-            o_log_det = i + tl.arange(0, BLOCK)[None, :]
-            b_gain += tl.load(grad_log_det + o_log_det, mask=o_log_det < batch, other=0.0).to(tl.float64)
-        b_gain = tl.sum(b_gain, 1, keep_dims=True) / batch
-        b_slope += (b_gain * b_scale).to(b_scale.dtype)
+        b_slope += (sum_of(grad_log_det, batch, BLOCK) / batch * b_scale).to(b_scale.dtype)
     for i_tile in range(first, last):
         o_row, o_channel, o_site, m_x = tile(i_block, i_tile, tiles.channels, tiles)
         o_x = place(o_row, o_channel, o_site, tiles.channels, tiles)

@@ -233,6 +233,15 @@ def small(case: Case) -> Case:
     return case._replace(arguments=arguments, mode=f"{case.mode} small")
 
 
+def of_channels(case: Case, channels: int) -> Case:
+    """The same with another number of channels."""
+
+    def arguments(x: Meta, s: Shape) -> Sequence[Any]:
+        return case.arguments(x, (s[0], channels, *s[2:]))
+
+    return case._replace(arguments=arguments, mode=f"{case.mode} {channels} channels")
+
+
 def residual_network_training() -> list[Case]:
     def layers(x: Meta, s: Shape, blocks: int) -> list[Any]:
         """The op's arguments and results, for a network as wide as its input and its output."""
@@ -285,6 +294,7 @@ CASES = [
     *map(small, batch_norm_relu(batch=True)),
     *batch_norm_relu(batch=False),
     *batch_norm(batch=True),
+    *(of_channels(case, 8) for case in batch_norm(batch=True)),
     *batch_norm(batch=False),
     *residual_network_training(),
     *map(small, residual_network_training()),
