@@ -10,7 +10,7 @@ import argparse
 import importlib
 import math
 import sys
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
@@ -36,19 +36,27 @@ CHUNK, MOST_CHUNKS, MOST_TENSORS = 65536, 320, (110, 64, 48, 36, 30)
 
 TARGET = GPUTarget("cuda", 90, 32)
 
+MULTIPROCESSORS = {"A100": 108, "H100": 132}
+
 LAYERS = 384
 """The most layers in a launch of weight_norm, kMostLayers in csrc/cuda/weight_norm.cu."""
 
 
 class Count:
-    """What was launched since the last :meth:`clear`, by the name of an operator, and the kernels to compile."""
+    """What was launched since the last :meth:`clear`, by the name of an operator, and the kernels to compile.
+
+    Attributes:
+        programs: the numbers of programs of each launch of a Triton kernel, by its name.
+    """
 
     def __init__(self) -> None:
         self.launches: Counter[str] = Counter()
+        self.programs: defaultdict[str, list[int]] = defaultdict(list)
         self.kernels: set[tuple[str, str]] = set()
 
     def clear(self) -> None:
         self.launches.clear()
+        self.programs.clear()
 
 
 COUNT = Count()
@@ -171,6 +179,7 @@ def _run(self: JITFunction[Any], *args: Any, grid: Any, warmup: bool, **options:
     _, specialization, given = _BINDERS[self](*args, **options)
     name = f"{self.fn.__module__.removeprefix('pnf.kernels.')}.{self.fn.__name__}"
     COUNT.launches[f"triton::{name}"] += 1
+    COUNT.programs[name].append(math.prod(grid))
     COUNT.kernels.add((name, f"{specialization} {given}"))
 
 
@@ -264,13 +273,26 @@ def measure(preset: str, batch: int) -> dict[str, Any]:
         COUNT.clear()
         loop.train(x, trainers)
         launches, first = COUNT.launches.copy(), set(COUNT.kernels)
+        programs = {name: sorted(found) for name, found in COUNT.programs.items()}
         with torch.no_grad():
             flow.eval()
             for size in (batch, 40, 250):
                 flow.log_prob(torch.empty(size, *flow.shape, device="meta"))
             for size in (64, 10):
                 flow.inverse(torch.empty(size, flow.dims, device="meta"))
-    return {"launches": launches, "first": first, "all": set(COUNT.kernels)}
+    return {"launches": launches, "programs": programs, "first": first, "all": set(COUNT.kernels)}
+
+
+def filled(preset: str, programs: dict[str, list[int]]) -> list[list[str]]:
+    """Rows of a table of the programs that each kernel's launches have."""
+    return [
+        [
+            f"{preset}, {name}",
+            *(f"{n:,}" for n in (len(found), found[0], found[len(found) // 2], found[-1])),
+            *(f"{sum(n < least for n in found):,}" for least in MULTIPROCESSORS.values()),
+        ]
+        for name, found in sorted(programs.items())
+    ]
 
 
 def main() -> None:
@@ -278,9 +300,10 @@ def main() -> None:
     parser.add_argument("presets", nargs="*", default=PRESETS)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--by-op", action="store_true", help="the launches by operator")
+    parser.add_argument("--programs", action="store_true", help="the programs of each Triton kernel's launches")
     options = parser.parse_args()
     pretend()
-    rows = []
+    rows, programs = [], []
     for preset in options.presets:
         COUNT.kernels.clear()
         found = measure(preset, options.batch)
@@ -290,6 +313,7 @@ def main() -> None:
                 *(f"{n:,}" for n in (found["launches"].total(), len(found["first"]), len(found["all"]))),
             ]
         )
+        programs += filled(preset, found["programs"])
         if options.by_op:
             for name, n in found["launches"].most_common():
                 print(f"{n:6} {name}")
@@ -298,6 +322,10 @@ def main() -> None:
                 print(f"{n:6} {name}")
     head = ["preset, batch", "launches of a step", "Triton kernels to compile before it", "with evaluation, samples"]
     print(markdown(head, rows, left=1))
+    if options.programs:
+        head = ["preset, kernel", "launches", "fewest programs", "median", "most"]
+        head += [f"fewer than an {name} has multiprocessors" for name in MULTIPROCESSORS]
+        print("\n" + markdown(head, programs, left=1))
 
 
 if __name__ == "__main__":

@@ -79,7 +79,9 @@ def _tiling(size: int, batch: int, channels: int, sites: int, last: bool, alone:
     rows = batch * sites if last else batch
     few, alone = not alone, alone and batch * sites <= ALONE
     if last:
-        widest = SECTOR // size if alone else 32
+        # More channels in a block would leave fewer programs, and each would merge more.
+        sector = SECTOR // size
+        widest = sector if alone or channels % sector == 0 else 32
         columns = next((width for width in (4, 8, 16) if min(channels, widest) <= width), 32)
     else:
         columns = min(triton.next_power_of_2(sites), 1024)

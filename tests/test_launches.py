@@ -10,14 +10,15 @@ import pytest
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 
-def rows(script: str, preset: str) -> list[list[str]]:
-    """The cells of the table that a script prints, without its head."""
+def rows(script: str, preset: str, *options: str) -> list[list[str]]:
+    """The cells of the last table that a script prints, without its head."""
     # Kernels of the interpreter have no specialisations.
     compiled = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    command = [sys.executable, BENCHMARKS / script, preset]
+    command = [sys.executable, BENCHMARKS / script, preset, *options]
     done = subprocess.run(command, env=compiled, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    return [[cell.strip() for cell in line.split("|")[1:-1]] for line in done.stdout.splitlines()[2:]]
+    lines = done.stdout.rpartition("\n\n")[2].splitlines()
+    return [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines[2:]]
 
 
 @pytest.mark.parametrize(
@@ -35,3 +36,12 @@ def test_remembered_launches_are_quicker() -> None:
     *kernels, total = rows("launch_times.py", "mnist-dense")
     assert {"affine_coupling._forward", "standard_normal._forward"} <= {kernel[0] for kernel in kernels}
     assert float(total[-1]) < 0.9
+
+
+@pytest.mark.slow
+def test_programs_share_out_what_normalises() -> None:
+    found = {kernel[0]: kernel for kernel in rows("launches.py", "cifar10", "--programs")}
+    for kernel in ("_channels.moments", "batch_norm_relu._forward", "batch_norm_relu._sums"):
+        median, most = (int(cell) for cell in found[f"cifar10, {kernel}"][3:5])
+        assert median >= 100
+        assert most >= 132

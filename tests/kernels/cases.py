@@ -292,6 +292,7 @@ CASES = [
     *pyramid(3, "x"),
     *batch_norm_relu(batch=True),
     *map(small, batch_norm_relu(batch=True)),
+    *(of_channels(case, 64) for case in batch_norm_relu(batch=True)),
     *batch_norm_relu(batch=False),
     *batch_norm(batch=True),
     *(of_channels(case, 8) for case in batch_norm(batch=True)),
