@@ -22,6 +22,7 @@ REPORTED = pytest.StashKey[list[dict[str, Any]]]()
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--every-case", action="store_true", help="Time every case, not only the first ones to look at.")
+    parser.addoption("--level", help="Run the C++ kernels of an older instruction set, such as x86-64-v3.")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -66,14 +67,22 @@ def _entries(params: dict[str, Any]) -> int:
 
 def pytest_configure(config: pytest.Config) -> None:
     exact_arithmetic()
+    if level := config.getoption("level"):
+        from pnf import _C
+
+        levels = _C.cpu.levels()
+        if level not in levels:
+            raise pytest.UsageError(f"--level must be one of {', '.join(levels)}, got {level}")
+        _C.cpu.set_level(levels.index(level))
     config.stash[RACES] = {}
     config.stash[REPORTED] = []
 
 
-def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, Any]) -> None:  # noqa: ARG001
+def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, Any]) -> None:
     machine_info["torch"] = torch.__version__
     machine_info["pnf"] = pnf.__version__
     machine_info["threads"] = torch.get_num_threads()
+    machine_info["level"] = config.getoption("level") or "newest"
     machine_info["cuda"] = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     machine_info["processor"] = platform.processor()
 
