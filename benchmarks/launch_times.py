@@ -26,8 +26,10 @@ class Nothing(CompiledKernel):
 
     def __init__(self, src: Any, **_: Any) -> None:
         self.src, self.name, self.metadata, self.packed_metadata = src, src.fn.__name__, None, ()
-        self.module = self.function = object()
-        self._run = lambda *_: None
+        self.module, self.function, self._run = None, object(), lambda *_: None
+
+    def _init_handles(self) -> None:
+        """Load nothing, so that nothing is unloaded either."""
 
 
 def collect(preset: str) -> dict[str, tuple[Any, ...]]:

@@ -39,8 +39,10 @@ class Noted(CompiledKernel):
         self.full_name = f"{src.fn.module}.{self.name}"
         self.what = str(src.signature), str(src.constants), str(src.attrs), str(options)
         self.metadata, self.packed_metadata = SimpleNamespace(), ()
-        self.module = self.function = object()
-        self._run = self.note
+        self.module, self.function, self._run = None, object(), self.note
+
+    def _init_handles(self) -> None:
+        """Load nothing, so that nothing is unloaded either."""
 
     def note(self, x: int, y: int, z: int, stream: int, *others: Any) -> None:
         enter, arguments = others[3], others[5:]

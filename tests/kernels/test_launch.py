@@ -15,6 +15,7 @@ from kernel_table import run
 from launching import Machine, noting
 from torch import Tensor
 from triton import knobs
+from triton.runtime.interpreter import InterpretedFunction
 from triton.runtime.jit import JITFunction
 
 import pnf.ops  # noqa: F401 - registers every family
@@ -197,6 +198,13 @@ def test_compiles_ahead_without_a_launch(machine: Machine) -> None:
         kernel[(5,)](*LAUNCH[:5])
     assert not kernel._launches
     assert is_right(kernel, CHANGES["a constant"], machine)
+
+
+def test_kernels_of_amd_and_of_the_interpreter_stay_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    interpreted = InterpretedFunction(_kernel)
+    assert _launch.cached_launch(interpreted) is interpreted
+    monkeypatch.setattr(torch.version, "hip", "7.0")
+    assert isinstance(launcher(), JITFunction)
 
 
 @pytest.mark.skipif(torch.version.hip is not None, reason="AMD's GPUs ask Triton at every launch")
