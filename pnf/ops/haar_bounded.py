@@ -11,7 +11,7 @@ from pnf.ops._layout import cast, dense, dense_as, empty, empty_like
 from pnf.ops._library import DTYPES, Backward, Launch, cpp, documented_by, kernels, register, triton
 from pnf.reference import haar, haar_bounded
 from pnf.reference._channels import per_channel
-from pnf.reference._precision import wide, widen
+from pnf.reference._precision import at_least, at_most, wide, widen
 from pnf.reference.haar_bounded import BOUNDARY, LARGEST_EXPONENT
 
 __all__ = ["haar_bounded_merge", "haar_bounded_split"]
@@ -116,10 +116,10 @@ def _reference_split_backward(
     s = (x0 + x1) / 2
     low = s <= 0.5
     a, b, m = torch.where(low, x0, 1 - x1), torch.where(low, x1, 1 - x0), torch.where(low, s, 1 - s)
-    inner_a, inner_b, inner_m = a.clamp(min=BOUNDARY), b.clamp(min=BOUNDARY), m.clamp(min=BOUNDARY)
+    inner_a, inner_b, inner_m = (at_least(each, BOUNDARY) for each in (a, b, m))
     log_m, log_ratio = inner_m.log(), inner_a.log() - inner_b.log()
     g, grad_u, grad = per_channel(gamma.to(s.dtype), s), widen(grad_u), _per_example(grad_log_det, s)
-    half = grad_u * (g * log_m).clamp(max=LARGEST_EXPONENT).exp() / 2
+    half = grad_u * at_most(g * log_m, LARGEST_EXPONENT).exp() / 2
     of_exponent = torch.where(g * log_m <= LARGEST_EXPONENT, half * log_ratio, 0)
     of_a = torch.where(a >= BOUNDARY, (half - grad) / inner_a, 0)
     of_b = torch.where(b >= BOUNDARY, (-half - grad) / inner_b, 0)
@@ -135,10 +135,10 @@ def _reference_merge_backward(
     wide_s, wide_u = widen(s), widen(u)
     low = wide_s <= 0.5
     m = torch.where(low, wide_s, 1 - wide_s)
-    inner_m = m.clamp(min=BOUNDARY)
+    inner_m = at_least(m, BOUNDARY)
     log_m = inner_m.log()
     g, grad = per_channel(gamma.to(wide_s.dtype), wide_s), _per_example(grad_log_det, wide_s)
-    factor = 2 * (-g * log_m).clamp(max=LARGEST_EXPONENT).exp()
+    factor = 2 * at_most(-g * log_m, LARGEST_EXPONENT).exp()
     v = wide_u * factor
     up, down = v.sigmoid(), (-v).sigmoid()
     a, b = 2 * m * up, 2 * m * down

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from pnf.ops._layout import cast, dense, dense_as, empty_like, rows
 from pnf.ops._library import DTYPES, Backward, Launch, cpp, documented_by, kernels, register, triton
-from pnf.reference._precision import wide
+from pnf.reference._precision import at_least, wide
 from pnf.reference.logit import BOUNDARY, check_logit
 from pnf.reference.logit import logit as reference
 from pnf.reference.logit import logit_inverse as reference_inverse
@@ -60,7 +60,7 @@ def _reference_backward(grad_y: Tensor, grad_log_det: Tensor, x: Tensor, alpha: 
     """Return ``(grad_y + grad_log_det tanh(y / 2)) (1 - 2 alpha) (1 / p + 1 / q)``, without clamped terms."""
     slope, each = 1 - 2 * alpha, x.to(wide(x.dtype))
     free_p, free_q = alpha + slope * each, alpha + slope * (1 - each)
-    p, q = free_p.clamp(min=BOUNDARY), free_q.clamp(min=BOUNDARY)
+    p, q = at_least(free_p, BOUNDARY), at_least(free_q, BOUNDARY)
     grad = grad_y + _beside(grad_log_det, x) * ((p.log() - q.log()) / 2).tanh()
     inverse = torch.where(free_p < BOUNDARY, 0, q) + torch.where(free_q < BOUNDARY, 0, p)
     return (grad * (slope * (inverse / (p * q)))).to(x.dtype)

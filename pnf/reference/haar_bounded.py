@@ -120,7 +120,8 @@ def haar_bounded_merge(
     a, b = 2 * m * v.sigmoid(), 2 * m * (-v).sigmoid()
     x0, x1 = torch.where(low, a, 1 - b), torch.where(low, b, 1 - a)
     log_det = ((1 - g) * log_m + 3 * math.log(2) + logsigmoid(v) + logsigmoid(-v)).flatten(1).sum(1)
-    return interleave(x0.clamp(0, 1), x1.clamp(0, 1), dim).to(s.dtype), log_det
+    x0, x1 = (at_most(at_least(pixel, 0.0), 1.0) for pixel in (x0, x1))
+    return interleave(x0, x1, dim).to(s.dtype), log_det
 
 
 def check_gamma(op: str, x: Tensor, gamma: Tensor, dim: int) -> None:
