@@ -57,11 +57,12 @@ def exact_arithmetic() -> None:
     backends: Any = torch.backends  # PyTorch's stubs lack some of it
     backends.cudnn.allow_tf32 = False
     backends.cuda.matmul.allow_tf32 = False
-    # PyTorch has a second interface, under which the first one may mean "as elsewhere". To set it last leaves both
-    # readable.
-    cuda = backends.cudnn.conv, backends.cudnn.rnn, backends.cuda.matmul
-    for shortcut in (*cuda, backends.mkldnn.conv, backends.mkldnn.matmul):
-        shortcut.fp32_precision = "ieee"
+    # From 2.9 on PyTorch has a second interface, under which the first one may mean "as elsewhere". To set it last
+    # leaves both readable.
+    if hasattr(backends.cudnn, "conv"):
+        cuda = backends.cudnn.conv, backends.cudnn.rnn, backends.cuda.matmul
+        for shortcut in (*cuda, backends.mkldnn.conv, backends.mkldnn.matmul):
+            shortcut.fp32_precision = "ieee"
     backends.cudnn.deterministic = True
     backends.cudnn.benchmark = False
 
@@ -74,7 +75,10 @@ def tensor_float_32(enabled: bool = True) -> Iterator[None]:
     """
     if enabled:
         backends: Any = torch.backends
-        backends.cudnn.conv.fp32_precision = backends.cuda.matmul.fp32_precision = "tf32"
+        if hasattr(backends.cudnn, "conv"):
+            backends.cudnn.conv.fp32_precision = backends.cuda.matmul.fp32_precision = "tf32"
+        else:
+            backends.cudnn.allow_tf32 = backends.cuda.matmul.allow_tf32 = True
     try:
         yield
     finally:
