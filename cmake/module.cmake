@@ -41,6 +41,31 @@ set(pnf_runtime csrc/cpu/isa.cpp csrc/cpu/parallel.cpp)
 list(TRANSFORM pnf_runtime PREPEND ${PROJECT_SOURCE_DIR}/)
 list(REMOVE_ITEM pnf_kernels ${pnf_runtime})
 
+if(pnf_with_cuda)
+  file(GLOB pnf_cuda_sources CONFIGURE_DEPENDS csrc/cuda/*.cu)
+endif()
+
+# Before the kernels, so that the build begins with its longest sources.
+pybind11_add_module(_C MODULE NO_EXTRAS ${pnf_runtime} ${pnf_sources} ${pnf_cuda_sources})
+# The bindings as one source: pybind11's templates take most of the time of each of them.
+set_source_files_properties(${pnf_runtime} ${pnf_cuda_sources} PROPERTIES SKIP_UNITY_BUILD_INCLUSION ON)
+set_target_properties(_C PROPERTIES UNITY_BUILD ON UNITY_BUILD_BATCH_SIZE 0)
+target_include_directories(_C PRIVATE csrc)
+if(NOT pnf_levels STREQUAL "generic")
+  target_compile_definitions(_C PRIVATE PNF_X86_64)
+endif()
+target_link_libraries(_C PRIVATE ${CMAKE_DL_LIBS})
+target_compile_definitions(_C PRIVATE
+  PNF_VERSION="${PROJECT_VERSION}"
+  PNF_COMPILER="${CMAKE_CXX_COMPILER_ID} ${CMAKE_CXX_COMPILER_VERSION}")
+if(pnf_with_cuda)
+  string(REPLACE ";" " " pnf_architectures "${CMAKE_CUDA_ARCHITECTURES}")
+  target_compile_definitions(_C PRIVATE
+    PNF_WITH_CUDA
+    PNF_NVCC="${CMAKE_CUDA_COMPILER_VERSION}"
+    PNF_CUDA_ARCHITECTURES="${pnf_architectures}")
+endif()
+
 # One split's halves are the next one's terms: a fused multiply-add would skip the rounding of denormals between them.
 set_source_files_properties(csrc/cpu/haar.cpp PROPERTIES COMPILE_OPTIONS -ffp-contract=off SKIP_PRECOMPILE_HEADERS ON)
 # One source, compiled once for each level of x86-64; csrc/cpu/isa.h chooses at run time. The lowest level comes first,
@@ -64,30 +89,7 @@ foreach(level IN LISTS pnf_levels)
       target_precompile_headers(pnf_${level} PRIVATE <immintrin.h>)
     endif()
   endif()
-  list(APPEND pnf_objects $<TARGET_OBJECTS:pnf_${level}>)
+  target_sources(_C PRIVATE $<TARGET_OBJECTS:pnf_${level}>)
 endforeach()
-if(pnf_with_cuda)
-  file(GLOB pnf_cuda_sources CONFIGURE_DEPENDS csrc/cuda/*.cu)
-endif()
-
-pybind11_add_module(_C MODULE NO_EXTRAS ${pnf_objects} ${pnf_runtime} ${pnf_sources} ${pnf_cuda_sources})
-# The bindings as one source: pybind11's templates take most of the time of each of them.
-set_source_files_properties(${pnf_runtime} ${pnf_cuda_sources} PROPERTIES SKIP_UNITY_BUILD_INCLUSION ON)
-set_target_properties(_C PROPERTIES UNITY_BUILD ON UNITY_BUILD_BATCH_SIZE 0)
-target_include_directories(_C PRIVATE csrc)
-if(NOT pnf_levels STREQUAL "generic")
-  target_compile_definitions(_C PRIVATE PNF_X86_64)
-endif()
-target_link_libraries(_C PRIVATE ${CMAKE_DL_LIBS})
-target_compile_definitions(_C PRIVATE
-  PNF_VERSION="${PROJECT_VERSION}"
-  PNF_COMPILER="${CMAKE_CXX_COMPILER_ID} ${CMAKE_CXX_COMPILER_VERSION}")
-if(pnf_with_cuda)
-  string(REPLACE ";" " " pnf_architectures "${CMAKE_CUDA_ARCHITECTURES}")
-  target_compile_definitions(_C PRIVATE
-    PNF_WITH_CUDA
-    PNF_NVCC="${CMAKE_CUDA_COMPILER_VERSION}"
-    PNF_CUDA_ARCHITECTURES="${pnf_architectures}")
-endif()
 
 install(TARGETS _C LIBRARY DESTINATION pnf)
