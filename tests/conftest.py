@@ -4,7 +4,9 @@ With one, make PyTorch's convolutions exact, since results are compared within t
 """
 
 import os
+import zlib
 
+import pytest
 import torch
 
 if not torch.cuda.is_available():
@@ -13,3 +15,9 @@ else:
     from pnf.training import exact_arithmetic
 
     exact_arithmetic()
+
+
+@pytest.fixture(autouse=True)
+def _seeded(request: pytest.FixtureRequest) -> None:
+    """Give each test its own random numbers, the same in every run and order."""
+    torch.manual_seed(zlib.crc32(request.node.nodeid.encode()))
