@@ -12,7 +12,10 @@ import pybind11
 import pytest
 
 ROOT = Path(__file__).parents[1]
-CMAKE = shutil.which("cmake")
+PATH = os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))
+"""First the programs of the environment that runs the tests, which need not be active."""
+
+CMAKE = shutil.which("cmake", path=PATH)
 REAL_COMPILER = shutil.which(os.environ.get("CXX", "c++"))
 
 OLD_COMPILER = f"""#!/bin/sh
@@ -47,7 +50,9 @@ class Configured:
         }
         options = [f"-D{name}={value}" for name, value in definitions.items()]
         command = [str(CMAKE), "-G", "Ninja", "--no-warn-unused-cli", *options, "-S", str(ROOT), "-B", str(folder)]
-        done = subprocess.run(command, check=False, capture_output=True, text=True, env=os.environ | environment)
+        done = subprocess.run(
+            command, check=False, capture_output=True, text=True, env=os.environ | {"PATH": PATH} | environment
+        )
         self.failed = done.returncode != 0
         self.text = " ".join(done.stderr.split())
         self.warnings = self.text.count("CMake Warning")

@@ -87,7 +87,9 @@ def test_large_tensors_on_any_number_of_threads(shape: tuple[int, ...], norm: st
         want = [h, *(results[0][i + 1] if a is None else a for i, a in enumerate(statistics)), *grads]
         for a, b in zip(results[0], want, strict=True):
             scale = b.abs().max().item() if b.numel() else 0
-            torch.testing.assert_close(a.double(), b.double(), rtol=2e-5, atol=4e-6 * scale)
+            # A sum of so many terms of either sign, of about 1 each, may be near 0 and err by this much all the same.
+            rounding = torch.finfo(torch.float32).eps * math.sqrt(grad.numel() / max(b.numel(), 1))
+            torch.testing.assert_close(a.double(), b.double(), rtol=2e-5, atol=4e-6 * scale + rounding)
 
 
 @every_implementation
