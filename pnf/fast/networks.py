@@ -35,14 +35,15 @@ class ResidualNetwork(networks.ResidualNetwork):
         (layers, after), norms = parts, _Norms()
         directions, magnitudes = [layer.direction for layer in layers], [layer.magnitude for layer in layers]
         biases = [layer.bias for layer in layers]
+        norm_layers = [layer for layer in after if isinstance(layer, nn.BatchNorm2d)]
+        affine = [cast("Tensor", p) for layer in norm_layers for p in (layer.weight, layer.bias)]
         if _learns_on_gpu(x, layers, after):
             weights = ops.weight_norm(directions, magnitudes)
-            affine = [cast("Tensor", p) for norm in after for p in (norm.weight, norm.bias)]
             y, *found = ops.residual_network_training(
                 self._input(x, condition, norms), weights, biases, affine, NETWORK_EPS
             )
-            for layer, mean, var in zip(after, *(t.unbind() for t in found), strict=True):
-                norms.used(cast("nn.BatchNorm2d", layer), mean, var, x)
+            for layer, mean, var in zip(norm_layers, *(t.unbind() for t in found), strict=True):
+                norms.used(layer, mean, var, x)
             norms.track()
             return y
         in_one = self._in_one(x, after)
@@ -52,13 +53,8 @@ class ResidualNetwork(networks.ResidualNetwork):
         if in_one:
             h = ops.convolution(h, weights[0], biases[0])
             return ops.residual_network(h, directions[1:], magnitudes[1:], biases[1:], _statistics(after), NETWORK_EPS)
-        norm_layers = [layer for layer in after if isinstance(layer, nn.BatchNorm2d)]
         plan = _Plan(len(layers), [norms.given(layer) for layer in norm_layers] or None)
-        parameters = (
-            *weights,
-            *biases,
-            *(cast("Tensor", p) for layer in norm_layers for p in (layer.weight, layer.bias)),
-        )
+        parameters = *weights, *biases, *affine
         if has_kernel(h, weights[-1]) and not torch.compiler.is_compiling():
             y, *found = _Residual.apply(h, plan, *parameters)
             statistics = list(zip(found[::2], found[1::2], strict=True))
@@ -261,13 +257,11 @@ class _Residual(torch.autograd.Function):
             return grad_h
 
         of_out = normed(grad_y, out, 2 * len(inner))
-        grad: Tensor | None = None
+        grad = convolution(of_out, states[-1])
         for i in reversed(range(len(inner))):
-            of_state = convolution(of_out, states[i + 1])
-            grad = of_state if grad is None else grad + of_state
             grad = grad + normed(normed(grad, inner[i], 2 * i + 1), states[i], 2 * i)
-        of_state = convolution(of_out, states[0])
-        grad_x = convolution(of_state if grad is None else grad + of_state, x, ctx.needs_input_grad[0])
+            grad = grad + convolution(of_out, states[i])
+        grad_x = convolution(grad, x, ctx.needs_input_grad[0])
         return grad_x if ctx.needs_input_grad[0] else None, None, *of_weights[::-1], *of_biases[::-1], *of_affine[::-1]
 
 
