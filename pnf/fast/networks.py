@@ -4,6 +4,8 @@ The schedule holds for networks as they were built. A network with an exchanged 
 normalisation runs layer by layer, as in :mod:`pnf.flows.networks`, and so does every network under a transform.
 """
 
+from __future__ import annotations  # up to 2.9, torch.compile cannot trace a nested function's `Tensor | None`
+
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, cast
 
@@ -66,7 +68,7 @@ class ResidualNetwork(networks.ResidualNetwork):
         norms.track()
         return y
 
-    def _parts(self, x: Tensor) -> "tuple[list[WeightNormConv2d], list[nn.Module]] | None":
+    def _parts(self, x: Tensor) -> tuple[list[WeightNormConv2d], list[nn.Module]] | None:
         """The convolutions, and the normalisations behind the first one, in the order of their runs.
 
         None if a layer is not as the constructor built it.
@@ -93,7 +95,7 @@ class ResidualNetwork(networks.ResidualNetwork):
         learnt = torch.is_grad_enabled() or self.training or any(norm.training for norm in after)
         return not learnt and x.is_cpu and x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
 
-    def _input(self, x: Tensor, condition: Tensor | None, norms: "_Norms") -> Tensor:
+    def _input(self, x: Tensor, condition: Tensor | None, norms: _Norms) -> Tensor:
         mask, parity, gain = self.mask, self.parity, self.gain
         if not isinstance(self.norm, InputNorm):
             return ops.conditioner_input(x, condition, None, mask=mask, parity=parity, gain=gain)[0]

@@ -3,6 +3,8 @@
 Source: "PNF: Progressive normalizing flows", sections 2 and 3.
 """
 
+from __future__ import annotations  # up to 2.9, torch.compile cannot trace a nested function's `Tensor | None`
+
 import math
 from abc import abstractmethod
 from collections.abc import Sequence
@@ -195,7 +197,7 @@ class ProgressiveFlow(Pretrained):
         return {"shape": self.shape, "levels": self.levels, **conditions, "support": self.support, **settings}
 
     @property
-    def _stages(self) -> "list[Stage]":
+    def _stages(self) -> list[Stage]:
         return cast("list[Stage]", list(self.stages))
 
     @property

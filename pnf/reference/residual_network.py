@@ -1,5 +1,7 @@
 """The residual network of a convolutional coupling: from its first hidden layer on in evaluation, and in training."""
 
+from __future__ import annotations  # up to 2.9, torch.compile cannot trace a nested function's `Tensor | None`
+
 from collections.abc import Callable, Iterator, Sequence
 
 import torch

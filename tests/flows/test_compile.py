@@ -21,9 +21,9 @@ def test_fullgraph(coupling: str, detail: str, norm: str) -> None:
     flow = ProgressiveFlow(
         (1, 8, 8), 1, axes="x", coupling=coupling, detail=detail, norm=norm, hidden=4, blocks=1, num_couplings=2
     )
-    x, z = torch.rand(3, 1, 8, 8), torch.randn(3, 64)
+    x, z, low = torch.rand(3, 1, 8, 8), torch.randn(3, 64), torch.rand(3, 1, 8, 4)
     flow.train()(x)
-    for method, argument in ((flow.log_prob, x), (flow.inverse, z)):
+    for method, argument in ((flow.log_prob, x), (flow.inverse, z), (flow.decode, low)):
         flow.eval()
         assert_close(torch.compile(method, fullgraph=True, backend="aot_eager")(argument), method(argument))
     flow.train()

@@ -177,9 +177,10 @@ def test_can_be_copied_pickled_and_saved(randomise: Callable[..., nn.Module], tm
 def test_is_one_graph(randomise: Callable[..., nn.Module]) -> None:
     torch._dynamo.reset()
     _, flow = pair(randomise, (3, 8, 8), "conv", "bounded", "batch")
+    flow.eval()
     x = torch.rand(2, 3, 8, 8)
-    compiled = torch.compile(flow.eval().log_prob, fullgraph=True, backend="aot_eager")
-    assert_close(compiled(x), flow.log_prob(x))
+    for method, argument in ((flow.log_prob, x), (flow.decode, flow.encode(x))):
+        assert_close(torch.compile(method, fullgraph=True, backend="aot_eager")(argument), method(argument))
     torch.compile(flow.train().stage_loss, fullgraph=True, backend="aot_eager")(x, 1).backward()
     assert all(p.grad is not None for p in flow.stages[1].parameters())
 
