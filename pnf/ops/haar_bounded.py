@@ -192,6 +192,12 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
     ctx.save_for_backward(*tensors)
 
 
+def _save_split(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    _save(ctx, inputs, output)
+    if not inputs[0].requires_grad:
+        ctx.mark_non_differentiable(output[0])  # the mean does not depend on gamma
+
+
 def _differentiate(backward: Callable[..., Any], ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
     return *backward(*grads, *ctx.saved_tensors, ctx.dim), None
 
@@ -206,7 +212,7 @@ _split = register(
         cpp=cpp("haar_bounded_split"),
         triton=triton("haar_bounded", "haar_bounded_split"),
     ),
-    setup_context=_save,
+    setup_context=_save_split,
     backward=Backward(
         "(Tensor grad_s, Tensor grad_u, Tensor grad_log_det, Tensor x, Tensor gamma, int dim) -> (Tensor, Tensor)",
         call=_differentiate,

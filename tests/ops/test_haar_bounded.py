@@ -328,3 +328,15 @@ def test_names_the_mistake(functions: object, call: Callable[[Any], Any], error:
     with pytest.raises(error) as caught:
         call(functions)
     assert str(caught.value) == text
+
+
+@pytest.mark.parametrize("functions", [ops, reference], ids=["ops", "reference"])
+def test_the_mean_has_a_gradient_only_from_x(functions: Any) -> None:
+    """What is computed of the mean, such as the input of a conditioner network, needs no backward then."""
+    x, gamma = pixels(2, 3, 4, 4), gammas(3).requires_grad_()
+    s, u, log_det = functions.haar_bounded_split(x, gamma, 3)
+    assert not s.requires_grad
+    want = torch.autograd.grad(u.square().sum() + log_det.sum(), gamma)
+    s, u, log_det = functions.haar_bounded_split(x.requires_grad_(), gamma, 3)
+    assert s.requires_grad
+    torch.testing.assert_close(torch.autograd.grad(s.sum() + u.square().sum() + log_det.sum(), gamma), want)
