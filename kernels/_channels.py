@@ -115,20 +115,31 @@ def _tiling(size: int, batch: int, channels: int, sites: int, last: bool, alone:
 class Kept(NamedTuple):
     """The entries of x that take part: some channels, and of them those on one half of a checkerboard if BOARD.
 
+    With HALF the tiles are of one of two equal halves, of the channels or of a checkerboard, by the same code.
     A kernel takes it as one argument, ``kept``.
     """
 
-    channels: int  # of x
+    channels: int  # of x; plain with HALF
     start: int  # the first of them, plain
     width: int  # plain
     parity: int  # plain
+    step: int  # sites of x for each of the tiles, plain
     BOARD: tl.constexpr
+    HALF: tl.constexpr
 
 
 @functools.lru_cache(REMEMBERED)
 def kept_of(channels: int, start: int = 0, width: int = 1, parity: int = 0, board: bool = False) -> Kept:
     """The entries of x that take part; by default all."""
-    return Kept(channels, plain(start), plain(width), plain(parity), tl.constexpr(board))
+    return Kept(channels, plain(start), plain(width), plain(parity), plain(1), tl.constexpr(board), tl.constexpr(False))
+
+
+@functools.lru_cache(REMEMBERED)
+def half_of(channels: int, mask: str, parity: int, width: int) -> Kept:
+    """The half that a mask keeps of x, whose checkerboard has an even number of sites, in rows of some width."""
+    board = mask == "checkerboard"
+    places = (0, width, parity, 2) if board else (parity * (channels // 2), 1, 0, 1)
+    return Kept(*map(plain, (channels, *places)), tl.constexpr(False), tl.constexpr(True))
 
 
 @triton.jit
@@ -176,7 +187,18 @@ def place(o_row, o_channel, o_site, channels, tiles):
 def tile_of_x(i_block, i_tile, tiles, kept):
     """The rows, channels and sites of a tile of what is kept of x, which of them exist, and where they lie in x."""
     o_row, o_channel, o_site, m_x = tile(i_block, i_tile, tiles.channels, tiles)
-    return o_row, o_channel, o_site, m_x, place(o_row, value(kept.start) + o_channel, o_site, kept.channels, tiles)
+    o_kept = value(kept.start) + o_channel
+    if kept.HALF:
+        # Of each two neighbours on a board one takes part. Where rows are even, it changes from row to row.
+        channels, width, step = value(kept.channels), value(kept.width), value(kept.step)
+        o_second = (step * o_site // width * (1 - width % 2) + value(kept.parity)) % 2
+        if tiles.LAST:
+            o_x = (o_row * step + o_second) * channels + o_kept
+        else:
+            o_x = place(o_row, o_kept, o_site, channels, tiles) * step + o_second
+    else:
+        o_x = place(o_row, o_kept, o_site, kept.channels, tiles)
+    return o_row, o_channel, o_site, m_x, o_x
 
 
 @triton.jit

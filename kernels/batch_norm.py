@@ -4,6 +4,9 @@ The first launch of a forward in training takes the moments of parts of each cha
 and in one more program the few log-determinants. The first of a backward sums for parts of each channel, and the second
 merges the sums and writes grad_x. Training reads x twice and writes y once, then reads x and grad_y twice and writes
 grad_x once, so the floor is 3 and 5 times the bytes of x over the memory's bandwidth, and 2 and 3 times in evaluation.
+
+Under a mask one half of x is normalised, and a thread copies as many entries of the other half, so that no half is
+packed. The floor counts that half once as read and once as written.
 """
 
 import torch
@@ -13,19 +16,20 @@ from torch import Tensor
 
 from pnf.kernels._channels import (
     WARPS,
+    Kept,
     batch_statistics,
     given_statistics,
+    half_of,
     kept_of,
     merge_moments,
     merge_sums,
     moments,
     of_block,
     over_rows,
-    place,
     program,
     store_parts,
     through_statistics,
-    tile,
+    tile_of_x,
     tiling,
 )
 from pnf.kernels._common import log, sum_of, wide
@@ -33,6 +37,13 @@ from pnf.kernels._launch import cached_launch
 
 BLOCK = 1024
 """Log-determinants that are taken at a time."""
+
+
+@triton.jit
+def _copy(y, x, i_block, i_tile, tiles, rest):
+    """Copy as many entries of the half that is not normalised."""
+    _, _, _, m_x, o_x = tile_of_x(i_block, i_tile, tiles, rest)
+    tl.store(y + o_x, tl.load(x + o_x, mask=m_x), mask=m_x)
 
 
 @cached_launch
@@ -49,6 +60,9 @@ def _forward(
     sites,
     blocks,
     tiles,
+    half,
+    rest,
+    MASKED: tl.constexpr,
     BATCH: tl.constexpr,
     EPS: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -61,10 +75,11 @@ def _forward(
         else:
             b_mean, b_scale = given_statistics(mean, var, o_channel, m_channel, EPS)
         for i_tile in range(first, last):
-            o_row, o_channel, o_site, m_x = tile(i_block, i_tile, tiles.channels, tiles)
-            o_x = place(o_row, o_channel, o_site, tiles.channels, tiles)
+            _, _, _, m_x, o_x = tile_of_x(i_block, i_tile, tiles, half)
             b_x = wide(tl.load(x + o_x, mask=m_x, other=0.0))
             tl.store(y + o_x, (b_x - b_mean) * b_scale, mask=m_x)
+            if MASKED:
+                _copy(y, x, i_block, i_tile, tiles, rest)
     elif i_part == 0:
         b_sum = tl.zeros([1, 1], tl.float64)
         for i in range(blocks):
@@ -92,6 +107,7 @@ def _sums(
     var,  # [channels]
     parts,  # [2, channels, parts]
     tiles,
+    half,
     EPS: tl.constexpr,
 ):
     i_block, i_part, first, last = program(tiles)
@@ -100,8 +116,7 @@ def _sums(
     b_sum = tl.zeros([tiles.ROWS, tiles.COLUMNS], b_mean.dtype)
     b_product = tl.zeros([tiles.ROWS, tiles.COLUMNS], b_mean.dtype)
     for i_tile in range(first, last):
-        o_row, o_channel, o_site, m_x = tile(i_block, i_tile, tiles.channels, tiles)
-        o_x = place(o_row, o_channel, o_site, tiles.channels, tiles)
+        _, _, _, m_x, o_x = tile_of_x(i_block, i_tile, tiles, half)
         b_grad = wide(tl.load(grad_y + o_x, mask=m_x, other=0.0))
         b_sum += b_grad
         b_product += tl.where(m_x, b_grad * (wide(tl.load(x + o_x, mask=m_x, other=0.0)) - b_mean), 0.0)
@@ -120,6 +135,9 @@ def _backward(
     parts,  # [2, channels, parts]
     batch,
     tiles,
+    half,
+    rest,
+    MASKED: tl.constexpr,
     BATCH: tl.constexpr,
     EPS: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -133,21 +151,30 @@ def _backward(
         # The log-determinant is -sites / 2 * log(var + eps) for each example.
         b_slope += (sum_of(grad_log_det, batch, BLOCK) / batch * b_scale).to(b_scale.dtype)
     for i_tile in range(first, last):
-        o_row, o_channel, o_site, m_x = tile(i_block, i_tile, tiles.channels, tiles)
-        o_x = place(o_row, o_channel, o_site, tiles.channels, tiles)
+        _, _, _, m_x, o_x = tile_of_x(i_block, i_tile, tiles, half)
         b_grad = wide(tl.load(grad_y + o_x, mask=m_x, other=0.0))
         if BATCH:
             b_centred = wide(tl.load(x + o_x, mask=m_x, other=0.0)) - b_mean
             b_grad = b_grad - b_constant - b_centred * b_slope
         tl.store(grad_x + o_x, b_grad * b_scale, mask=m_x)
+        if MASKED:
+            _copy(grad_x, grad_y, i_block, i_tile, tiles, rest)
+
+
+def _halves(channels: int, mask: str | None, parity: int, width: int) -> tuple[Kept, Kept, bool]:
+    """Where the half that is normalised and the rest lie, each of so many channels, and whether there is a rest."""
+    if mask is None:
+        return kept_of(channels), kept_of(channels), False
+    channels *= 2 if mask == "channel" else 1
+    return half_of(channels, mask, 1 - parity, width), half_of(channels, mask, parity, width), True
 
 
 def batch_norm(
-    y: Tensor,  # [batch, channels, sites], or [batch, sites, channels] with the channels last
+    y: Tensor,  # as x
     out: Tensor,  # [batch]
     mean: Tensor,  # [channels]
     var: Tensor,  # [channels]
-    x: Tensor,  # as y
+    x: Tensor,  # [batch, channels, sites], or [batch, sites, channels] with the channels last; both halves
     log_det: Tensor,  # [batch]
     batch: int,
     channels: int,
@@ -155,29 +182,35 @@ def batch_norm(
     last: bool,
     statistics: bool,
     eps: float,
+    mask: str | None,
+    parity: int,
+    width: int,
 ) -> None:
     """``y = (x - mean) / sqrt(var + eps)``, ``out = log_det - sites / 2 sum(log(var + eps))``.
 
-    mean and var are those of x if ``statistics``, which are written.
+    mean and var are those of x if ``statistics``, which are written. With a mask this is for one half of x. The other,
+    which mask and parity name, is copied; channels and sites are those of a half. A checkerboard has rows of ``width``
+    sites, in all an even number.
     """
     if batch * channels * sites == 0:
         out.copy_(log_det)
         return
-    tiles, apart = tiling(x, batch, channels, sites, last or sites == 1)
+    tiles, apart = tiling(x, batch, channels, sites, last or (sites == 1 and mask != "checkerboard"))
+    half, *rest = _halves(channels, mask, parity, width)
     blocks = tiles.blocks(channels)
     parts = mean.new_empty(2, channels, tiles.programs(), dtype=torch.float64) if statistics else mean
     if statistics:
-        moments[(blocks * tiles.programs(),)](parts, x, apart, kept_of(channels), num_warps=WARPS)
+        moments[(blocks * tiles.programs(),)](parts, x, apart, half, num_warps=WARPS)
     grid = (blocks * tiles.programs() + 1,)
-    others = batch, sites, blocks, tiles, statistics, eps, BLOCK
+    others = batch, sites, blocks, tiles, half, *rest, statistics, eps, BLOCK
     _forward[grid](y, out, mean, var, x, log_det, parts, *others, num_warps=WARPS)
 
 
 def batch_norm_backward(
-    grad_x: Tensor,  # [batch, channels, sites], or [batch, sites, channels] with the channels last
-    grad_y: Tensor,  # as grad_x
+    grad_x: Tensor,  # as x
+    grad_y: Tensor,  # as x
     grad_log_det: Tensor,  # [batch]
-    x: Tensor,  # as grad_x
+    x: Tensor,  # [batch, channels, sites], or [batch, sites, channels] with the channels last; both halves
     mean: Tensor,  # [channels]
     var: Tensor,  # [channels]
     batch: int,
@@ -186,15 +219,19 @@ def batch_norm_backward(
     last: bool,
     statistics: bool,
     eps: float,
+    mask: str | None,
+    parity: int,
+    width: int,
 ) -> None:
-    """The gradient of x; it flows through mean and var too if ``statistics``."""
+    """The gradient of x; it flows through mean and var too if ``statistics``. The rest is as for the forward."""
     if batch * channels * sites == 0:
         return
-    tiles, apart = tiling(x, batch, channels, sites, last or sites == 1)
+    tiles, apart = tiling(x, batch, channels, sites, last or (sites == 1 and mask != "checkerboard"))
+    half, *rest = _halves(channels, mask, parity, width)
     grid = (tiles.blocks(channels) * tiles.programs(),)
     parts = mean
     if statistics:
         parts = mean.new_empty(2, channels, tiles.programs(), dtype=torch.float64)
-        _sums[grid](grad_y, x, mean, var, parts, apart, eps, num_warps=WARPS)
-    others = batch, tiles, statistics, eps, BLOCK
+        _sums[grid](grad_y, x, mean, var, parts, apart, half, eps, num_warps=WARPS)
+    others = batch, tiles, half, *rest, statistics, eps, BLOCK
     _backward[grid](grad_x, grad_y, grad_log_det, x, mean, var, parts, *others, num_warps=WARPS)

@@ -27,6 +27,7 @@ from op_tests import DTYPES, Implementation, as_list, assert_accurate, convert, 
 
 from pnf.ops._library import KERNELS
 from pnf.ops.weight_norm import given
+from pnf.reference.masking import rest_of
 
 Draw = Callable[[st.SearchStrategy[Any]], Any]
 
@@ -277,13 +278,18 @@ def statistics(make: Maker, channels: int) -> tuple[Tensor, Tensor]:
 
 @family
 def batch_norm(make: Maker) -> Call:
-    x = make.normal(*make.shape((2, 5)))
-    given = statistics(make, x.shape[1])
+    mask = make.draw(st.sampled_from([None, "checkerboard", "channel"]))
+    shape = make.shape((3, 4), even=[1]) if mask else make.shape((2, 5))
+    parity = make.draw(st.integers(0, 1))
+    x = make.normal(*shape)
+    channels, sites = rest_of(x, mask, parity)
+    given = statistics(make, channels)
     # An empty batch has no statistics.
-    batch = make.draw(st.booleans()) and x.numel() > 0
+    batch = make.draw(st.booleans()) and shape[0] * channels * sites > 0
+    log_det, others = make.wide_normal(shape[0]), [1e-4, mask, parity]
     if make.draw(st.booleans()):
-        return Call("batch_norm", [x, make.wide_normal(x.shape[0]), *((None, None) if batch else given), 1e-4])
-    return Call("batch_norm_backward", [make.normal(*x.shape), make.wide_normal(x.shape[0]), x, *given, 1e-4, batch])
+        return Call("batch_norm", [x, log_det, *((None, None) if batch else given), *others])
+    return Call("batch_norm_backward", [make.normal(*shape), log_det, x, *given, *others, batch])
 
 
 @family

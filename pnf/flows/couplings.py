@@ -20,6 +20,8 @@ INJECTOR_SCALE = 2.0
 class FlowNorm(nn.Module):
     """An invertible normalisation of each channel: ``x, log_det -> y, log_det``."""
 
+    ops: OpTable
+
     def forward(self, x: Tensor, log_det: Tensor) -> tuple[Tensor, Tensor]:
         y, log_det, _ = self.transform(x, log_det)
         return y, log_det
@@ -27,6 +29,14 @@ class FlowNorm(nn.Module):
     @abstractmethod
     def transform(self, x: Tensor, log_det: Tensor) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
         """Return ``y, log_det``, and the statistics that normalised x."""
+
+    def transform_half(
+        self, x: Tensor, log_det: Tensor, mask: str, parity: int
+    ) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
+        """The same for the half of x that a mask does not keep."""
+        kept, rest = self.ops.mask_pack(x, mask, parity)
+        rest, log_det, statistics = self.transform(rest, log_det)
+        return self.ops.mask_unpack(kept, rest, mask, parity, x.shape[2:]), log_det, statistics
 
     @abstractmethod
     def inverse(
@@ -174,9 +184,20 @@ class BatchNormFlow(FlowNorm):
         self.momentum = MOMENTUM
 
     def transform(self, x: Tensor, log_det: Tensor) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
-        of_batch = self.training and x.numel()
+        return self._normalise(x, log_det)
+
+    def transform_half(
+        self, x: Tensor, log_det: Tensor, mask: str, parity: int
+    ) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
+        return self._normalise(x, log_det, mask, parity)
+
+    def _normalise(
+        self, x: Tensor, log_det: Tensor, mask: str | None = None, parity: int = 0
+    ) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
+        # A checkerboard over a single site has an empty half.
+        of_batch = self.training and x.numel() > (x.shape[0] * x.shape[1] if mask == "checkerboard" else 0)
         given_mean, given_var = (None, None) if of_batch else (self.running_mean, self.running_var)
-        y, log_det, mean, var = self.ops.batch_norm(x, log_det, given_mean, given_var, NETWORK_EPS)
+        y, log_det, mean, var = self.ops.batch_norm(x, log_det, given_mean, given_var, NETWORK_EPS, mask, parity)
         if of_batch:
             with torch.no_grad():
                 torch._foreach_lerp_([self.running_mean, self.running_var], [mean, var], self.momentum)
@@ -283,9 +304,7 @@ class ConvCoupling(Coupling):
         y, log_det = self.ops.affine_coupling(x, raw, self.scale, log_det, self.mask, self.parity)
         if self.norm is None:
             return y, log_det, ()
-        kept, rest = self.ops.mask_pack(y, self.mask, self.parity)
-        rest, log_det, statistics = self.norm.transform(rest, log_det)
-        return self.ops.mask_unpack(kept, rest, self.mask, self.parity, y.shape[2:]), log_det, statistics
+        return self.norm.transform_half(y, log_det, self.mask, self.parity)
 
     def undo(
         self, y: Tensor, raw: Tensor, log_det: Tensor, statistics: tuple[Tensor, ...] | None = None

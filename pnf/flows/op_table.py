@@ -34,7 +34,14 @@ class _AffineCoupling(Protocol):
 
 class _BatchNorm(Protocol):
     def __call__(
-        self, x: Tensor, log_det: Tensor, mean: Tensor | None = None, var: Tensor | None = None, eps: float = 1e-4
+        self,
+        x: Tensor,
+        log_det: Tensor,
+        mean: Tensor | None = None,
+        var: Tensor | None = None,
+        eps: float = 1e-4,
+        mask: str | None = None,
+        parity: int = 0,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]: ...
 
 

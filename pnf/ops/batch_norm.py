@@ -2,17 +2,21 @@
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from pnf.ops._layout import cast, dense, dense_as, empty_like
-from pnf.ops._library import DTYPES, Backward, Launch, cpp, documented_by, kernels, register, triton
+from pnf.ops._library import DTYPES, KERNELS, Backward, Launch, cpp, documented_by, kernels, register, triton
+from pnf.ops.masking import mask_pack, mask_unpack
 from pnf.reference._channels import other_dims, own, per_channel, statistics
 from pnf.reference._precision import wide
 from pnf.reference.batch_norm import batch_norm as reference
 from pnf.reference.batch_norm import check_batch_norm
+from pnf.reference.masking import mask_pack as reference_mask_pack
+from pnf.reference.masking import rest_of
 
 __all__ = ["batch_norm"]
 
@@ -24,35 +28,59 @@ def batch_norm(
     mean: Tensor | None = None,  # [C]
     var: Tensor | None = None,  # [C]
     eps: float = 1e-4,
+    mask: str | None = None,
+    parity: int = 0,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    check_batch_norm(x, log_det, mean, var)
-    y, log_det, mean, var = _batch_norm(x, log_det, mean, var, eps)
-    return y, log_det, mean, var
+    check_batch_norm(x, log_det, mean, var, mask, parity)
+    if mask is None or not x.is_cpu:
+        y, log_det, mean, var = _batch_norm(x, log_det, mean, var, eps, mask, parity)
+        return y, log_det, mean, var
+    # Of a packed half the backward keeps half as much.
+    kept, rest = mask_pack(x, mask, parity)
+    rest, log_det, mean, var = _batch_norm(rest, log_det, mean, var, eps, None, 0)
+    return mask_unpack(kept, rest, mask, parity, x.shape[2:]), log_det, mean, var
 
 
-def _sizes(x: Tensor) -> tuple[int, int, int]:
-    """(batch size, channels, sites)."""
-    return x.shape[0], x.shape[1], math.prod(x.shape[2:])
+def _sizes(x: Tensor, mask: str | None, parity: int) -> tuple[int, int, int]:
+    """(batch size, channels, sites) of what is normalised."""
+    return x.shape[0], *rest_of(x, mask, parity)
 
 
-def _compiled(launch: Launch) -> Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]]:
+def _odd(x: Tensor, mask: str | None) -> bool:
+    """Whether the halves differ in size."""
+    return mask == "checkerboard" and math.prod(x.shape[2:]) % 2 == 1
+
+
+def _compiled(launch: Launch, halves: bool) -> Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]]:
+    """The op by a kernel, which can normalise one of two equal halves, or not."""
+
     def run(
-        x: Tensor, log_det: Tensor, mean: Tensor | None, var: Tensor | None, eps: float
+        x: Tensor,
+        log_det: Tensor,
+        mean: Tensor | None,
+        var: Tensor | None,
+        eps: float,
+        mask: str | None,
+        parity: int,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        if mask is not None and (not halves or _odd(x, mask)):
+            return KERNELS["batch_norm"]["reference"](x, log_det, mean, var, eps, mask, parity)
         x, last = dense(x)
+        sizes = _sizes(x, mask, parity)
         dtype, of_batch = wide(x.dtype), mean is None or var is None
         log_det = cast(log_det, torch.promote_types(log_det.dtype, dtype)).contiguous()
         if mean is None or var is None:
-            mean, var = (x.new_empty(x.shape[1], dtype=dtype) for _ in range(2))
+            mean, var = (x.new_empty(sizes[1], dtype=dtype) for _ in range(2))
         else:
             mean, var = own(mean, dtype), own(var, dtype)
         y, out = empty_like(x, last), empty_like(log_det)
         launch(
             (y, out, mean, var, x, log_det),
-            *_sizes(x),
+            *sizes,
             last,
             of_batch,
             eps,
+            *((mask, parity, x.shape[-1]) if halves else ()),
             DTYPES[x.dtype] | DTYPES[log_det.dtype] << 2,
         )
         return y, out, mean, var
@@ -60,23 +88,49 @@ def _compiled(launch: Launch) -> Callable[..., tuple[Tensor, Tensor, Tensor, Ten
     return run
 
 
-def _compiled_backward(launch: Launch) -> Callable[..., Tensor]:
+def _compiled_backward(launch: Launch, halves: bool) -> Callable[..., Tensor]:
     def run(
-        grad_y: Tensor, grad_log_det: Tensor, x: Tensor, mean: Tensor, var: Tensor, eps: float, batch: bool
+        grad_y: Tensor,
+        grad_log_det: Tensor,
+        x: Tensor,
+        mean: Tensor,
+        var: Tensor,
+        eps: float,
+        mask: str | None,
+        parity: int,
+        batch: bool,
     ) -> Tensor:
+        if mask is not None and (not halves or _odd(x, mask)):
+            return KERNELS["batch_norm_backward"]["reference"](
+                grad_y, grad_log_det, x, mean, var, eps, mask, parity, batch
+            )
         x, last = dense(x)
         dtype, grad_x = wide(x.dtype), empty_like(x, last)
         others = (cast(t, dtype).contiguous() for t in (mean, var))
         tensors = grad_x, dense_as(grad_y, last), cast(grad_log_det, dtype).contiguous(), x, *others
-        launch(tensors, *_sizes(x), last, batch, eps, DTYPES[x.dtype])
+        others = (mask, parity, x.shape[-1]) if halves else ()
+        launch(tensors, *_sizes(x, mask, parity), last, batch, eps, *others, DTYPES[x.dtype])
         return grad_x
 
     return run
 
 
 def _fallback_backward(
-    grad_y: Tensor, grad_log_det: Tensor, x: Tensor, mean: Tensor, var: Tensor, eps: float, batch: bool
+    grad_y: Tensor,
+    grad_log_det: Tensor,
+    x: Tensor,
+    mean: Tensor,
+    var: Tensor,
+    eps: float,
+    mask: str | None,
+    parity: int,
+    batch: bool,
 ) -> Tensor:
+    if mask is not None:
+        kept, grad_y = mask_pack(grad_y, mask, parity)
+        x, size = mask_pack(x, mask, parity)[1], x.shape[2:]
+        rest = _fallback_backward(grad_y, grad_log_det, x, mean, var, eps, None, 0, batch)
+        return mask_unpack(kept, rest, mask, parity, size)
     dtype, dims = wide(x.dtype), other_dims(x)
     scale = (var.to(dtype) + eps).rsqrt()
     grad = grad_y.to(dtype)
@@ -88,31 +142,48 @@ def _fallback_backward(
 
 
 def _reference_backward(
-    grad_y: Tensor, grad_log_det: Tensor, x: Tensor, mean: Tensor, var: Tensor, eps: float, batch: bool
+    grad_y: Tensor,
+    grad_log_det: Tensor,
+    x: Tensor,
+    mean: Tensor,
+    var: Tensor,
+    eps: float,
+    mask: str | None,
+    parity: int,
+    batch: bool,
 ) -> Tensor:
     """The backward with its dependence on x through the batch's statistics, which are saved without a graph."""
     if batch:
-        mean, var = statistics(x.to(wide(x.dtype)), None, None)
-    return _fallback_backward(grad_y, grad_log_det, x, mean, var, eps, batch)
+        half = x if mask is None else reference_mask_pack(x, mask, parity)[1]
+        mean, var = statistics(half.to(wide(x.dtype)), None, None)
+    return _fallback_backward(grad_y, grad_log_det, x, mean, var, eps, mask, parity, batch)
 
 
 def _fake(
-    x: Tensor, log_det: Tensor, mean: Tensor | None, var: Tensor | None, eps: float
+    x: Tensor, log_det: Tensor, mean: Tensor | None, var: Tensor | None, eps: float, mask: str | None, parity: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     dtype = wide(x.dtype)
-    used = [x.new_empty(x.shape[1], dtype=dtype) for _ in range(2)]
+    used = [x.new_empty(_sizes(x, mask, parity)[1], dtype=dtype) for _ in range(2)]
     out = log_det.new_empty(log_det.shape, dtype=torch.promote_types(log_det.dtype, dtype))
     return empty_like(x, dense(x)[1]), out, used[0], used[1]
 
 
 def _fake_backward(
-    grad_y: Tensor, grad_log_det: Tensor, x: Tensor, mean: Tensor, var: Tensor, eps: float, batch: bool
+    grad_y: Tensor,
+    grad_log_det: Tensor,
+    x: Tensor,
+    mean: Tensor,
+    var: Tensor,
+    eps: float,
+    mask: str | None,
+    parity: int,
+    batch: bool,
 ) -> Tensor:
     return empty_like(x, dense(x)[1])
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor, Tensor]) -> None:
-    x, log_det, mean, _, ctx.eps = inputs
+    x, log_det, mean, _, *ctx.others = inputs
     ctx.batch, ctx.log_det_dtype = mean is None, log_det.dtype
     ctx.save_for_backward(x, *output[2:])
     ctx.mark_non_differentiable(*output[2:])
@@ -124,28 +195,34 @@ def _differentiate(
 ) -> tuple[Tensor | None, ...]:
     x, mean, var = ctx.saved_tensors
     if grad_y is None and grad_log_det is None:
-        return (None,) * 5
+        return (None,) * 7
     grad_y = torch.zeros_like(x) if grad_y is None else grad_y
     grad_log_det = mean.new_zeros(x.shape[:1]) if grad_log_det is None else grad_log_det
-    grad_x = backward(grad_y, grad_log_det, x, mean, var, ctx.eps, ctx.batch)
-    return grad_x, cast(grad_log_det, ctx.log_det_dtype), None, None, None
+    grad_x = backward(grad_y, grad_log_det, x, mean, var, *ctx.others, ctx.batch)
+    return grad_x, cast(grad_log_det, ctx.log_det_dtype), *[None] * 5
 
 
 _batch_norm = register(
     "batch_norm",
-    "batch_norm(Tensor x, Tensor log_det, Tensor? mean, Tensor? var, float eps) -> (Tensor, Tensor, Tensor, Tensor)",
+    "batch_norm(Tensor x, Tensor log_det, Tensor? mean, Tensor? var, float eps, str? mask, int parity)"
+    " -> (Tensor, Tensor, Tensor, Tensor)",
     reference=reference,
     fake=_fake,
-    kernels=kernels(_compiled, cpp=cpp("batch_norm"), triton=triton("batch_norm", "batch_norm")),
+    kernels=[
+        *kernels(partial(_compiled, halves=False), cpp=cpp("batch_norm")),
+        *kernels(partial(_compiled, halves=True), triton=triton("batch_norm", "batch_norm")),
+    ],
     setup_context=_save,
     backward=Backward(
-        "(Tensor grad_y, Tensor grad_log_det, Tensor x, Tensor mean, Tensor var, float eps, bool batch) -> Tensor",
+        "(Tensor grad_y, Tensor grad_log_det, Tensor x, Tensor mean, Tensor var, float eps, str? mask, int parity,"
+        " bool batch) -> Tensor",
         call=_differentiate,
         reference=_reference_backward,
         fallback=_fallback_backward,
         fake=_fake_backward,
-        kernels=kernels(
-            _compiled_backward, cpp=cpp("batch_norm_backward"), triton=triton("batch_norm", "batch_norm_backward")
-        ),
+        kernels=[
+            *kernels(partial(_compiled_backward, halves=False), cpp=cpp("batch_norm_backward")),
+            *kernels(partial(_compiled_backward, halves=True), triton=triton("batch_norm", "batch_norm_backward")),
+        ],
     ),
 )

@@ -6,10 +6,12 @@ from torch import Tensor
 from pnf.reference._checks import check_floating
 
 
-def check_statistics(op: str, x: Tensor, channels: int, mean: Tensor | None, var: Tensor | None) -> None:
-    """Raise unless mean and var are given for each channel, or x has entries to compute them from."""
+def check_statistics(
+    op: str, x: Tensor, channels: int, mean: Tensor | None, var: Tensor | None, entries: int | None = None
+) -> None:
+    """Raise unless mean and var are given for each channel, or x has entries of it, by default all of x."""
     if mean is None and var is None:
-        if channels and x.numel() == 0:
+        if channels and (x.numel() if entries is None else entries) == 0:
             raise ValueError(
                 f"{op}: x must have at least one entry per channel, or mean and var be given, got {list(x.shape)}"
             )

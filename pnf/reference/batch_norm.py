@@ -10,6 +10,7 @@ from torch import Tensor
 from pnf.reference._channels import check_statistics, per_channel, statistics
 from pnf.reference._checks import check_floating
 from pnf.reference._precision import widen
+from pnf.reference.masking import check_mask, mask_pack, mask_unpack, rest_of
 
 
 def batch_norm(
@@ -18,27 +19,31 @@ def batch_norm(
     mean: Tensor | None = None,  # [C]
     var: Tensor | None = None,  # [C]
     eps: float = 1e-4,
+    mask: str | None = None,
+    parity: int = 0,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Normalise each channel: ``y = (x - mean) / sqrt(var + eps)``, ``log_det - sites / 2 * sum(log(var + eps))``.
 
     ``sites`` is the number of entries of a channel in one example. By default ``mean`` and ``var`` are those of the
     batch, over all dims except the channels, and gradients flow through them. This variance is biased. Given ones are
-    constants.
+    constants. With a mask the half that it keeps stays as it is, and all else is said of the other half.
 
     Args:
         x: ``[B, C, *spatial]``, floating.
         log_det: ``[B]`` in nats. The log-determinant is added to it.
-        mean, var: ``[C]``, floating, both or neither.
+        mean, var: ``[C]``, or ``[C / 2]`` with a channel mask; floating, both or neither.
         eps: added to the variance.
+        mask: ``"checkerboard"``, ``"channel"`` or None, see :func:`mask_pack`.
+        parity: 0 or 1, the half to keep.
 
     Returns:
         ``y`` of the shape and dtype of x, ``log_det`` ``[B]`` in float32 or wider, and the ``mean`` and ``var`` used,
-        ``[C]`` in float32 or wider, in new memory and without a gradient.
+        of their shape in float32 or wider, in new memory and without a gradient.
 
     Raises:
         TypeError: an argument is no floating tensor.
-        ValueError: the shapes do not fit together, only one of ``mean`` and ``var`` is given, or x has no entries and
-            neither is given.
+        ValueError: the shapes do not fit together, only one of ``mean`` and ``var`` is given, neither is given where
+            nothing is to be normalised, or the mask is unknown or does not fit x.
 
     Example:
         >>> import torch
@@ -47,7 +52,11 @@ def batch_norm(
         >>> y, log_det  # 2 sites * -log(2)
         (tensor([[[-1.,  1.]]]), tensor([-1.3863]))
     """
-    check_batch_norm(x, log_det, mean, var)
+    check_batch_norm(x, log_det, mean, var, mask, parity)
+    if mask is not None:
+        kept, rest = mask_pack(x, mask, parity)
+        rest, log_det, mean, var = batch_norm(rest, log_det, mean, var, eps)
+        return mask_unpack(kept, rest, mask, parity, x.shape[2:]), log_det, mean, var
     each = widen(x)
     mean, var = statistics(each, mean, var)
     y = (each - per_channel(mean, x)) * per_channel((var + eps).rsqrt(), x)
@@ -55,7 +64,9 @@ def batch_norm(
     return y.to(x.dtype), log_det + gain, mean.detach(), var.detach()
 
 
-def check_batch_norm(x: Tensor, log_det: Tensor, mean: Tensor | None, var: Tensor | None) -> None:
+def check_batch_norm(
+    x: Tensor, log_det: Tensor, mean: Tensor | None, var: Tensor | None, mask: str | None, parity: int
+) -> None:
     """Raise the errors that :func:`batch_norm` documents."""
     op = "batch_norm"
     for name, tensor in (("x", x), ("log_det", log_det)):
@@ -64,4 +75,7 @@ def check_batch_norm(x: Tensor, log_det: Tensor, mean: Tensor | None, var: Tenso
         raise ValueError(f"{op}: x must be [B, C, ...], got {list(x.shape)}")
     if log_det.shape != x.shape[:1]:
         raise ValueError(f"{op}: log_det must be [{x.shape[0]}], got {list(log_det.shape)}")
-    check_statistics(op, x, x.shape[1], mean, var)
+    if mask is not None:
+        check_mask(op, x, mask, parity)
+    channels, sites = rest_of(x, mask, parity)
+    check_statistics(op, x, channels, mean, var, x.shape[0] * sites)

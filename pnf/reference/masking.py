@@ -12,6 +12,7 @@ sites have parity 0. Packed halves of a channel mask are ``[B, C / 2, *spatial]`
 Source: Dinh, Sohl-Dickstein and Bengio, "Density estimation using Real NVP" (2016), section 3.4.
 """
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -184,6 +185,14 @@ def check_mask(op: str, x: Tensor, mask: str, parity: int) -> None:
             raise ValueError(f"{op}: x must be [B, C, ...] with an even number of channels, got {list(x.shape)}")
     elif x.dim() not in (3, 4):
         raise ValueError(f"{op}: x must be [B, C, D] or [B, C, H, W] for a checkerboard, got {list(x.shape)}")
+
+
+def rest_of(x: Tensor, mask: str | None, parity: int) -> tuple[int, int]:
+    """The channels and the sites of the half that a mask does not keep; those of x without one."""
+    channels, sites = x.shape[1], math.prod(x.shape[2:])
+    if mask == "channel":
+        return channels // 2, sites
+    return channels, sites if mask is None else (sites + parity) // 2
 
 
 def check_condition(op: str, x: Tensor, condition: Tensor) -> None:

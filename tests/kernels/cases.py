@@ -155,20 +155,30 @@ def batch_norm_relu(batch: bool) -> list[Case]:
     ]
 
 
-def batch_norm(batch: bool) -> list[Case]:
+def batch_norm(batch: bool, mask: str | None = None) -> list[Case]:
     mode = "batch" if batch else "given"
 
+    def given(x: Meta, s: Shape) -> list[Any]:
+        channels = s[1] // 2 if mask == "channel" else s[1]
+        return [x.wide(channels), x.wide(channels)]
+
     def forward(x: Meta, s: Shape) -> list[Any]:
-        return [x(*s), x.wide(s[0]), *([None, None] if batch else [x.wide(s[1]), x.wide(s[1])]), 1e-4]
+        return [x(*s), x.wide(s[0]), *([None, None] if batch else given(x, s)), 1e-4, mask, 0]
 
     def backward(x: Meta, s: Shape) -> list[Any]:
-        return [x(*s), x.wide(s[0]), x(*s), x.wide(s[1]), x.wide(s[1]), 1e-4, batch]
+        return [x(*s), x.wide(s[0]), x(*s), *given(x, s), 1e-4, mask, 0, batch]
 
     few = dict.fromkeys(("out", "log_det", "grad_log_det"), "one entry for each example")
+    moved, moved_backward = (
+        (3 / 2, 5 / 3) if batch else (1.0, 2 / 3)
+    )  # with given statistics the backward does not read x
+    if mask is not None:
+        few |= dict.fromkeys(("x", "y", "grad_x", "grad_y"), "a checkerboard leaves out every other entry")
+        # One half is read and written once.
+        mode, moved, moved_backward = f"{mask} {mode}", (moved + 1) / 2, (moved_backward + 2 / 3) / 2
     return [
-        Case("batch_norm", forward, mode, moved=3 / 2 if batch else 1.0, narrow=few),
-        # With given statistics x is not read.
-        Case("batch_norm_backward", backward, mode, moved=5 / 3 if batch else 2 / 3, narrow=few),
+        Case("batch_norm", forward, mode, moved=moved, narrow=few),
+        Case("batch_norm_backward", backward, mode, moved=moved_backward, narrow=few),
     ]
 
 
@@ -297,6 +307,8 @@ CASES = [
     *batch_norm(batch=True),
     *(of_channels(case, 8) for case in batch_norm(batch=True)),
     *batch_norm(batch=False),
+    *batch_norm(batch=True, mask="checkerboard"),
+    *batch_norm(batch=True, mask="channel"),
     *residual_network_training(),
     *map(small, residual_network_training()),
     *conditioner_input("checkerboard", "batch"),

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.autograd.functional import jacobian
 from torch.nn import functional
 
-from pnf.reference import batch_norm
+from pnf.reference import batch_norm, mask_pack
 
 EPS = 1e-3
 shapes = pytest.mark.parametrize("shape", [(3, 4, 2, 5), (5, 3, 7), (6, 2)], ids=str)
@@ -53,3 +53,14 @@ def test_first_and_second_derivatives(shape: tuple[int, ...]) -> None:
 def test_statistics_have_no_gradient() -> None:
     x = normal(4, 2, 3).requires_grad_()
     assert not any(t.requires_grad for t in batch_norm(x, torch.zeros(4).double())[2:])
+
+
+@pytest.mark.parametrize("parity", [0, 1])
+@pytest.mark.parametrize(("mask", "shape"), [("checkerboard", (3, 2, 3, 4)), ("channel", (3, 4, 5))], ids=str)
+def test_a_mask_keeps_a_half(mask: str, parity: int, shape: tuple[int, ...]) -> None:
+    x, log_det = normal(*shape), normal(3)
+    y, out, mean, var = batch_norm(x, log_det, eps=EPS, mask=mask, parity=parity)
+    kept, rest = mask_pack(x, mask, parity)
+    assert torch.equal(mask_pack(y, mask, parity)[0], kept)
+    want = batch_norm(rest, log_det, eps=EPS)
+    torch.testing.assert_close((mask_pack(y, mask, parity)[1], out, mean, var), want)

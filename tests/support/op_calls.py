@@ -66,6 +66,9 @@ OPS = {
         lambda m, *t: m.affine_coupling_inverse(*t, "channel", 0), [SMALL, (1, 2, 2, 2), (1,), (1,)]
     ),
     "batch_norm": Op(lambda m, *t: m.batch_norm(*t)[:2], [IMAGE, (2,)]),
+    "batch_norm checkerboard": Op(
+        lambda m, *t: m.batch_norm(*t, mask="checkerboard", parity=1)[:2], [(2, 2, 2, 4), (2,)]
+    ),
     "batch_norm given": Op(
         lambda m, x, log_det, mean, var: m.batch_norm(x, log_det, mean, positive(var))[:2], [IMAGE, *[(2,)] * 3]
     ),
