@@ -138,8 +138,9 @@ def kept_of(channels: int, start: int = 0, width: int = 1, parity: int = 0, boar
 def half_of(channels: int, mask: str, parity: int, width: int) -> Kept:
     """The half that a mask keeps of x, whose checkerboard has an even number of sites, in rows of some width."""
     board = mask == "checkerboard"
-    places = (0, width, parity, 2) if board else (parity * (channels // 2), 1, 0, 1)
-    return Kept(*map(plain, (channels, *places)), tl.constexpr(False), tl.constexpr(True))
+    start, width, parity, step = (0, width, parity, 2) if board else (parity * (channels // 2), 1, 0, 1)
+    places = plain(channels), plain(start), plain(width), plain(parity), plain(step)
+    return Kept(*places, tl.constexpr(False), tl.constexpr(True))
 
 
 @triton.jit

@@ -40,9 +40,16 @@ BLOCK = 1024
 
 
 @triton.jit
+def _entries(i_block, i_tile, tiles, half):
+    """Which entries of a tile of a half exist, and where they lie in x."""
+    _, _, _, m_x, o_x = tile_of_x(i_block, i_tile, tiles, half)
+    return m_x, o_x
+
+
+@triton.jit
 def _copy(y, x, i_block, i_tile, tiles, rest):
     """Copy as many entries of the half that is not normalised."""
-    _, _, _, m_x, o_x = tile_of_x(i_block, i_tile, tiles, rest)
+    m_x, o_x = _entries(i_block, i_tile, tiles, rest)
     tl.store(y + o_x, tl.load(x + o_x, mask=m_x), mask=m_x)
 
 
@@ -75,7 +82,7 @@ def _forward(
         else:
             b_mean, b_scale = given_statistics(mean, var, o_channel, m_channel, EPS)
         for i_tile in range(first, last):
-            _, _, _, m_x, o_x = tile_of_x(i_block, i_tile, tiles, half)
+            m_x, o_x = _entries(i_block, i_tile, tiles, half)
             b_x = wide(tl.load(x + o_x, mask=m_x, other=0.0))
             tl.store(y + o_x, (b_x - b_mean) * b_scale, mask=m_x)
             if MASKED:
@@ -116,7 +123,7 @@ def _sums(
     b_sum = tl.zeros([tiles.ROWS, tiles.COLUMNS], b_mean.dtype)
     b_product = tl.zeros([tiles.ROWS, tiles.COLUMNS], b_mean.dtype)
     for i_tile in range(first, last):
-        _, _, _, m_x, o_x = tile_of_x(i_block, i_tile, tiles, half)
+        m_x, o_x = _entries(i_block, i_tile, tiles, half)
         b_grad = wide(tl.load(grad_y + o_x, mask=m_x, other=0.0))
         b_sum += b_grad
         b_product += tl.where(m_x, b_grad * (wide(tl.load(x + o_x, mask=m_x, other=0.0)) - b_mean), 0.0)
@@ -151,7 +158,7 @@ def _backward(
         # The log-determinant is -sites / 2 * log(var + eps) for each example.
         b_slope += (sum_of(grad_log_det, batch, BLOCK) / batch * b_scale).to(b_scale.dtype)
     for i_tile in range(first, last):
-        _, _, _, m_x, o_x = tile_of_x(i_block, i_tile, tiles, half)
+        m_x, o_x = _entries(i_block, i_tile, tiles, half)
         b_grad = wide(tl.load(grad_y + o_x, mask=m_x, other=0.0))
         if BATCH:
             b_centred = wide(tl.load(x + o_x, mask=m_x, other=0.0)) - b_mean

@@ -6,7 +6,9 @@ normalisation runs layer by layer, as in :mod:`pnf.flows.networks`, and so does 
 
 from __future__ import annotations  # up to 2.9, torch.compile cannot trace a nested function's `Tensor | None`
 
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -20,7 +22,7 @@ from pnf.flows.networks import NETWORK_EPS, Block, Conv2d, InputNorm, Linear, We
 from pnf.flows.transforms import transformed
 from pnf.ops._processor import LINEAR_BY_LIBRARY
 from pnf.ops.convolution import convolution_backward, has_kernel, widened
-from pnf.ops.residual_network import run_blocks
+from pnf.ops.residual_network import biases_before, residual_network_centred, run_blocks
 
 
 class ResidualNetwork(networks.ResidualNetwork):
@@ -34,19 +36,18 @@ class ResidualNetwork(networks.ResidualNetwork):
         parts = None if transformed() else self._parts(x)
         if parts is None:
             return super().forward(x, condition)
-        (layers, after), norms = parts, _Norms()
+        (layers, after), norms = parts, _norms()
         directions, magnitudes = [layer.direction for layer in layers], [layer.magnitude for layer in layers]
         biases = [layer.bias for layer in layers]
         norm_layers = [layer for layer in after if isinstance(layer, nn.BatchNorm2d)]
         affine = [cast("Tensor", p) for layer in norm_layers for p in (layer.weight, layer.bias)]
         if _learns_on_gpu(x, layers, after):
             weights = ops.weight_norm(directions, magnitudes)
-            y, *found = ops.residual_network_training(
-                self._input(x, condition, norms), weights, biases, affine, NETWORK_EPS
-            )
-            for layer, mean, var in zip(norm_layers, *(t.unbind() for t in found), strict=True):
-                norms.used(layer, mean, var, x)
-            norms.track()
+            y, *found = residual_network_centred(self._input(x, condition, norms), weights, biases, affine, NETWORK_EPS)
+            columns = norm_layers, *(t.unbind() for t in found), biases_before(biases)
+            for layer, mean, var, added in zip(*columns, strict=True):
+                norms.used(layer, mean, var, x, added)
+            norms.end()
             return y
         in_one = self._in_one(x, after)
         count = 1 if in_one else len(layers)
@@ -65,7 +66,7 @@ class ResidualNetwork(networks.ResidualNetwork):
             y, statistics = plan.run(h, parameters, [])
         for layer, (mean, var) in zip(norm_layers, statistics, strict=True):
             norms.used(layer, mean, var, h)
-        norms.track()
+        norms.end()
         return y
 
     def _parts(self, x: Tensor) -> tuple[list[WeightNormConv2d], list[nn.Module]] | None:
@@ -268,29 +269,76 @@ class _Residual(torch.autograd.Function):
 
 
 class _Norms:
-    """The batch normalisations of a network, which update their running statistics together."""
+    """Batch normalisations whose running statistics are updated together.
 
-    def __init__(self) -> None:
-        self.batches: list[tuple[nn.BatchNorm2d, Tensor, Tensor, float]] = []
+    Args:
+        shared: whether those of several networks are.
+    """
+
+    def __init__(self, shared: bool = False) -> None:
+        self.shared = shared
+        self.batches: dict[nn.BatchNorm2d, tuple[Tensor, Tensor, float, Sequence[Tensor]]] = {}
 
     def given(self, layer: nn.BatchNorm2d) -> tuple[Tensor | None, Tensor | None]:
         return (None, None) if layer.training else (layer.running_mean, layer.running_var)
 
-    def used(self, layer: nn.BatchNorm2d, mean: Tensor | None, var: Tensor | None, x: Tensor) -> None:
+    def used(
+        self, layer: nn.BatchNorm2d, mean: Tensor | None, var: Tensor | None, x: Tensor, added: Sequence[Tensor] = ()
+    ) -> None:
+        """Note the statistics of a batch x; to its mean some vectors are to be added."""
         if layer.training and mean is not None and var is not None:
+            if layer in self.batches:
+                self.track()  # a layer of several networks
             n = x.numel() // x.shape[1]
-            self.batches.append((layer, mean, var, n / max(n - 1, 1)))
+            self.batches[layer] = mean, var, n / max(n - 1, 1), added
+
+    def end(self) -> None:
+        """Track what a network used, unless other networks follow."""
+        if not self.shared:
+            self.track()
 
     def track(self) -> None:
         """Update the running statistics as PyTorch's layers do, with the unbiased variance."""
-        if not self.batches:
-            return
-        layers, means, variances, ratios = (list(column) for column in zip(*self.batches, strict=True))
-        momentum = layers[0].momentum
-        with torch.no_grad():
-            kept = [layer.running_mean for layer in layers] + [layer.running_var for layer in layers]
-            torch._foreach_lerp_(kept, [*means, *torch._foreach_mul(variances, ratios)], momentum)
-            torch._foreach_add_([layer.num_batches_tracked for layer in layers], 1)
+        for momentum in dict.fromkeys(cast("float", layer.momentum) for layer in self.batches):
+            layers = [layer for layer in self.batches if layer.momentum == momentum]
+            means, variances, ratios, added = (
+                list(column) for column in zip(*(self.batches[layer] for layer in layers), strict=True)
+            )
+            running = [cast("Tensor", layer.running_mean) for layer in layers]
+            with torch.no_grad():
+                kept = running + [cast("Tensor", layer.running_var) for layer in layers]
+                torch._foreach_lerp_(kept, [*means, *torch._foreach_mul(variances, ratios)], momentum)
+                for i in range(max(map(len, added))):
+                    several = [(mean, found[i]) for mean, found in zip(running, added, strict=True) if len(found) > i]
+                    torch._foreach_add_(*map(list, zip(*several, strict=True)), alpha=momentum)
+                torch._foreach_add_([cast("Tensor", layer.num_batches_tracked) for layer in layers], 1)
+        self.batches.clear()
+
+
+class _Open(threading.local):
+    """What :func:`tracked_together` collects, in each thread."""
+
+    norms: _Norms | None = None
+
+
+_OPEN = _Open()
+
+
+def _norms() -> _Norms:
+    """Where a network notes its statistics."""
+    return _Norms() if torch.compiler.is_compiling() or _OPEN.norms is None else _OPEN.norms
+
+
+@contextmanager
+def tracked_together() -> Iterator[None]:
+    """Update the running statistics of all networks that run inside of it at its end, by few launches."""
+    before, norms = _OPEN.norms, _Norms(shared=True)
+    _OPEN.norms = norms
+    try:
+        yield
+    finally:
+        _OPEN.norms = before
+    norms.track()
 
 
 class ConvNetwork(networks.ConvNetwork):

@@ -108,8 +108,8 @@ def _compiled_backward(launch: Launch, halves: bool) -> Callable[..., Tensor]:
         dtype, grad_x = wide(x.dtype), empty_like(x, last)
         others = (cast(t, dtype).contiguous() for t in (mean, var))
         tensors = grad_x, dense_as(grad_y, last), cast(grad_log_det, dtype).contiguous(), x, *others
-        others = (mask, parity, x.shape[-1]) if halves else ()
-        launch(tensors, *_sizes(x, mask, parity), last, batch, eps, *others, DTYPES[x.dtype])
+        half = (mask, parity, x.shape[-1]) if halves else ()
+        launch(tensors, *_sizes(x, mask, parity), last, batch, eps, *half, DTYPES[x.dtype])
         return grad_x
 
     return run

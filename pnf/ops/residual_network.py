@@ -23,7 +23,13 @@ from pnf.ops.convolution import filter_has_kernel, filter_sizes
 from pnf.ops.convolution import reference_backward as convolution_reference_backward
 from pnf.ops.weight_norm import filled, given, placed
 from pnf.reference._precision import wide
-from pnf.reference.residual_network import check_residual_network, check_residual_network_training, residual_layers
+from pnf.reference.residual_network import biases_before as biases_before
+from pnf.reference.residual_network import (
+    check_residual_network,
+    check_residual_network_training,
+    residual_layers,
+    true_means,
+)
 from pnf.reference.residual_network import residual_network as reference
 from pnf.reference.residual_network import residual_network_training as training_reference
 from pnf.reference.residual_network import run_blocks as run_blocks
@@ -129,11 +135,19 @@ def residual_network_training(
     eps: float = 1e-4,
 ) -> tuple[Tensor, Tensor, Tensor]:
     check_residual_network_training(x, weights, biases, norms)
+    y, centres, variances = residual_network_centred(x, weights, biases, norms, eps)
+    return y, true_means(centres, biases), variances
+
+
+def residual_network_centred(
+    x: Tensor, weights: Tensors, biases: Tensors, norms: Tensors, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As :func:`residual_network_training`, with means that lack the :func:`biases_before`."""
     device = x.device.type
     if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
         x = x.to(torch.get_autocast_dtype(device))
-    y, means, variances, *_ = _training(x, list(weights), list(biases), list(norms), eps)
-    return y, means, variances
+    y, variances, centres, *_ = _training(x, list(weights), list(biases), list(norms), eps)
+    return y, centres, variances
 
 
 def _fake_training(x: Tensor, weights: Tensors, biases: Tensors, norms: Tensors, eps: float) -> list[Tensor]:
@@ -142,22 +156,25 @@ def _fake_training(x: Tensor, weights: Tensors, biases: Tensors, norms: Tensors,
     def image(channels: int) -> Tensor:
         return empty(x, (x.shape[0], channels, *x.shape[2:]), True)
 
-    statistics = [x.new_empty(2 * blocks + 1, hidden, dtype=dtype) for _ in range(3)]
+    statistics = [x.new_empty(2 * blocks + 1, hidden, dtype=dtype) for _ in range(2)]
     return [
         image(weights[-1].shape[0]),
         *statistics,
         image((blocks + 1) * hidden),
-        *(image(hidden) for _ in range(2 + 3 * blocks)),
+        image(hidden),
+        image(hidden),
+        x.new_empty(hidden, (blocks + 1) * hidden),
+        *(image(hidden) for _ in range(3 * blocks)),
     ]
 
 
 def _run_training(state: Launch, norm: Launch) -> Callable[..., list[Tensor]]:
     def run(x: Tensor, weights: Tensors, biases: Tensors, norms: Tensors, eps: float) -> list[Tensor]:
         common_device("residual_network_training", [x, *weights, *biases, *norms])
-        y, means, variances, centres, states, out, last, *between = _fake_training(x, weights, biases, norms, eps)
+        y, variances, centres, states, out, last, skips, *between = _fake_training(x, weights, biases, norms, eps)
         x, weights, sizes = _last(x), _as(weights, x.dtype), _sizes(out)
         hidden, blocks, of = out.shape[1], len(between) // 3, states.shape[1]
-        norms, biases = _vectors(norms, means.dtype), _vectors(biases, x.dtype)
+        norms, biases = _vectors(norms, centres.dtype), _vectors(biases, x.dtype)
         h = states[:, :hidden]
         z, before, added = _convolution(x, weights[0]), h, False
         for i in range(blocks + 1):
@@ -173,14 +190,11 @@ def _run_training(state: Launch, norm: Launch) -> Callable[..., list[Tensor]]:
             norm(tensors, *sizes, True, True, eps, DTYPES[x.dtype])
             z = _convolution(second, b)
             before, h, added = h, states[:, (i + 1) * hidden : (i + 2) * hidden], True
-        offset = torch.stack(biases[1:-1:3]).sum(0)
-        torch.addmm(offset, _matrix(states), _side_by_side(weights[1:-1:3]).t(), out=_matrix(out))
+        torch.cat([weight.flatten(1) for weight in weights[1:-1:3]], 1, out=skips)
+        torch.mm(_matrix(states), skips.t(), out=_matrix(out))
         norm((last, centres[-1], variances[-1], out, *norms[-2:]), *sizes, True, True, eps, DTYPES[x.dtype])
         torch.addmm(biases[-1], _matrix(last), weights[-1].flatten(1).t(), out=_matrix(y))
-        means.copy_(centres)
-        if blocks:
-            torch._foreach_add_(list(means[1::2]), _vectors(biases[2:-1:3], means.dtype))
-        return [y, means, variances, centres, states, out, last, *between]
+        return [y, variances, centres, states, out, last, skips, *between]
 
     return run
 
@@ -219,11 +233,6 @@ def _sizes(x: Tensor) -> tuple[int, int, int]:
 def _matrix(x: Tensor) -> Tensor:
     """The view ``[B * H * W, C]`` of a tensor whose channels are last in memory."""
     return x.movedim(1, -1).view(-1, x.shape[1])
-
-
-def _side_by_side(weights: Tensors) -> Tensor:
-    """The matrix ``[outputs, layers * inputs]`` of 1x1 convolutions."""
-    return torch.cat([weight.flatten(1) for weight in weights], 1)
 
 
 def _fake_training_backward(
@@ -266,8 +275,9 @@ def _run_training_backward(state: Launch, norm: Launch) -> Callable[..., list[Te
         of_input: bool,
     ) -> list[Tensor]:
         common_device("residual_network_training_backward", [grad_y, x, *weights, *biases, *norms, *layers])
-        statistics, (states, out, last, *between) = _as(layers[:3], wide(x.dtype)), map(_last, layers[3:])
-        _, variances, centres = (t.contiguous() for t in statistics)
+        variances, centres = (t.contiguous() for t in _as(layers[:2], wide(x.dtype)))
+        states, out, last = map(_last, layers[2:5])
+        skips, between = layers[5].contiguous(), [_last(layer) for layer in layers[6:]]
         kernels = _as(weights, x.dtype)
         sizes, hidden, blocks, dtype = _sizes(out), out.shape[1], len(between) // 3, DTYPES[x.dtype]
         gains = _vectors(norms, centres.dtype)
@@ -285,7 +295,7 @@ def _run_training_backward(state: Launch, norm: Launch) -> Callable[..., list[Te
         grad_y = _matrix(_last(grad_y))
         grad_last = grad_y.t() @ _matrix(last)
         grad_out = through_norm(_image(grad_y @ kernels[-1].flatten(1), out), out, 2 * blocks)
-        skips, grad_out = _side_by_side(kernels[1:-1:3]), _matrix(grad_out)
+        grad_out = _matrix(grad_out)
         grad_skips = (grad_out.t() @ _matrix(states)).view(hidden, blocks + 1, hidden).transpose(0, 1)
         through_skips = _image(grad_out @ skips[:, : blocks * hidden], out) if blocks else out
         grad, squares = _image(grad_out @ skips[:, blocks * hidden :], out), []
@@ -344,7 +354,7 @@ def _reference_training_backward(
 ) -> list[Tensor]:
     """The backward layer by layer, with its dependence on x through all layers, which are saved without a graph."""
     kernels, count = [w.to(x.dtype) for w in weights], len(norms) // 2
-    _, _, _, _, states, out, last, *between = residual_layers(x, weights, biases, norms, eps)
+    _, _, _, states, out, last, _, *between = residual_layers(x, weights, biases, norms, eps)
     of_norms: list[tuple[Tensor, Tensor]] = []
 
     def through_norm(grad: Tensor, x: Tensor, i: int) -> Tensor:

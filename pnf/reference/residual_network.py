@@ -130,8 +130,8 @@ def residual_network_training(
         (torch.Size([2, 6, 8, 8]), torch.Size([3, 4]))
     """
     check_residual_network_training(x, weights, biases, norms)
-    y, means, variances, *_ = residual_layers(x, weights, biases, norms, eps)
-    return y, means.detach(), variances.detach()
+    y, variances, centres, *_ = residual_layers(x, weights, biases, norms, eps)
+    return y, true_means(centres.detach(), biases), variances.detach()
 
 
 def residual_layers(
@@ -140,11 +140,13 @@ def residual_layers(
     """The results of :func:`residual_network_training`, and what its gradients need.
 
     Returns:
-        y, the means, the variances, the means without the biases of each block's ``a``, the states h one after another
-        in dim 1, out and its normalisation, and for each block the first normalisation, what ``a`` makes of it without
-        a bias, and the second normalisation.
+        y, the variances, the means without the :func:`biases_before`, the states h one after another in dim 1, out
+        and its normalisation, the weights of the skip connections side by side ``[hidden, (blocks + 1) * hidden]``,
+        and for each block the first normalisation, what ``a`` makes of it and the second normalisation. What ``a``
+        and the skip connections make is without their biases.
     """
     weights, biases = [w.to(x.dtype) for w in weights], [b.to(x.dtype) for b in biases]
+    zero = torch.zeros_like(biases[1])
     statistics: list[tuple[Tensor, Tensor]] = []
 
     def normed(x: Tensor) -> Tensor:
@@ -154,23 +156,37 @@ def residual_layers(
         return y
 
     h = convolution(x, weights[0], biases[0])
-    out = convolution(h, weights[1], biases[1])
+    out = convolution(h, weights[1], zero)
     states, between = [h], []
     for i in range(2, len(weights) - 1, 3):
         first = normed(h)
-        inner = convolution(first, weights[i], torch.zeros_like(biases[i]))
+        inner = convolution(first, weights[i], zero)
         second = normed(inner)
         h = convolution(second, weights[i + 1], biases[i + 1], h)
-        out = convolution(h, weights[i + 2], biases[i + 2], out)
+        out = convolution(h, weights[i + 2], zero, out)
         states.append(h)
         between += [first, inner, second]
     last = normed(out)
     y = convolution(last, weights[-1], biases[-1])
-    centres, variances = (list(column) for column in zip(*statistics, strict=True))
-    means = list(centres)
-    means[1::2] = [mean + bias for mean, bias in zip(means[1::2], biases[2:-1:3], strict=True)]
-    stacked = (torch.stack(column) for column in (means, variances, centres))
-    return [y, *stacked, torch.cat(states, 1), out, last, *between]
+    centres, variances = (torch.stack(column) for column in zip(*statistics, strict=True))
+    skips = torch.cat([weight.flatten(1) for weight in weights[1:-1:3]], 1)
+    return [y, variances, centres, torch.cat(states, 1), out, last, skips, *between]
+
+
+def biases_before(biases: Sequence[Tensor]) -> list[list[Tensor]]:
+    """For each normalisation the biases that change nothing but its mean, and which are added to that."""
+    blocks = len(biases) // 3 - 1
+    of_blocks = [found for i in range(blocks) for found in ([], [biases[3 * i + 2]])]
+    return [*of_blocks, list(biases[1:-1:3])]
+
+
+def true_means(centres: Tensor, biases: Sequence[Tensor]) -> Tensor:
+    """The means of what was normalised, from those without the :func:`biases_before`."""
+    added = [
+        sum((bias.detach().to(centre.dtype) for bias in found), centre)
+        for centre, found in zip(centres, biases_before(biases), strict=True)
+    ]
+    return torch.stack(added)
 
 
 def check_residual_network(

@@ -146,6 +146,12 @@ def parametrized(flow: nn.Module) -> None:
         parametrizations.weight_norm(layer, "direction")
 
 
+def shared(flow: nn.Module) -> None:
+    first, *others = [m for m in flow.modules() if isinstance(m, ResidualNetwork)]
+    for network in others:
+        network.blocks, network.out_norm = first.blocks, first.out_norm
+
+
 class Half(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x / 2
@@ -189,6 +195,7 @@ RESIDUAL: dict[str, Callable[[nn.Module], None]] = {
     "spectral norm": with_spectral_norm,
     "parametrized": parametrized,
     "parametrized norms": halved_weights,
+    "shared by networks": shared,
 }
 
 

@@ -265,8 +265,9 @@ def residual_network_training() -> list[Case]:
         return [*layers(x, s, 1), 1e-4]
 
     def backward(x: Meta, s: Shape) -> list[Any]:
-        statistics, states = [x.wide(3, s[1]) for _ in range(3)], x(s[0], 2 * s[1], *s[2:])
-        return [x(*s), *layers(x, s, 1), [*statistics, states, *(x(*s) for _ in range(5))], 1e-4, True]
+        statistics, states = [x.wide(3, s[1]) for _ in range(2)], x(s[0], 2 * s[1], *s[2:])
+        kept = [*statistics, states, x(*s), x(*s), x(s[1], 2 * s[1]), *(x(*s) for _ in range(3))]
+        return [x(*s), *layers(x, s, 1), kept, 1e-4, True]
 
     # The bytes are those of the convolutions and products, too.
     last = "the channels are last here, and few"
