@@ -39,7 +39,7 @@ def halve(
     (a, b), (p, q) = _pair(whole, dim), _pair(scaled - whole, dim)
     gap = p - q
     width = 1 - gap.abs()
-    v = (torch.minimum(p, q) / width.clamp(min=_LEAST)).clamp(0, 1)
+    v = _within_bounds(torch.minimum(p, q) / width.clamp(min=_LEAST))
     w = gap * (1 + width)
     coarser = (a + b + v) / (2 * levels - 1)
     return coarser, _unpair((a + (1 + w) / 2) / levels, (b + (1 - w) / 2) / levels, dim)
@@ -62,7 +62,7 @@ def double(
     """Invert :func:`halve`."""
     scaled = (2 * levels - 1) * coarser
     total = scaled.detach().floor().clamp(0, 2 * levels - 2)
-    v = (scaled - total).clamp(0, 1)
+    v = _within_bounds(scaled - total)
     first = levels * _pair(pairs, dim)[0]
     a = torch.maximum(torch.minimum(first.detach().floor(), total), torch.zeros_like(total)).clamp(max=levels - 1)
     a = torch.maximum(a, total - (levels - 1))
@@ -71,7 +71,12 @@ def double(
     least = v * width
     gap = w / (1 + width)
     first, second = a + least + gap.relu(), total - a + least + (-gap).relu()
-    return _unpair(first / levels, second / levels, dim).clamp(0, 1)
+    return _within_bounds(_unpair(first / levels, second / levels, dim))
+
+
+def _within_bounds(x: Tensor) -> Tensor:
+    """``x.clamp(0, 1)``, with the gradient of x at 0 and 1 themselves, where ``clamp`` has none from PyTorch 2.15 on."""
+    return torch.where(x < 0, 0, torch.where(x > 1, 1, x))
 
 
 def _pair(x: Tensor, dim: int) -> tuple[Tensor, Tensor]:

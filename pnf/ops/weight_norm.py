@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pnf.ops._layout import dense, dense_as, empty_like
 from pnf.ops._library import DTYPES, Backward, Launch, cpp, cuda, documented_by, kernels, register
-from pnf.reference._precision import wide
+from pnf.reference._precision import at_least, wide
 from pnf.reference.weight_norm import LEAST_SQUARE, check_weight_norm
 from pnf.reference.weight_norm import weight_norm as reference
 
@@ -98,7 +98,7 @@ def _reference_backward(
         dims = tuple(range(1, x.dim()))
         square = x.square().sum(dims, keepdim=True) if dims else x.square()
         along = (g * x).sum(dims, keepdim=True) if dims else g * x
-        inverse = square.clamp(min=LEAST_SQUARE).rsqrt()
+        inverse = at_least(square, LEAST_SQUARE).rsqrt()
         scale = inverse if magnitude is None else magnitude.to(dtype) * inverse
         # Below its least value, the norm is a constant.
         through = torch.where(square >= LEAST_SQUARE, along * inverse * inverse, 0)

@@ -69,6 +69,18 @@ def test_wholes_and_noise(levels: int, dim: int) -> None:
     assert (coarser - reference.haar_split(x, dim)[0]).abs().max() < 0.5 / levels
 
 
+def test_pixels_without_noise_have_gradients() -> None:
+    """Their noise is 0, a bound of the map: at (p, q) = (0, 1/4), v = p / (1 - q + p) has the slopes 4/3 and 0."""
+    x = torch.tensor([[0, 0.25]], dtype=torch.float64).div(2).requires_grad_()
+    coarser, pairs = lattice.halve(x, 2, -1)
+    assert_close(torch.autograd.grad(coarser.sum(), x)[0], torch.tensor([[8 / 9, 0]], dtype=torch.float64))
+    coarser = coarser.detach().requires_grad_()
+    doubled = lattice.double(coarser, pairs.detach(), 2, -1)
+    assert torch.equal(doubled, x)
+    for pixel in doubled.unbind(-1):
+        assert torch.autograd.grad(pixel.sum(), coarser, retain_graph=True)[0].item() == 9 / 8
+
+
 def test_the_new_noise_is_uniform_and_independent() -> None:
     """The square of the noise of a pair goes onto (0, 1) x (-1, 1), with a constant Jacobian."""
     n, levels = 64, 7
