@@ -75,7 +75,7 @@ def double(
 
 
 def _within_bounds(x: Tensor) -> Tensor:
-    """``x.clamp(0, 1)``, with the gradient of x at 0 and 1 themselves, where ``clamp`` has none from PyTorch 2.15 on."""
+    """``x.clamp(0, 1)``, with the gradient of x at 0 and 1. From PyTorch 2.15 on, ``clamp`` itself has none there."""
     return torch.where(x < 0, 0, torch.where(x > 1, 1, x))
 
 
