@@ -103,7 +103,7 @@ BELOW = {
     "bridges": ("fast", "ops", "flows"),
     "data": ("files",),
     "figures": ("files",),
-    "training": ("fast", "flows", "data", "files", "cuda_graphs", "_signals"),
+    "training": ("fast", "ops", "flows", "data", "files", "cuda_graphs", "_signals"),
     "evaluation": ("training", "fast", "flows", "data", "figures", "files"),
     "experiments": ("evaluation", "training", "flows", "data", "figures", "files"),
     "app": ("evaluation", "training", "flows", "data", "figures"),

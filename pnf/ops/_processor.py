@@ -25,6 +25,10 @@ def _described() -> dict[str, str]:
 _DESCRIBED = _described()
 
 
+NAME = _DESCRIBED.get("model name") or platform.processor() or platform.machine()
+"""The processor's name, as for people."""
+
+
 def _vendor() -> str:
     """The vendor as the processor itself names it, or an empty text."""
     if _DESCRIBED:

@@ -1,6 +1,5 @@
 """A run's processor: its name, its memory, and the arithmetic that likelihoods need of it."""
 
-import platform
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -9,14 +8,14 @@ from typing import Any
 import psutil
 import torch
 
+from pnf.ops._processor import NAME
+
 
 def processor(device: torch.device) -> str:
     """The name of the GPU, or of the CPU."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    info = Path("/proc/cpuinfo")
-    names = [line for line in info.read_text().splitlines() if line.startswith("model name")] if info.exists() else []
-    return names[0].partition(":")[2].strip() if names else platform.processor() or platform.machine()
+    return NAME
 
 
 def free_memory(device: torch.device) -> int:
@@ -52,14 +51,18 @@ def most_memory(device: torch.device) -> int:
     return int(getattr(memory, "peak_wset", memory.rss))
 
 
+def has_fp32_precision() -> bool:
+    """Whether PyTorch has its second interface for the precision of float32, as from 2.9 on."""
+    return hasattr(torch.backends.cudnn, "conv")
+
+
 def exact_arithmetic() -> None:
     """Use full float32 and repeatable convolutions, since likelihoods must not depend on a processor's shortcuts."""
     backends: Any = torch.backends  # PyTorch's stubs lack some of it
     backends.cudnn.allow_tf32 = False
     backends.cuda.matmul.allow_tf32 = False
-    # From 2.9 on PyTorch has a second interface, under which the first one may mean "as elsewhere". To set it last
-    # leaves both readable.
-    if hasattr(backends.cudnn, "conv"):
+    # Under the second interface the first one may mean "as elsewhere". To set it last leaves both readable.
+    if has_fp32_precision():
         cuda = backends.cudnn.conv, backends.cudnn.rnn, backends.cuda.matmul
         for shortcut in (*cuda, backends.mkldnn.conv, backends.mkldnn.matmul):
             shortcut.fp32_precision = "ieee"
@@ -75,7 +78,7 @@ def tensor_float_32(enabled: bool = True) -> Iterator[None]:
     """
     if enabled:
         backends: Any = torch.backends
-        if hasattr(backends.cudnn, "conv"):
+        if has_fp32_precision():
             backends.cudnn.conv.fp32_precision = backends.cuda.matmul.fp32_precision = "tf32"
         else:
             backends.cudnn.allow_tf32 = backends.cuda.matmul.allow_tf32 = True
