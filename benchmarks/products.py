@@ -10,13 +10,11 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from racing import by_turns
 from rich.console import Console
 from rich.table import Table
 
 import pnf.ops  # noqa: F401 - registers the products
-
-ROUNDS = 15
-SECONDS = 2e-3
 
 # Images, inputs, outputs, size of the filter, height and width.
 LAYERS = [
@@ -54,20 +52,6 @@ def calls(batch: int, inputs: int, outputs: int, size: int, height: int, width: 
     return found
 
 
-def race(functions: dict[str, Callable[[], Any]], clock: Callable[[], float]) -> dict[str, float]:
-    """The least seconds of each call."""
-    best = dict.fromkeys(functions, float("inf"))
-    for _ in range(ROUNDS):
-        for name, function in functions.items():
-            function()
-            repeats, start = 0, clock()
-            while not repeats or clock() - start < SECONDS:
-                function()
-                repeats += 1
-            best[name] = min(best[name], (clock() - start) / repeats)
-    return best
-
-
 def main() -> None:
     threads = int(sys.argv[1]) if len(sys.argv) > 1 else 1
     torch.set_num_threads(threads)
@@ -75,7 +59,8 @@ def main() -> None:
     table = Table("layer", "forward", "backward", title=title)
     for layer in LAYERS:
         batch, inputs, outputs, size, height, width = layer
-        found = race(calls(*layer), time.thread_time if threads == 1 else time.perf_counter)
+        durations = by_turns(calls(*layer), time.thread_time if threads == 1 else time.perf_counter)
+        found = {name: min(seconds) for name, seconds in durations.items()}
         flops, cells = 2e-9 * batch * inputs * outputs * size**2 * height * width, []
         for name, work in (("forward", flops), ("backward", 2 * flops)):
             ours, theirs = found[f"{name}, pnf"], found[f"{name}, PyTorch"]

@@ -123,15 +123,22 @@ def race(
     target = torch.empty_like(source)
     runners["copy"] = lambda: target.copy_(source)
 
-    synchronise = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    def now() -> float:
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+    return Race(by_turns(runners, now), moved)
+
+
+def by_turns(runners: dict[str, Call], now: Callable[[], float]) -> dict[str, list[float]]:
+    """The seconds of a call in each round, by the clock ``now``."""
 
     def timed(call: Call, repeats: int) -> float:
-        synchronise()
-        start = time.perf_counter()
+        start = now()
         for _ in range(repeats):
             call()
-        synchronise()
-        return (time.perf_counter() - start) / repeats
+        return (now() - start) / repeats
 
     once = {name: min(timed(call, 1) for _ in range(3)) for name, call in runners.items()}
     repeats = {name: max(1, round(ROUND_SECONDS / seconds)) for name, seconds in once.items()}
@@ -149,7 +156,7 @@ def race(
     finally:
         if collecting:
             gc.enable()
-    return Race(durations, moved)
+    return durations
 
 
 def as_list(out: Any) -> list[Tensor]:
