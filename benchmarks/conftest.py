@@ -14,6 +14,7 @@ from racing import race as run_race
 from torch import Tensor
 
 import pnf
+from pnf._backends import build
 from pnf.training import exact_arithmetic
 
 RACES = pytest.StashKey[dict[tuple[str, ...], Race]]()
@@ -78,11 +79,11 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[REPORTED] = []
 
 
-def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, Any]) -> None:
+def pytest_benchmark_update_machine_info(machine_info: dict[str, Any]) -> None:
     machine_info["torch"] = torch.__version__
     machine_info["pnf"] = pnf.__version__
     machine_info["threads"] = torch.get_num_threads()
-    machine_info["level"] = config.getoption("level") or "newest"
+    machine_info["level"] = build()["level"]
     machine_info["cuda"] = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     machine_info["processor"] = platform.processor()
 
