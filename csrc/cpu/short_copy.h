@@ -1,6 +1,7 @@
 // Copies and zeros of runs of entries: contiguous stretches, often as short as the channels of a pixel.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -83,17 +84,21 @@ inline void zero_run(T* to, int64_t count) {
   with_ends(n, [&](auto ends) { ends.zero(reinterpret_cast<char*>(to), n); });
 }
 
-// Moves runs and nothing behind them.
+// Moves runs and nothing behind them. Few runs need that, so it is compiled once.
 struct Exact {
   template <typename T>
   static void copy(T* to, const T* from, int64_t count) {
-    copy_run(to, from, count);
+    copy_bytes(reinterpret_cast<char*>(to), reinterpret_cast<const char*>(from), count * int64_t{sizeof(T)});
   }
 
   template <typename T>
   static void zero(T* to, int64_t count) {
-    zero_run(to, count);
+    zero_bytes(reinterpret_cast<char*>(to), count * int64_t{sizeof(T)});
   }
+
+ private:
+  [[gnu::noinline]] static void copy_bytes(char* to, const char* from, int64_t count) { copy_run(to, from, count); }
+  [[gnu::noinline]] static void zero_bytes(char* to, int64_t count) { zero_run(to, count); }
 };
 
 // Moves runs in ascending order that may overrun: the next run overwrites the excess. Whole words are fastest; GCC
@@ -139,10 +144,10 @@ inline void copy_or_zero(Move move, bool copied, T* to, const T* from, int64_t c
 // `shortest` bytes or more.
 template <typename Body>
 inline void for_runs(int64_t begin, int64_t end, int64_t shortest, int64_t longest, const Body& body) {
+  int64_t exact = begin;
   const auto go = [&]<int64_t word>(Loose<word> loose) {
-    const int64_t exact = end - 2 * (1 + word / shortest);
+    exact = std::max(begin, end - 2 * (1 + word / shortest));
     if (begin < exact) body(begin, exact, loose);
-    body(begin < exact ? exact : begin, end, Exact{});
   };
   if (longest <= 16) {
     go(Loose<16>{});
@@ -151,6 +156,7 @@ inline void for_runs(int64_t begin, int64_t end, int64_t shortest, int64_t longe
   } else {
     go(Loose<64>{});
   }
+  body(exact, end, Exact{});
 }
 
 }  // namespace pnf::cpu::PNF_ISA
