@@ -9,30 +9,32 @@ template <bool inverse, typename C>
 struct Map {
   Vec<C> shift, scale;
 
-  // The factor of the scale.
-  Vec<C> factor(Vec<C> x) const {
-    if constexpr (inverse) return x;
-    return x + shift;
-  }
   Vec<C> operator()(Vec<C> x) const {
     if constexpr (inverse) return x * scale - shift;
-    return (x + shift) * scale;
+    return factor(x) * scale;
   }
+  // What the scale multiplies.
+  Vec<C> factor(Vec<C> x) const { return x + shift; }
 };
 
-template <bool inverse, typename C>
+template <typename C>
 struct Parameters {
   const C* shift;
   std::vector<C> scale;
 
-  Parameters(const C* shifts, const C* log_scale, int64_t channels) : shift(shifts), scale(channels) {
+  Parameters(const void* shifts, const void* log_scales, int64_t channels, bool inverse)
+      : shift(static_cast<const C*>(shifts)), scale(channels) {
+    const C* log_scale = static_cast<const C*>(log_scales);
     for_vectors<C>(0, channels, [&](int64_t i, auto lanes) {
       const Vec<C> v = lanes.load(log_scale + i);
       lanes.store(scale.data() + i, exp(inverse ? -v : v));
     });
   }
 
-  Map<inverse, C> channel(int64_t c) const { return {splat(shift[c]), splat(scale[c])}; }
+  template <bool inverse>
+  Map<inverse, C> channel(int64_t c) const {
+    return {splat(shift[c]), splat(scale[c])};
+  }
 };
 
 // The maps of the channels, repeated for a period.
@@ -40,16 +42,16 @@ template <bool inverse, typename C>
 struct Maps {
   std::vector<C> shift, scale;
 
-  Maps(const InterleavedRows<C>& rows, const Parameters<inverse, C>& p)
+  Maps(const InterleavedRows<C>& rows, const Parameters<C>& p)
       : shift(rows.periodic(p.shift)), scale(rows.periodic(p.scale.data())) {}
 
   Map<inverse, C> operator()(int64_t j) const { return {load(shift.data() + j), load(scale.data() + j)}; }
 };
 
 template <bool inverse, typename T, typename C>
-void forward(T* y, const T* x, const Parameters<inverse, C>& p, const Channels& shape, int threads) {
+void forward(T* y, const T* x, const Parameters<C>& p, const Channels& shape, int threads) {
   for_chunks(shape.batch * shape.channels, shape.sites, kChunk, threads, [&](int64_t row, int64_t first, int64_t last) {
-    const Map<inverse, C> map = p.channel(row % shape.channels);
+    const Map<inverse, C> map = p.template channel<inverse>(row % shape.channels);
     T* to = y + row * shape.sites;
     const T* from = x + row * shape.sites;
     for_vectors<C>(first, last, [&](int64_t i, auto lanes) { lanes.store(to + i, map(lanes.load(from + i))); });
@@ -57,7 +59,7 @@ void forward(T* y, const T* x, const Parameters<inverse, C>& p, const Channels& 
 }
 
 template <bool inverse, typename T, typename C>
-void forward_rows(T* y, const T* x, const Parameters<inverse, C>& p, const Channels& shape, int threads) {
+void forward_rows(T* y, const T* x, const Parameters<C>& p, const Channels& shape, int threads) {
   const InterleavedRows<C> rows(shape.batch * shape.sites, shape.channels);
   const Maps<inverse, C> maps(rows, p);
   rows.run(threads, [&](int64_t begin, int64_t end) {
@@ -74,16 +76,16 @@ void forward_rows(T* y, const T* x, const Parameters<inverse, C>& p, const Chann
 
 // Both backwards call finish(channel, sum of grad_y, sum of grad_y times the factor of the scale).
 
-template <bool inverse, typename T, typename C, typename Finish>
-void backward(T* grad_x, const T* grad_y, const T* x, const Parameters<inverse, C>& p, const Channels& shape,
-              int threads, const Finish& finish) {
+template <typename T, typename C, typename Finish>
+void backward(T* grad_x, const T* grad_y, const T* x, const Parameters<C>& p, const Channels& shape, int threads,
+              const Finish& finish) {
   const PlanarTiles tiles(shape.batch, shape.sites);
   const int64_t n = tiles.count();
   std::vector<double> parts(2 * shape.channels * n);
   tiles.run(
       shape.channels, threads,
       [&](int64_t c, int64_t tile) {
-        const Map<inverse, C> map = p.channel(c);
+        const Map<false, C> map = p.template channel<false>(c);
         Sum<C> sum, product;
         tiles.each(tile, [&](int64_t b, int64_t first, int64_t last) {
           const int64_t at = (b * shape.channels + c) * shape.sites;
@@ -107,12 +109,12 @@ void backward(T* grad_x, const T* grad_y, const T* x, const Parameters<inverse, 
       [](int64_t, int64_t) {});
 }
 
-template <bool inverse, typename T, typename C, typename Finish>
-void backward_rows(T* grad_x, const T* grad_y, const T* x, const Parameters<inverse, C>& p, const Channels& shape,
-                   int threads, const Finish& finish) {
+template <typename T, typename C, typename Finish>
+void backward_rows(T* grad_x, const T* grad_y, const T* x, const Parameters<C>& p, const Channels& shape, int threads,
+                   const Finish& finish) {
   const int64_t channels = shape.channels;
   const InterleavedRows<C> rows(shape.batch * shape.sites, channels);
-  const Maps<inverse, C> maps(rows, p);
+  const Maps<false, C> maps(rows, p);
   std::vector<double> parts(2 * rows.count() * channels);
   rows.run(threads, [&](int64_t begin, int64_t end) {
     std::vector<C> sums(2 * rows.period);
@@ -121,7 +123,7 @@ void backward_rows(T* grad_x, const T* grad_y, const T* x, const Parameters<inve
       T* to = grad_x + start;
       const T *from = x + start, *grad = grad_y + start;
       rows.template sum<2>(parts.data() + 2 * block * channels, sums.data(), rows.last(block) * channels - start, maps,
-                           [&](int64_t i, const Map<inverse, C>& map, auto lanes) {
+                           [&](int64_t i, const Map<false, C>& map, auto lanes) {
                              const Vec<C> g = lanes.load(grad + i);
                              lanes.store(to + i, g * map.scale);
                              return Terms<C, 2>{g, lanes.first(g * map.factor(lanes.load(from + i)))};
@@ -166,7 +168,7 @@ void act_norm(void* y, void* out, const void* x, const void* shift, const void* 
       }
     });
     if (shape.batch * shape.channels * shape.sites == 0) return;
-    const Parameters<invert, C> p(static_cast<const C*>(shift), static_cast<const C*>(log_scale), shape.channels);
+    const Parameters<C> p(shift, log_scale, shape.channels, invert);
     const auto& run = shape.channels_last || shape.sites == 1 ? forward_rows<invert, T, C> : forward<invert, T, C>;
     run(static_cast<T*>(y), static_cast<const T*>(x), p, shape, threads);
   });
@@ -176,21 +178,24 @@ void act_norm(void* y, void* out, const void* x, const void* shift, const void* 
 void act_norm_backward(void* grad_x, void* grad_shift, void* grad_log_scale, const void* grad_y,
                        const void* grad_log_det, const void* x, const void* shift, const void* log_scale,
                        const Channels& shape, bool inverse, DType dtype, int threads) {
-  with_types(dtype, inverse, [&]<typename T, bool invert>(T, std::bool_constant<invert>) {
+  with_dtype(dtype, [&]<typename T>(T) {
     using C = Wide<T>;
-    const Parameters<invert, C> p(static_cast<const C*>(shift), static_cast<const C*>(log_scale), shape.channels);
+    Parameters<C> p(shift, log_scale, shape.channels, inverse);
+    // The scale of the inverse multiplies x alone, which a shift of -0 leaves bit for bit: one backward serves both.
+    const std::vector<C> none(inverse ? shape.channels : 0, C{-0.0});
+    if (inverse) p.shift = none.data();
     const double gain = static_cast<double>(shape.sites) * total<C>(grad_log_det, shape.batch);
     const auto finish = [&](int64_t c, double sum, double product) {
       const double scale = static_cast<double>(p.scale[c]), of_log_scale = product * scale + gain;
-      static_cast<C*>(grad_shift)[c] = static_cast<C>(invert ? -sum : sum * scale);
-      static_cast<C*>(grad_log_scale)[c] = static_cast<C>(invert ? -of_log_scale : of_log_scale);
+      static_cast<C*>(grad_shift)[c] = static_cast<C>(inverse ? -sum : sum * scale);
+      static_cast<C*>(grad_log_scale)[c] = static_cast<C>(inverse ? -of_log_scale : of_log_scale);
     };
     if (shape.batch * shape.channels * shape.sites == 0) {
       for (int64_t c = 0; c < shape.channels; ++c) finish(c, 0, 0);
       return;
     }
-    const auto& run = shape.channels_last || shape.sites == 1 ? backward_rows<invert, T, C, decltype(finish)>
-                                                              : backward<invert, T, C, decltype(finish)>;
+    const auto& run = shape.channels_last || shape.sites == 1 ? backward_rows<T, C, decltype(finish)>
+                                                              : backward<T, C, decltype(finish)>;
     run(static_cast<T*>(grad_x), static_cast<const T*>(grad_y), static_cast<const T*>(x), p, shape, threads, finish);
   });
 }
