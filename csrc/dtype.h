@@ -17,6 +17,9 @@ struct Float16 {
   uint16_t bits;
 };
 
+// The bytes of an entry.
+inline int64_t size_of(DType dtype) { return dtype == DType::kFloat64 ? 8 : dtype == DType::kFloat32 ? 4 : 2; }
+
 // float32, or float64 for float64.
 template <typename T>
 using Wide = std::conditional_t<std::is_same_v<T, double>, double, float>;

@@ -208,14 +208,16 @@ struct RowPattern {
 };
 
 template <bool inverse, bool board, typename T, typename R, typename Finish>
-void forward_planes(T* y, const T* x, const R* raw, const Wide<T>* scale, const Coupling&, const CouplingRows& r,
-                    const Checkerboard& mask, int threads, const Finish& finish) {
+void forward_planes(const Target<T>& y, const Source<T>& x, const Source<R>& raw, const Wide<T>* scale, const Coupling&,
+                    const CouplingRows& r, const Checkerboard& mask, int threads, const Finish& finish) {
   using C = Wide<T>;
   const auto part = [&](int64_t example, int64_t first, int64_t last) {
     const int64_t from = example * r.stride;
-    const R* shift = raw + example * 2 * r.length;
-    if (r.channel_mask) std::copy(x + from + r.kept + first, x + from + r.kept + last, y + from + r.kept + first);
+    const int64_t shift = example * 2 * r.length, kept = from + r.kept + first;
+    if (r.channel_mask) std::copy(x.at(kept), x.at(kept + last - first), y.at(kept));
     alignas(Vec<C>) C logs[kTile];
+    TileBuffer<T> x_tile, y_tile;
+    TileBuffer<R> shift_tile, u_tile;
     LaneSum<C> sum;
     int64_t channel = first / r.plane, begin = first % r.plane;
     for (int64_t i = first; i < last; ++channel, begin = 0) {
@@ -224,7 +226,10 @@ void forward_planes(T* y, const T* x, const R* raw, const Wide<T>* scale, const 
       for (int64_t n; i < end; i += n) {
         n = std::min(end - i, kTile);
         const int64_t at = from + r.moved + i;
-        transform<inverse, board>(y + at, logs, x + at, shift + i, shift + r.length + i, n, plane);
+        transform<inverse, board, T, R>(y.place(at, y_tile), logs, x.read(at, n, x_tile),
+                                        raw.read(shift + i, n, shift_tile), raw.read(shift + r.length + i, n, u_tile),
+                                        n, plane);
+        y.write(at, n, y_tile);
         sum.add(logs, n);
       }
     }
@@ -235,8 +240,9 @@ void forward_planes(T* y, const T* x, const R* raw, const Wide<T>* scale, const 
 
 // A tile is worth a call of its transform, so that all around it is compiled once for every transform.
 template <typename T, typename R, typename Finish>
-void forward_tiles(T* y, const T* x, const R* raw, const Wide<T>* scale, const Coupling& c, const CouplingRows& r,
-                   bool inverse, bool board, const Checkerboard& mask, int threads, const Finish& finish) {
+void forward_tiles(const Target<T>& y, const Source<T>& x, const Source<R>& raw, const Wide<T>* scale,
+                   const Coupling& c, const CouplingRows& r, bool inverse, bool board, const Checkerboard& mask,
+                   int threads, const Finish& finish) {
   using C = Wide<T>;
   const auto run = with_bools(inverse, board,
                               [](auto invert, auto keep) { return &transform<invert(), keep(), T, R, PerEntry<C>>; });
@@ -246,18 +252,18 @@ void forward_tiles(T* y, const T* x, const R* raw, const Wide<T>* scale, const C
   std::vector<double> parts(static_cast<size_t>(per_example > 1 ? c.batch * per_example : 0));
   const int64_t grain = 2 * kChunk / std::min(tiles.rows * r.length, kTile);
   parallel_for(tiles.groups * tiles.pieces, grain, threads, [&](int64_t begin, int64_t end) {
-    T x_tile[kTile], y_tile[kTile];
-    R shift_tile[kTile], u_tile[kTile];
+    TileBuffer<T> x_tile, y_tile;
+    TileBuffer<R> shift_tile, u_tile;
     alignas(Vec<C>) C logs[kTile];
     for (int64_t i = begin; i < end; ++i) {
       const SelectedRows selected(mask, r, tiles, i / tiles.pieces, i % tiles.pieces);
       copy_kept(y, x, r, selected);
-      T* to = place_for(y_tile, y + r.moved, r.stride, selected);
       PerEntry<C> entries{pattern.scales.data() + selected.column, nullptr, pattern.keeps.data()};
       if (board) entries.keeps += selected.column;
-      run(to, logs, gather(x_tile, x + r.moved, r.stride, selected), gather(shift_tile, raw, 2 * r.length, selected),
-          gather(u_tile, raw + r.length, 2 * r.length, selected), selected.entries(), entries);
-      scatter(y + r.moved, to, r.stride, selected);
+      run(y.place_rows(r.moved, r.stride, selected, y_tile), logs, x.gather(r.moved, r.stride, selected, x_tile),
+          raw.gather(0, 2 * r.length, selected, shift_tile), raw.gather(r.length, 2 * r.length, selected, u_tile),
+          selected.entries(), entries);
+      y.scatter(r.moved, r.stride, selected, y_tile);
       const int64_t n = selected.entries() / selected.examples;
       for (int64_t k = 0; k < selected.examples; ++k) {
         LaneSum<C> sum;
@@ -279,14 +285,16 @@ void forward_tiles(T* y, const T* x, const R* raw, const Wide<T>* scale, const C
 }
 
 template <bool inverse, bool board, typename T, typename R>
-void backward_planes(T* grad_x, R* grad_raw, Wide<T>* grad_scale, const T* grad_y, const Wide<T>* grad_log_det,
-                     const T* x, const R* raw, const Wide<T>* scale, const Coupling& c, const CouplingRows& r,
-                     const Checkerboard& mask, int threads) {
+void backward_planes(const Target<T>& grad_x, const Target<R>& grad_raw, Wide<T>* grad_scale, const Source<T>& grad_y,
+                     const Wide<T>* grad_log_det, const Source<T>& x, const Source<R>& raw, const Wide<T>* scale,
+                     const Coupling& c, const CouplingRows& r, const Checkerboard& mask, int threads) {
   using C = Wide<T>;
   const int64_t channels = c.transformed(), pieces = (r.plane + kChunk - 1) / kChunk;
   std::vector<double> parts(static_cast<size_t>(c.batch * channels * pieces));
   const int64_t grain = 2 * kChunk / std::min(r.plane, kChunk);
   parallel_for(c.batch * channels * pieces, grain, threads, [&](int64_t first, int64_t last) {
+    TileBuffer<T> grad_y_tile, x_tile, grad_x_tile;
+    TileBuffer<R> shift_tile, u_tile, grad_shift_tile, grad_u_tile;
     for (int64_t part = first; part < last; ++part) {
       const int64_t plane_index = part / pieces, example = plane_index / channels, channel = plane_index % channels;
       const int64_t begin = part % pieces * kChunk, n = std::min(kChunk, r.plane - begin);
@@ -294,15 +302,21 @@ void backward_planes(T* grad_x, R* grad_raw, Wide<T>* grad_scale, const T* grad_
       const int64_t shift = example * 2 * r.length + i, u = shift + r.length;
       if (r.channel_mask) {
         const int64_t kept = example * r.stride + r.kept + i;
-        std::copy_n(grad_y + kept, n, grad_x + kept);
+        std::copy(grad_y.at(kept), grad_y.at(kept + n), grad_x.at(kept));
       }
       PerPlane<C> plane{splat(scale[channel]), splat(grad_log_det[example]), mask.from<C>(begin)};
       alignas(Vec<C>) C grads[kTile];
       LaneSum<C> sum;
       for (int64_t j = 0; j < n; j += kTile) {
         const int64_t length = std::min(n - j, kTile);
-        transform_backward<inverse, board>(grad_x + at + j, grad_raw + shift + j, grad_raw + u + j, grads,
-                                           grad_y + at + j, x + at + j, raw + shift + j, raw + u + j, length, plane);
+        transform_backward<inverse, board, T, R>(
+            grad_x.place(at + j, grad_x_tile), grad_raw.place(shift + j, grad_shift_tile),
+            grad_raw.place(u + j, grad_u_tile), grads, grad_y.read(at + j, length, grad_y_tile),
+            x.read(at + j, length, x_tile), inverse ? raw.read(shift + j, length, shift_tile) : nullptr,
+            raw.read(u + j, length, u_tile), length, plane);
+        grad_x.write(at + j, length, grad_x_tile);
+        grad_raw.write(shift + j, length, grad_shift_tile);
+        grad_raw.write(u + j, length, grad_u_tile);
         sum.add(grads, length);
       }
       parts[static_cast<size_t>(part)] = sum.total();
@@ -319,9 +333,10 @@ void backward_planes(T* grad_x, R* grad_raw, Wide<T>* grad_scale, const T* grad_
 }
 
 template <typename T, typename R>
-void backward_tiles(T* grad_x, R* grad_raw, Wide<T>* grad_scale, const T* grad_y, const Wide<T>* grad_log_det,
-                    const T* x, const R* raw, const Wide<T>* scale, const Coupling& c, const CouplingRows& r,
-                    bool inverse, bool board, const Checkerboard& mask, int threads) {
+void backward_tiles(const Target<T>& grad_x, const Target<R>& grad_raw, Wide<T>* grad_scale, const Source<T>& grad_y,
+                    const Wide<T>* grad_log_det, const Source<T>& x, const Source<R>& raw, const Wide<T>* scale,
+                    const Coupling& c, const CouplingRows& r, bool inverse, bool board, const Checkerboard& mask,
+                    int threads) {
   using C = Wide<T>;
   const auto run = with_bools(
       inverse, board, [](auto invert, auto keep) { return &transform_backward<invert(), keep(), T, R, PerEntry<C>>; });
@@ -331,8 +346,8 @@ void backward_tiles(T* grad_x, R* grad_raw, Wide<T>* grad_scale, const T* grad_y
   const int64_t blocks = (tiles.groups + kBlock - 1) / kBlock;
   std::vector<double> parts(static_cast<size_t>(blocks * r.length));
   parallel_for(blocks * tiles.pieces, 1, threads, [&](int64_t first, int64_t last) {
-    T x_tile[kTile], grad_y_tile[kTile], grad_x_tile[kTile];
-    R shift_tile[kTile], u_tile[kTile], grad_shift_tile[kTile], grad_u_tile[kTile];
+    TileBuffer<T> grad_y_tile, x_tile, grad_x_tile;
+    TileBuffer<R> shift_tile, u_tile, grad_shift_tile, grad_u_tile;
     C grads[kTile + kPad] = {}, collected[kTile + kPad] = {};
     for (int64_t part = first; part < last; ++part) {
       const int64_t block = part / tiles.pieces, piece = part % tiles.pieces;
@@ -341,26 +356,25 @@ void backward_tiles(T* grad_x, R* grad_raw, Wide<T>* grad_scale, const T* grad_y
         const SelectedRows selected(mask, r, tiles, group, piece);
         copy_kept(grad_x, grad_y, r, selected);
         for (int64_t i = 0; i < selected.kept_count; ++i) {
-          R* row = grad_raw + selected.kept[i] * 2 * r.length + selected.column;
-          std::fill_n(row, selected.columns, R{});
-          std::fill_n(row + r.length, selected.columns, R{});
+          const int64_t row = selected.kept[i] * 2 * r.length + selected.column;
+          std::fill(grad_raw.at(row), grad_raw.at(row + selected.columns), 0);
+          std::fill(grad_raw.at(row + r.length), grad_raw.at(row + r.length + selected.columns), 0);
         }
         const int64_t n = selected.entries() / selected.examples;
         for (int64_t k = 0; k < selected.examples; ++k) {
           std::fill_n(grads + k * n, n, grad_log_det[selected.first_example + k]);
         }
-        T* to_x = place_for(grad_x_tile, grad_x + r.moved, r.stride, selected);
-        R* to_shift = place_for(grad_shift_tile, grad_raw, 2 * r.length, selected);
-        R* to_u = place_for(grad_u_tile, grad_raw + r.length, 2 * r.length, selected);
         PerEntry<C> entries{pattern.scales.data() + selected.column, grads, pattern.keeps.data()};
         if (board) entries.keeps += selected.column;
-        run(to_x, to_shift, to_u, collected, gather(grad_y_tile, grad_y + r.moved, r.stride, selected),
-            gather(x_tile, x + r.moved, r.stride, selected),
-            inverse ? gather(shift_tile, raw, 2 * r.length, selected) : nullptr,
-            gather(u_tile, raw + r.length, 2 * r.length, selected), selected.entries(), entries);
-        scatter(grad_x + r.moved, to_x, r.stride, selected);
-        scatter(grad_raw, to_shift, 2 * r.length, selected);
-        scatter(grad_raw + r.length, to_u, 2 * r.length, selected);
+        run(grad_x.place_rows(r.moved, r.stride, selected, grad_x_tile),
+            grad_raw.place_rows(0, 2 * r.length, selected, grad_shift_tile),
+            grad_raw.place_rows(r.length, 2 * r.length, selected, grad_u_tile), collected,
+            grad_y.gather(r.moved, r.stride, selected, grad_y_tile), x.gather(r.moved, r.stride, selected, x_tile),
+            inverse ? raw.gather(0, 2 * r.length, selected, shift_tile) : nullptr,
+            raw.gather(r.length, 2 * r.length, selected, u_tile), selected.entries(), entries);
+        grad_x.scatter(r.moved, r.stride, selected, grad_x_tile);
+        grad_raw.scatter(0, 2 * r.length, selected, grad_shift_tile);
+        grad_raw.scatter(r.length, 2 * r.length, selected, grad_u_tile);
         for (int64_t j = 0; j < selected.columns; j += kPad) {
           // Four rows are added in C, and their sums in double.
           const C* from = collected + j;
@@ -389,12 +403,13 @@ void backward_tiles(T* grad_x, R* grad_raw, Wide<T>* grad_scale, const T* grad_y
   }
 }
 
-// Calls body(T{}, R{}) with the types of x and raw.
+// Calls body(T{}, R{}) with the types as which x and raw are read.
 template <typename Body>
 void with_dtypes(const CouplingDTypes& dtypes, const Body& body) {
-  if (dtypes.x == DType::kFloat32 && dtypes.raw == DType::kBFloat16) return body(float{}, BFloat16{});
-  if (dtypes.x == DType::kFloat32 && dtypes.raw == DType::kFloat16) return body(float{}, Float16{});
-  with_dtype(dtypes.x, [&]<typename T>(T) { body(T{}, T{}); });
+  if (dtypes.x == DType::kFloat64) return body(double{}, double{});
+  if (dtypes.x == DType::kBFloat16) return body(BFloat16{}, BFloat16{});
+  if (dtypes.raw == DType::kBFloat16) return body(float{}, BFloat16{});
+  body(float{}, float{});
 }
 
 // The board of a checkerboard. Where the channels come last a site is one row, and its mask one byte.
@@ -427,8 +442,8 @@ void affine_coupling(void* y, void* out, const void* x, const void* raw, const v
     using C = Wide<T>;
     const bool board = c.mask == Mask::kCheckerboard && !c.channels_last;
     const auto run = [&](const auto& function, auto... mode) {
-      function(static_cast<T*>(y), static_cast<const T*>(x), static_cast<const R*>(raw), static_cast<const C*>(scale),
-               c, rows, mode..., board_of<C>(c), threads, finish);
+      function({y, dtypes.x}, {x, dtypes.x}, {raw, dtypes.raw}, static_cast<const C*>(scale), c, rows, mode...,
+               board_of<C>(c), threads, finish);
     };
     if (!rows.by_planes<C>()) return run(forward_tiles<T, R, decltype(finish)>, inverse, board);
     with_bools(inverse, board,
@@ -448,9 +463,9 @@ void affine_coupling_backward(void* grad_x, void* grad_raw, void* grad_scale, co
     }
     const bool board = c.mask == Mask::kCheckerboard && !c.channels_last;
     const auto run = [&](const auto& function, auto... mode) {
-      function(static_cast<T*>(grad_x), static_cast<R*>(grad_raw), static_cast<C*>(grad_scale),
-               static_cast<const T*>(grad_y), static_cast<const C*>(grad_log_det), static_cast<const T*>(x),
-               static_cast<const R*>(raw), static_cast<const C*>(scale), c, rows, mode..., board_of<C>(c), threads);
+      function({grad_x, dtypes.x}, {grad_raw, dtypes.raw}, static_cast<C*>(grad_scale), {grad_y, dtypes.x},
+               static_cast<const C*>(grad_log_det), {x, dtypes.x}, {raw, dtypes.raw}, static_cast<const C*>(scale), c,
+               rows, mode..., board_of<C>(c), threads);
     };
     if (!rows.by_planes<C>()) return run(backward_tiles<T, R>, inverse, board);
     with_bools(inverse, board, [&](auto invert, auto keep) { run(backward_planes<invert(), keep(), T, R>); });

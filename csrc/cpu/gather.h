@@ -1,4 +1,4 @@
-// The rows of a coupling's tensors, and copies of those of a tile without gaps.
+// The rows of a coupling's tensors, and their entries by tiles: without gaps, and in the dtype of the arithmetic.
 #pragma once
 
 #include <algorithm>
@@ -92,40 +92,127 @@ struct SelectedRows {
   }
 };
 
-// The selected entries of a tensor whose rows are `stride` apart, without gaps: copied to `buffer` if they have gaps.
-template <typename T>
-inline const T* gather(T* buffer, const T* from, int64_t stride, const SelectedRows& selected) {
-  from += selected.column;
-  if (selected.in_place(stride)) return selected.count ? from + selected.rows[0] * stride : from;
-  with_copy<T>(selected.columns, [&](auto copy) {
-    for (int64_t i = 0; i < selected.count; ++i) copy(buffer + i * selected.columns, from + selected.rows[i] * stride);
-  });
-  return buffer;
-}
-
-// Where to write them without gaps: in `buffer`, for `scatter`, if they have gaps.
-template <typename T>
-inline T* place_for(T* buffer, T* to, int64_t stride, const SelectedRows& selected) {
-  if (!selected.in_place(stride)) return buffer;
-  return selected.count ? to + selected.column + selected.rows[0] * stride : to;
-}
-
-template <typename T>
-inline void scatter(T* to, const T* from, int64_t stride, const SelectedRows& selected) {
-  if (selected.in_place(stride)) return;
-  to += selected.column;
-  with_copy<T>(selected.columns, [&](auto copy) {
-    for (int64_t i = 0; i < selected.count; ++i) copy(to + selected.rows[i] * stride, from + i * selected.columns);
+// Copies the selected rows of `bytes` bytes, a stride apart, to `out` without gaps.
+[[gnu::noinline]] inline void pack(char* out, const char* x, int64_t stride, int64_t bytes, const SelectedRows& s) {
+  with_copy<char>(bytes, [&](auto copy) {
+    for (int64_t i = 0; i < s.count; ++i) copy(out + i * bytes, x + s.rows[i] * stride);
   });
 }
+
+[[gnu::noinline]] inline void unpack(char* out, const char* x, int64_t stride, int64_t bytes, const SelectedRows& s) {
+  with_copy<char>(bytes, [&](auto copy) {
+    for (int64_t i = 0; i < s.count; ++i) copy(out + s.rows[i] * stride, x + i * bytes);
+  });
+}
+
+// float16 is widened and narrowed by tiles, so that all other code is compiled for the other dtypes alone.
+[[gnu::noinline]] inline void widen_tile(float* out, const char* x, int64_t n) {
+  const auto* from = reinterpret_cast<const Float16*>(x);
+  for_vectors<float>(0, n, [&](int64_t i, auto lanes) { lanes.store(out + i, lanes.load(from + i)); });
+}
+
+[[gnu::noinline]] inline void narrow_tile(char* out, const float* x, int64_t n) {
+  auto* to = reinterpret_cast<Float16*>(out);
+  for_vectors<float>(0, n, [&](int64_t i, auto lanes) { lanes.store(to + i, lanes.load(x + i)); });
+}
+
+// Memory for the entries of a tile.
+template <typename T>
+struct TileBuffer {
+  alignas(64) T wide[kTile];
+  alignas(64) char packed[kTile * sizeof(T)];
+};
+
+// A tensor whose entries are read as T, where they are or in a buffer: float16 as float.
+template <typename T>
+class Source {
+ public:
+  Source(const void* data, DType dtype) : data_(static_cast<const char*>(data)), size_(size_of(dtype)) {}
+
+  const char* at(int64_t i) const { return data_ + i * size_; }
+
+  // The n entries from the i-th on.
+  const T* read(int64_t i, int64_t n, TileBuffer<T>& buffer) const { return read(at(i), n, buffer); }
+
+  // Those of selected rows, a stride apart; the first row begins with the i-th entry.
+  const T* gather(int64_t i, int64_t stride, const SelectedRows& selected, TileBuffer<T>& buffer) const {
+    const char* from = at(i + selected.column);
+    if (selected.in_place(stride)) {
+      if (selected.count) from += selected.rows[0] * stride * size_;
+    } else {
+      pack(buffer.packed, from, stride * size_, selected.columns * size_, selected);
+      from = buffer.packed;
+    }
+    return read(from, selected.entries(), buffer);
+  }
+
+ private:
+  const T* read(const char* from, int64_t n, TileBuffer<T>& buffer) const {
+    if constexpr (std::is_same_v<T, float>) {
+      if (size_ == sizeof(Float16)) {
+        widen_tile(buffer.wide, from, n);
+        return buffer.wide;
+      }
+    }
+    return reinterpret_cast<const T*>(from);
+  }
+
+  const char* data_;
+  int64_t size_;
+};
+
+// The same for writes: `place` and `place_rows` return where to write, and `write` and `scatter` finish it.
+template <typename T>
+class Target {
+ public:
+  Target(void* data, DType dtype) : data_(static_cast<char*>(data)), size_(size_of(dtype)) {}
+
+  int64_t size() const { return size_; }
+  char* at(int64_t i) const { return data_ + i * size_; }
+
+  T* place(int64_t i, TileBuffer<T>& buffer) const { return narrowed() ? buffer.wide : reinterpret_cast<T*>(at(i)); }
+
+  void write(int64_t i, int64_t n, const TileBuffer<T>& buffer) const {
+    if (narrowed()) narrow_to(at(i), n, buffer);
+  }
+
+  T* place_rows(int64_t i, int64_t stride, const SelectedRows& selected, TileBuffer<T>& buffer) const {
+    if (narrowed()) return buffer.wide;
+    return reinterpret_cast<T*>(selected.in_place(stride) ? first_of(i, stride, selected) : buffer.packed);
+  }
+
+  void scatter(int64_t i, int64_t stride, const SelectedRows& selected, TileBuffer<T>& buffer) const {
+    const bool in_place = selected.in_place(stride);
+    if (narrowed()) {
+      narrow_to(in_place ? first_of(i, stride, selected) : buffer.packed, selected.entries(), buffer);
+    }
+    if (in_place) return;
+    unpack(at(i + selected.column), buffer.packed, stride * size_, selected.columns * size_, selected);
+  }
+
+ private:
+  bool narrowed() const { return std::is_same_v<T, float> && size_ == sizeof(Float16); }
+
+  char* first_of(int64_t i, int64_t stride, const SelectedRows& selected) const {
+    return at(i + selected.column + (selected.count ? selected.rows[0] * stride : 0));
+  }
+
+  void narrow_to(char* out, int64_t n, const TileBuffer<T>& buffer) const {
+    if constexpr (std::is_same_v<T, float>) narrow_tile(out, buffer.wide, n);
+  }
+
+  char* data_;
+  int64_t size_;
+};
 
 // out = x where a mask over channels or over whole rows keeps entries of a tile.
 template <typename T>
-inline void copy_kept(T* out, const T* x, const CouplingRows& r, const SelectedRows& selected) {
+[[gnu::noinline]] void copy_kept(const Target<T>& out, const Source<T>& x, const CouplingRows& r,
+                                 const SelectedRows& selected) {
   const int64_t* rows = r.channel_mask ? selected.rows : selected.kept;
   const int64_t count = r.channel_mask ? selected.count : selected.kept_count, first = r.kept + selected.column;
-  with_copy<T>(selected.columns, [&](auto copy) {
-    for (int64_t i = 0; i < count; ++i) copy(out + rows[i] * r.stride + first, x + rows[i] * r.stride + first);
+  with_copy<char>(selected.columns * out.size(), [&](auto copy) {
+    for (int64_t i = 0; i < count; ++i) copy(out.at(rows[i] * r.stride + first), x.at(rows[i] * r.stride + first));
   });
 }
 

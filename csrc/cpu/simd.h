@@ -93,14 +93,6 @@ inline void store_bits(void* p, Bits32 bits) { write(p, __builtin_convertvector(
 
 inline Vec<float> load(const BFloat16* p) { return bit_cast<Vec<float>>(load_bits(p) << 16); }
 
-inline Vec<float> load(const Float16* p) {
-  const Bits32 h = load_bits(p), sign = (h & 0x8000) << 16, rest = (h & 0x7fff) << 13;
-  // 2^112 moves the exponent to its place, denormals included.
-  const Vec<float> finite = bit_cast<Vec<float>>(rest) * 0x1p112f;
-  const Bits32 special = bit_cast<Bits32>((h & 0x7c00) == 0x7c00) & 0x7f800000;
-  return bit_cast<Vec<float>>(bit_cast<Bits32>(finite) | special | sign);
-}
-
 inline void store(float* p, Vec<float> v) { write(p, v); }
 inline void store(double* p, Vec<double> v) { write(p, v); }
 
@@ -108,6 +100,21 @@ inline void store(BFloat16* p, Vec<float> v) {
   const Bits32 bits = bit_cast<Bits32>(v);
   const Bits32 rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;  // to nearest, ties to even
   store_bits(p, bit_cast<Bits32>(v != v) ? (bits >> 16) | 0x40 : rounded);
+}
+
+#if defined(__AVX512F__)
+inline Vec<float> load(const Float16* p) { return _mm512_cvtph_ps(read<__m256i>(p)); }
+inline void store(Float16* p, Vec<float> v) { write(p, _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT)); }
+#elif defined(__AVX2__)
+inline Vec<float> load(const Float16* p) { return _mm256_cvtph_ps(read<__m128i>(p)); }
+inline void store(Float16* p, Vec<float> v) { write(p, _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT)); }
+#else
+inline Vec<float> load(const Float16* p) {
+  const Bits32 h = load_bits(p), sign = (h & 0x8000) << 16, rest = (h & 0x7fff) << 13;
+  // 2^112 moves the exponent to its place, denormals included.
+  const Vec<float> finite = bit_cast<Vec<float>>(rest) * 0x1p112f;
+  const Bits32 special = bit_cast<Bits32>((h & 0x7c00) == 0x7c00) & 0x7f800000;
+  return bit_cast<Vec<float>>(bit_cast<Bits32>(finite) | special | sign);
 }
 
 inline void store(Float16* p, Vec<float> v) {
@@ -121,6 +128,7 @@ inline void store(Float16* p, Vec<float> v) {
   half = magnitude > 0x7f800000 ? (magnitude >> 13 & 0x3ff) | 0x7e00 : half;
   store_bits(p, half | sign);
 }
+#endif
 
 // The first n entries, and `fill` for the others.
 template <typename T>
