@@ -17,10 +17,11 @@ using Address = std::uintptr_t;
 
 inline void* at(Address address) { return reinterpret_cast<void*>(address); }
 
-// A function of the module that runs without Python's lock.
+// A function of the module that runs without Python's lock. As a pointer it shares its conversions with all functions
+// of its type.
 template <typename Function>
 void def(py::module_& m, const char* name, const Function& function) {
-  m.def(name, function, py::call_guard<py::gil_scoped_release>());
+  m.def(name, +function, py::call_guard<py::gil_scoped_release>());
 }
 
 // A launch on a GPU that throws what CUDA says against it.
