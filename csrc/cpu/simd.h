@@ -103,8 +103,9 @@ inline void store(BFloat16* p, Vec<float> v) {
 }
 
 #if defined(__AVX512F__)
-inline Vec<float> load(const Float16* p) { return _mm512_cvtph_ps(read<__m256i>(p)); }
-inline void store(Float16* p, Vec<float> v) { write(p, _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT)); }
+// With a mask of all lanes, since GCC 12 takes the intrinsics without one for a use of undefined memory.
+inline Vec<float> load(const Float16* p) { return _mm512_maskz_cvtph_ps(0xffff, read<__m256i>(p)); }
+inline void store(Float16* p, Vec<float> v) { write(p, _mm512_maskz_cvtps_ph(0xffff, v, _MM_FROUND_TO_NEAREST_INT)); }
 #elif defined(__AVX2__)
 inline Vec<float> load(const Float16* p) { return _mm256_cvtph_ps(read<__m128i>(p)); }
 inline void store(Float16* p, Vec<float> v) { write(p, _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT)); }
