@@ -115,7 +115,8 @@ def _tiling(size: int, batch: int, channels: int, sites: int, last: bool, alone:
 class Kept(NamedTuple):
     """The entries of x that take part: some channels, and of them those on one half of a checkerboard if BOARD.
 
-    With HALF the tiles are of one of two equal halves, of the channels or of a checkerboard, by the same code.
+    With HALF the tiles are of one of two equal halves, of the channels or of a checkerboard, by the same code, and the
+    channels are last.
     A kernel takes it as one argument, ``kept``.
     """
 
@@ -191,12 +192,9 @@ def tile_of_x(i_block, i_tile, tiles, kept):
     o_kept = value(kept.start) + o_channel
     if kept.HALF:
         # Of each two neighbours on a board one takes part. Where rows are even, it changes from row to row.
-        channels, width, step = value(kept.channels), value(kept.width), value(kept.step)
+        width, step = value(kept.width), value(kept.step)
         o_second = (step * o_site // width * (1 - width % 2) + value(kept.parity)) % 2
-        if tiles.LAST:
-            o_x = (o_row * step + o_second) * channels + o_kept
-        else:
-            o_x = place(o_row, o_kept, o_site, channels, tiles) * step + o_second
+        o_x = (o_row * step + o_second) * value(kept.channels) + o_kept
     else:
         o_x = place(o_row, o_kept, o_site, kept.channels, tiles)
     return o_row, o_channel, o_site, m_x, o_x
@@ -392,6 +390,6 @@ def through_statistics(b_sum, b_product, b_reciprocal, tiles):
 
     Of each channel the sums are those of the gradient, and of it times the distance from the mean.
     """
-    entries = entries_before(value(tiles.total), tiles)
-    b_slope = b_product * b_reciprocal * b_reciprocal / entries
-    return (b_sum / entries).to(b_reciprocal.dtype), b_slope.to(b_reciprocal.dtype)
+    share = 1.0 / entries_before(value(tiles.total), tiles)  # once, as each division is a call that saves registers
+    b_slope = b_product * b_reciprocal * b_reciprocal * share
+    return (b_sum * share).to(b_reciprocal.dtype), b_slope.to(b_reciprocal.dtype)

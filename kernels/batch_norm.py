@@ -153,10 +153,11 @@ def _backward(
     o_channel, m_channel = of_block(i_block, tiles.channels, tiles)
     b_mean, b_scale = given_statistics(mean, var, o_channel, m_channel, EPS)
     if BATCH:
+        # The log-determinant is -sites / 2 * log(var + eps) for each example.
+        b_gain = sum_of(grad_log_det, batch, BLOCK) / batch
         b_sum, b_product = merge_sums(parts, o_channel, m_channel, tiles)
         b_constant, b_slope = through_statistics(b_sum, b_product, b_scale, tiles)
-        # The log-determinant is -sites / 2 * log(var + eps) for each example.
-        b_slope += (sum_of(grad_log_det, batch, BLOCK) / batch * b_scale).to(b_scale.dtype)
+        b_slope += (b_gain * b_scale).to(b_scale.dtype)
     for i_tile in range(first, last):
         m_x, o_x = _entries(i_block, i_tile, tiles, half)
         b_grad = wide(tl.load(grad_y + o_x, mask=m_x, other=0.0))
@@ -196,13 +197,13 @@ def batch_norm(
     """``y = (x - mean) / sqrt(var + eps)``, ``out = log_det - sites / 2 sum(log(var + eps))``.
 
     mean and var are those of x if ``statistics``, which are written. With a mask this is for one half of x. The other,
-    which mask and parity name, is copied; channels and sites are those of a half. A checkerboard has rows of ``width``
-    sites, in all an even number.
+    which mask and parity name, is copied; channels and sites are those of a half, and the channels are last. A
+    checkerboard has rows of ``width`` sites, in all an even number.
     """
     if batch * channels * sites == 0:
         out.copy_(log_det)
         return
-    tiles, apart = tiling(x, batch, channels, sites, last or (sites == 1 and mask != "checkerboard"))
+    tiles, apart = tiling(x, batch, channels, sites, last or sites == 1)
     half, *rest = _halves(channels, mask, parity, width)
     blocks = tiles.blocks(channels)
     parts = mean.new_empty(2, channels, tiles.programs(), dtype=torch.float64) if statistics else mean
@@ -233,7 +234,7 @@ def batch_norm_backward(
     """The gradient of x; it flows through mean and var too if ``statistics``. The rest is as for the forward."""
     if batch * channels * sites == 0:
         return
-    tiles, apart = tiling(x, batch, channels, sites, last or (sites == 1 and mask != "checkerboard"))
+    tiles, apart = tiling(x, batch, channels, sites, last or sites == 1)
     half, *rest = _halves(channels, mask, parity, width)
     grid = (tiles.blocks(channels) * tiles.programs(),)
     parts = mean

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pnf.ops._layout import cast, dense, dense_as, empty_like
+from pnf.ops._layout import cast, dense, dense_as, empty_like, has_channels_last
 from pnf.ops._library import DTYPES, KERNELS, Backward, Launch, cpp, documented_by, kernels, register, triton
 from pnf.ops.masking import mask_pack, mask_unpack
 from pnf.reference._channels import other_dims, own, per_channel, statistics
@@ -32,7 +32,7 @@ def batch_norm(
     parity: int = 0,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     check_batch_norm(x, log_det, mean, var, mask, parity)
-    if mask is None or not x.is_cpu:
+    if mask is None or (not x.is_cpu and _has_halves(x, mask)):
         y, log_det, mean, var = _batch_norm(x, log_det, mean, var, eps, mask, parity)
         return y, log_det, mean, var
     # Of a packed half the backward keeps half as much.
@@ -46,13 +46,14 @@ def _sizes(x: Tensor, mask: str | None, parity: int) -> tuple[int, int, int]:
     return x.shape[0], *rest_of(x, mask, parity)
 
 
-def _odd(x: Tensor, mask: str | None) -> bool:
-    """Whether the halves differ in size."""
-    return mask == "checkerboard" and math.prod(x.shape[2:]) % 2 == 1
+def _has_halves(x: Tensor, mask: str) -> bool:
+    """Whether a kernel can normalise a half where it lies: the halves are equal, and the channels last in memory."""
+    equal = mask == "channel" or math.prod(x.shape[2:]) % 2 == 0
+    return equal and not x.is_contiguous() and has_channels_last(x)
 
 
 def _compiled(launch: Launch, halves: bool) -> Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]]:
-    """The op by a kernel, which can normalise one of two equal halves, or not."""
+    """The op by a kernel, which can normalise a half where it lies, or not."""
 
     def run(
         x: Tensor,
@@ -63,7 +64,7 @@ def _compiled(launch: Launch, halves: bool) -> Callable[..., tuple[Tensor, Tenso
         mask: str | None,
         parity: int,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        if mask is not None and (not halves or _odd(x, mask)):
+        if mask is not None and not (halves and _has_halves(x, mask)):
             return KERNELS["batch_norm"]["reference"](x, log_det, mean, var, eps, mask, parity)
         x, last = dense(x)
         sizes = _sizes(x, mask, parity)
@@ -100,7 +101,7 @@ def _compiled_backward(launch: Launch, halves: bool) -> Callable[..., Tensor]:
         parity: int,
         batch: bool,
     ) -> Tensor:
-        if mask is not None and (not halves or _odd(x, mask)):
+        if mask is not None and not (halves and _has_halves(x, mask)):
             return KERNELS["batch_norm_backward"]["reference"](
                 grad_y, grad_log_det, x, mean, var, eps, mask, parity, batch
             )

@@ -162,18 +162,21 @@ def batch_norm(batch: bool, mask: str | None = None) -> list[Case]:
         channels = s[1] // 2 if mask == "channel" else s[1]
         return [x.wide(channels), x.wide(channels)]
 
+    def laid_out(x: Meta) -> Meta:
+        return x if mask is None else x._replace(channels_last=True)
+
     def forward(x: Meta, s: Shape) -> list[Any]:
-        return [x(*s), x.wide(s[0]), *([None, None] if batch else given(x, s)), 1e-4, mask, 0]
+        return [laid_out(x)(*s), x.wide(s[0]), *([None, None] if batch else given(x, s)), 1e-4, mask, 0]
 
     def backward(x: Meta, s: Shape) -> list[Any]:
-        return [x(*s), x.wide(s[0]), x(*s), *given(x, s), 1e-4, mask, 0, batch]
+        return [laid_out(x)(*s), x.wide(s[0]), laid_out(x)(*s), *given(x, s), 1e-4, mask, 0, batch]
 
     few = dict.fromkeys(("out", "log_det", "grad_log_det"), "one entry for each example")
     moved, moved_backward = (
         (3 / 2, 5 / 3) if batch else (1.0, 2 / 3)
     )  # with given statistics the backward does not read x
     if mask is not None:
-        few |= dict.fromkeys(("x", "y", "grad_x", "grad_y"), "a checkerboard leaves out every other entry")
+        few |= dict.fromkeys(("x", "y", "grad_x", "grad_y"), "the channels are last here, and few")
         # One half is read and written once.
         mode, moved, moved_backward = f"{mask} {mode}", (moved + 1) / 2, (moved_backward + 2 / 3) / 2
     return [
