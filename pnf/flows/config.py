@@ -136,7 +136,7 @@ def shows_settings(config: type[FlowConfig]) -> Callable[[Callable[P, R]], Calla
     """Decorate a function of ``**settings`` so that ``help`` lists them with their defaults."""
 
     def show(function: Callable[P, R]) -> Callable[P, R]:
-        own = [p for p in inspect.signature(function).parameters.values() if p.kind is not p.VAR_KEYWORD]
+        own = [p for p in inspect.signature(function, eval_str=True).parameters.values() if p.kind is not p.VAR_KEYWORD]
         taken = {p.name for p in own}
         listed = [
             # The config itself has a number where the caller may leave None.

@@ -162,14 +162,15 @@ def batch_norm(batch: bool, mask: str | None = None) -> list[Case]:
         channels = s[1] // 2 if mask == "channel" else s[1]
         return [x.wide(channels), x.wide(channels)]
 
-    def laid_out(x: Meta) -> Meta:
-        return x if mask is None else x._replace(channels_last=True)
+    def images(x: Meta, s: Shape) -> Tensor:
+        """Halves are normalised where the channels are last."""
+        return x(*s) if mask is None or x.channels_last else x(s[0], *s[2:], s[1]).movedim(-1, 1)
 
     def forward(x: Meta, s: Shape) -> list[Any]:
-        return [laid_out(x)(*s), x.wide(s[0]), *([None, None] if batch else given(x, s)), 1e-4, mask, 0]
+        return [images(x, s), x.wide(s[0]), *([None, None] if batch else given(x, s)), 1e-4, mask, 0]
 
     def backward(x: Meta, s: Shape) -> list[Any]:
-        return [laid_out(x)(*s), x.wide(s[0]), laid_out(x)(*s), *given(x, s), 1e-4, mask, 0, batch]
+        return [images(x, s), x.wide(s[0]), images(x, s), *given(x, s), 1e-4, mask, 0, batch]
 
     few = dict.fromkeys(("out", "log_det", "grad_log_det"), "one entry for each example")
     moved, moved_backward = (
