@@ -1,6 +1,6 @@
 #include "cpu/act_norm.h"
 
-#include "cpu/channels.h"
+#include "cpu/normalise.h"
 
 namespace pnf::cpu::PNF_ISA {
 namespace {
@@ -138,13 +138,6 @@ void backward_rows(T* grad_x, const T* grad_y, const T* x, const Parameters<C>& 
   for (int64_t c = 0; c < channels; ++c) finish(c, totals[c], totals[channels + c]);
 }
 
-template <typename C>
-double total(const void* values, int64_t n) {
-  LaneSum<C> sum;
-  sum.add(static_cast<const C*>(values), n);
-  return sum.total();
-}
-
 // Calls body(T{}, std::bool_constant<inverse>{}) with the type of the entries.
 template <typename Body>
 void with_types(DType dtype, bool inverse, const Body& body) {
@@ -169,7 +162,7 @@ void act_norm(void* y, void* out, const void* x, const void* shift, const void* 
     });
     if (shape.batch * shape.channels * shape.sites == 0) return;
     const Parameters<C> p(shift, log_scale, shape.channels, invert);
-    const auto& run = shape.channels_last || shape.sites == 1 ? forward_rows<invert, T, C> : forward<invert, T, C>;
+    const auto& run = in_rows(shape) ? forward_rows<invert, T, C> : forward<invert, T, C>;
     run(static_cast<T*>(y), static_cast<const T*>(x), p, shape, threads);
   });
 }
@@ -194,8 +187,7 @@ void act_norm_backward(void* grad_x, void* grad_shift, void* grad_log_scale, con
       for (int64_t c = 0; c < shape.channels; ++c) finish(c, 0, 0);
       return;
     }
-    const auto& run = shape.channels_last || shape.sites == 1 ? backward_rows<T, C, decltype(finish)>
-                                                              : backward<T, C, decltype(finish)>;
+    const auto& run = in_rows(shape) ? backward_rows<T, C, decltype(finish)> : backward<T, C, decltype(finish)>;
     run(static_cast<T*>(grad_x), static_cast<const T*>(grad_y), static_cast<const T*>(x), p, shape, threads, finish);
   });
 }

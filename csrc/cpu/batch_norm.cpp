@@ -63,13 +63,6 @@ void scale_gradient(T* grad_x, const T* grad_y, const Statistics<C>& s, const Ch
   });
 }
 
-template <typename C>
-double total(const C* values, int64_t n) {
-  LaneSum<C> sum;
-  sum.add(values, n);
-  return sum.total();
-}
-
 }  // namespace
 
 void batch_norm(void* y, void* out, void* mean, void* var, const void* x, const void* log_det, const Channels& shape,
@@ -108,7 +101,7 @@ void batch_norm_backward(void* grad_x, const void* grad_y, const void* grad_log_
       return;
     }
     // Each log-determinant is -sites / 2 log(var + eps) for a channel.
-    const double gain = total(static_cast<const C*>(grad_log_det), shape.batch) / static_cast<double>(shape.batch);
+    const double gain = total<C>(grad_log_det, shape.batch) / static_cast<double>(shape.batch);
     const double entries = static_cast<double>(shape.batch * shape.sites);
     normalise_backward<C>(
         to, grad, from, s, shape, true, threads, [](Vec<C> g, Vec<C>) { return g; },

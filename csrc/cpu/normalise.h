@@ -12,6 +12,14 @@ namespace pnf::cpu::PNF_ISA {
 // Whether channels are reduced in rows. One site for each example is as good as channels that are last.
 inline bool in_rows(const Channels& shape) { return shape.channels_last || shape.sites == 1; }
 
+// The sum of n values of C.
+template <typename C>
+double total(const void* values, int64_t n) {
+  LaneSum<C> sum;
+  sum.add(static_cast<const C*>(values), n);
+  return sum.total();
+}
+
 // y = end(map(x)). With `statistics`, x must not be empty, and mean and var, which p reads, are written before.
 template <typename T, typename C, typename P, typename End>
 void normalise_planes(T* y, C* mean, C* var, const T* x, const P& p, const Channels& shape, bool statistics,
