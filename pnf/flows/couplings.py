@@ -3,7 +3,7 @@
 import math
 from abc import abstractmethod
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, distributed, nn
@@ -398,4 +398,15 @@ def scale_parameters(module: nn.Module) -> list[nn.Parameter]:
             found.append(m.scale)
         elif isinstance(m, WeightNormConv2d) and m.magnitude is not None:
             found.append(m.magnitude)
+    return found
+
+
+def weight_matrices(module: nn.Module) -> list[nn.Parameter]:
+    """The weights ``[outputs, ...]`` of convolutions and linear layers with more than one output and input."""
+    found: list[nn.Parameter] = []
+    for m in module.modules():
+        if isinstance(m, (WeightNormConv2d, nn.Conv2d, nn.Linear)):
+            weight = cast(nn.Parameter, m.direction if isinstance(m, WeightNormConv2d) else m.weight)
+            if weight.numel() > weight.shape[0] > 1:
+                found.append(weight)
     return found

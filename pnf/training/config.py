@@ -34,6 +34,7 @@ _OPTIONAL = {
     "mean": None,
     "std": None,
     "lattice": False,
+    "optimizer": "adam",
 }
 """Settings that are written only if they differ from these values, since older versions do not know them."""
 
@@ -90,7 +91,10 @@ class RunConfig(ProgressiveConfig):
     steps: int = setting(10000, "Steps of the optimiser.", group="Training", ge=1, le=10**9)
     batch_size: int = setting(64, "Images in a batch.", group="Training", ge=1, le=2**20)
     accumulate: int = setting(1, "Batches whose gradients make one step.", group="Training", ge=1, le=2**16)
-    lr: float = setting(1e-3, "Learning rate of Adam.", group="Training", gt=0, le=1)
+    optimizer: Literal["adam", "muon"] = setting(
+        "adam", "Optimiser: Adam, or Muon for matrices and Adam for the rest.", group="Training"
+    )
+    lr: float = setting(1e-3, "Learning rate.", group="Training", gt=0, le=1)
     warmup: int = setting(100, "Steps of linear warm-up.", group="Training", ge=0)
     schedule: Literal["cosine", "constant"] = setting("cosine", "Schedule of the learning rate.", group="Training")
     clip: float = setting(100.0, "Bound of each stage's gradient norm.", group="Training", gt=0)

@@ -16,6 +16,7 @@ from pnf.flows.networks import MOMENTUM
 from pnf.training import processes
 from pnf.training.batches import Batch
 from pnf.training.config import RunConfig, RunError, one_line
+from pnf.training.muon import Muon
 from pnf.training.weights import Weights
 
 
@@ -58,9 +59,14 @@ class StageTrainer:
         self.objective.train()
         self.averaged = copy.deepcopy(self.stage).eval()
         set_network_dtype(self.averaged, None)
-        self._weights = Weights(self.stage, self.averaged, fabric.device)
-        # Explicitly fused on every device, since the other implementations give different bits.
-        optimizer = torch.optim.Adam(self._weights.learnt, lr=config.lr, fused=True)
+        matrices = config.optimizer == "muon"
+        self._weights = Weights(self.stage, self.averaged, fabric.device, matrices=matrices)
+        optimizer: torch.optim.Optimizer
+        if matrices:
+            optimizer = Muon(self._weights.learnt, self._weights.stacks, config.lr)
+        else:
+            # Explicitly fused on every device, since the other implementations give different bits.
+            optimizer = torch.optim.Adam(self._weights.learnt, lr=config.lr, fused=True)
         self.optimizer: Any = fabric.setup_optimizers(optimizer)
 
     def prepare(self) -> None:

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from pnf import cuda_graphs
-from pnf.flows import scale_parameters
+from pnf.flows import scale_parameters, weight_matrices
+from pnf.training.muon import Stack
 
 LINE = 4
 """A tensor begins at a multiple of so many entries of a flat one, since kernels read 16 bytes at once."""
@@ -20,19 +21,22 @@ class Weights:
 
     Where a step becomes a CUDA graph, each kind is one flat tensor, and those of the modules are views of it. What is
     done to all of them is then one launch, where lists of a thousand tensors take dozens, and the weight of the average
-    can be a tensor, which PyTorch does not take with lists. Elsewhere they are lists, which add up to other bits.
+    can be a tensor, which PyTorch does not take with lists. So it is for Muon, too, which takes matrices of one shape
+    together. Elsewhere they are lists, which add up to other bits.
 
     Args:
         stage: the module in training, on its device.
         averaged: a copy of it.
         device: the device.
+        matrices: whether the optimiser is Muon.
 
     Attributes:
         learnt: what the optimiser takes.
+        stacks: the places of matrices in it, if the optimiser is Muon.
         weight: the weight ``[]`` of the present values in the averages.
     """
 
-    def __init__(self, stage: nn.Module, averaged: nn.Module, device: torch.device) -> None:
+    def __init__(self, stage: nn.Module, averaged: nn.Module, device: torch.device, *, matrices: bool = False) -> None:
         self.weight = torch.ones((), device=device)
         self.parameters, self._scales = [*stage.parameters()], [*scale_parameters(stage)]
         self.learnt: list[nn.Parameter] = self.parameters
@@ -40,17 +44,21 @@ class Weights:
         self._values, self._averages = ([*m.parameters(), *_buffers(m, floating=True)] for m in pair)
         self._counts, self._copies = (_buffers(m, floating=False) for m in pair)
         self._flat: _Flat | None = None
-        if cuda_graphs.can_capture(device) and self.parameters:
-            self._flatten()
+        self.stacks: list[Stack] = []
+        if (matrices or cuda_graphs.can_capture(device)) and self.parameters:
+            self._flatten(weight_matrices(stage) if matrices else [])
 
-    def _flatten(self) -> None:
-        # Scale parameters are first, since the penalty is on them, and buffers last, since nothing learns them.
-        scales = {id(p) for p in self._scales}
-        kinds = [int(id(p) not in scales) for p in self.parameters]
-        kinds += [2] * (len(self._values) - len(kinds))
+    def _flatten(self, matrices: Sequence[Tensor]) -> None:
+        # Scale parameters are first, since the penalty is on them. Then come the others, the matrices by their shapes,
+        # and the buffers, which nothing learns.
+        shapes = sorted({_rows_and_columns(p) for p in matrices})
+        kind_of = {id(p): 2 + shapes.index(_rows_and_columns(p)) for p in matrices} | {id(p): 0 for p in self._scales}
+        kinds = [kind_of.get(id(p), 1) for p in self.parameters]
+        kinds += [2 + len(shapes)] * (len(self._values) - len(kinds))
         self._flat = _Flat(self._values, kinds)
+        self.stacks = self._flat.stacks(kinds, shapes)
         self._values, self._averages = ([self._flat.move(x)] for x in (self._values, self._averages))
-        self.learnt = [nn.Parameter(self._values[0][: self._flat.ends[1]])]
+        self.learnt = [nn.Parameter(self._values[0][: self._flat.ends[1 + len(shapes)]])]
         self._grad = self.learnt[0].grad = torch.zeros_like(self.learnt[0])
         dtypes = {x.dtype for x in self._counts}
         self._counts, self._copies = (
@@ -126,6 +134,14 @@ def _buffers(module: nn.Module, *, floating: bool) -> list[Tensor]:
     return [x for x in module.buffers() if x.is_floating_point() == floating]
 
 
+def _rows_and_columns(matrix: Tensor) -> tuple[int, int]:
+    return matrix.shape[0], matrix.numel() // matrix.shape[0]
+
+
+def _padded(size: int) -> int:
+    return -(-size // LINE) * LINE
+
+
 class _Flat:
     """The places of tensors of one dtype in a flat one, by kind.
 
@@ -139,8 +155,15 @@ class _Flat:
         for kind in range(max(kinds) + 1):
             for i in (i for i, other in enumerate(kinds) if other == kind):
                 self.places[i] = size
-                size -= -tensors[i].numel() // LINE * LINE
+                size += _padded(tensors[i].numel())
             self.ends.append(size)
+
+    def stacks(self, kinds: Sequence[int], shapes: Sequence[tuple[int, int]]) -> list[Stack]:
+        """The places of matrices of these shapes, which are the kinds from 2 on."""
+        found = []
+        for kind, (rows, columns) in enumerate(shapes, 2):
+            found.append(Stack(self.ends[kind - 1], kinds.count(kind), rows, columns, _padded(rows * columns)))
+        return found
 
     def views(self, flat: Tensor, count: int) -> list[Tensor]:
         """The views of a flat tensor with the shapes and strides of the first tensors."""

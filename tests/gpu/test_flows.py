@@ -172,15 +172,17 @@ def test_a_step_that_reads_from_the_device_runs_without_a_graph(device: str) -> 
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("optimizer", ["adam", "muon"])
 def test_a_run_is_the_same_without_graphs(
     device: str,
+    optimizer: str,
     tiny: Callable[..., RunConfig],
     images: Images,
     results: Callable[[Path], dict[str, object]],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    config = tiny(steps=WARMUP + 3, num_couplings=1, batch_size=4, validation=4, coupling="dense")
+    config = tiny(steps=WARMUP + 3, num_couplings=1, batch_size=4, validation=4, coupling="dense", optimizer=optimizer)
     go = functools.partial(train, config, images, accelerator=torch.device(device).type)
     launched: list[object] = []
     replay = torch.cuda.CUDAGraph.replay
@@ -194,8 +196,10 @@ def test_a_run_is_the_same_without_graphs(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("optimizer", ["adam", "muon"])
 def test_a_run_resumes_to_the_bit(
     device: str,
+    optimizer: str,
     tiny: Callable[..., RunConfig],
     images: Images,
     results: Callable[[Path], dict[str, object]],
@@ -212,6 +216,7 @@ def test_a_run_resumes_to_the_bit(
         batch_size=4,
         validation=4,
         coupling="conv",
+        optimizer=optimizer,
     )
     go = functools.partial(train, config, images, accelerator=torch.device(device).type)
     go(tmp_path / "whole")

@@ -25,6 +25,7 @@ SETTINGS = {
     "dense": {"coupling": "dense", "norm": "act"},
     "conv": {"coupling": "conv", "norm": "batch", "steps": 6},
     "labels": {"coupling": "dense", "norm": "act", "steps": 6, "classes": CLOTHES},
+    "muon": {"coupling": "conv", "norm": "act", "steps": 6, "optimizer": "muon"},
     "bf16": {"coupling": "conv", "norm": "act", "steps": 6, "precision": "bf16"},
 }
 
