@@ -41,8 +41,10 @@ VARIANTS: dict[str, tuple[dict[str, object], ...]] = {
         {"num_couplings": 1},
         {"num_couplings": 3},
         {"hidden": 32},
-        {"lr": 0.001},
-        {"lr": 0.02},
+        {"optimizer": "adam", "lr": 0.005},
+        {"lr": 0.01},
+        {"lr": 0.1},
+        {"batch_size": 64},
     ),
     "dense": (
         *_EITHER,
