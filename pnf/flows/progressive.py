@@ -161,7 +161,10 @@ class ProgressiveFlow(Pretrained):
         self.stage_shapes = self._stage_shapes()
         if config.lattice and len(self.stage_shapes) > MOST_STEPS + 1:
             steps = len(self.stage_shapes) - 1
-            raise ValueError(f"ProgressiveFlow: on the lattice there are at most {MOST_STEPS} steps, got {steps}")
+            raise ValueError(
+                f"ProgressiveFlow: on the lattice there are at most {MOST_STEPS} steps, got {steps}: use fewer levels, "
+                "or lattice=False"
+            )
         if config.alpha is None and support == "unit":
             default = 1 / self._grey_levels(0) if config.lattice else 1e-6
             config = replace(config, alpha=default if config.detail == "bounded" else 0.05)

@@ -263,6 +263,7 @@ def describe(error: ValidationError) -> str:
 PRESETS: dict[str, dict[str, object]] = {
     "demo": {
         "data": "fashion-mini",
+        "lattice": True,
         "coupling": "dense",
         "hidden": 128,
         "batch_size": 128,
@@ -275,12 +276,14 @@ PRESETS: dict[str, dict[str, object]] = {
     },
     "mnist-dense": {
         "data": "MNIST",
+        "lattice": True,
         "coupling": "dense",
         "batch_size": 128,
         "steps": 8000,
     },
     "mnist-conv": {
         "data": "MNIST",
+        "lattice": True,
         "norm": "batch",
         "steps": 20000,
     },
@@ -326,6 +329,8 @@ def preset_config(name: str, **overrides: object) -> RunConfig:
     if overrides.get("model") == "realnvp" and name in BASELINE_HIDDEN:
         settings["hidden"] = BASELINE_HIDDEN[name]
     settings |= overrides
+    if settings.get("model") == "realnvp" or settings.get("detail") == "identity":
+        settings["lattice"] = overrides.get("lattice", False)
     if isinstance(data := settings["data"], str):
         settings["data"] = locate(data)
     try:

@@ -35,6 +35,22 @@ def test_the_baseline_has_as_many_parameters(name: str) -> None:
     assert abs(baseline / progressive - 1) < 0.1
 
 
+@pytest.mark.parametrize(
+    ("settings", "lattice"),
+    [
+        ({}, True),
+        ({"lattice": False}, False),
+        ({"model": "realnvp"}, False),
+        ({"detail": "identity"}, False),
+        ({"support": "real"}, False),
+    ],
+    ids=str,
+)
+def test_presets_of_grey_images_are_on_the_lattice(settings: dict[str, object], lattice: bool) -> None:
+    for name in ("demo", "mnist-dense", "mnist-conv"):
+        assert preset_config(name, **settings).lattice is lattice
+
+
 def test_a_width_that_is_asked_for_holds_for_the_baseline_too() -> None:
     assert preset_config("demo", model="realnvp", hidden=8).hidden == 8
 
