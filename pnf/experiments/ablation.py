@@ -74,6 +74,12 @@ def options(settings: dict[str, object]) -> str:
 def variants(row: Row) -> dict[str, dict[str, object]]:
     """The settings of a row's variants by the names of their folders, ours first."""
     changed = VARIANTS[str(row.settings["coupling"])]
+    if row.ours.get("lattice"):
+        plain = {"lattice": False}  # identity details have none
+        changed = (
+            plain,
+            *(settings | plain if settings.get("detail") == "identity" else settings for settings in changed),
+        )
     return {OURS: {}} | {options(settings).replace("--", "").replace(" ", "-"): settings for settings in changed}
 
 

@@ -402,7 +402,7 @@ def scale_parameters(module: nn.Module) -> list[nn.Parameter]:
 
 
 def weight_matrices(module: nn.Module) -> list[nn.Parameter]:
-    """The weights ``[outputs, ...]`` of convolutions and linear layers with more than one output and input."""
+    """The weights of convolutions and linear layers that, as ``[outputs, rest]``, have more than one row and column."""
     found: list[nn.Parameter] = []
     for m in module.modules():
         if isinstance(m, (WeightNormConv2d, nn.Conv2d, nn.Linear)):

@@ -162,8 +162,8 @@ class ProgressiveFlow(Pretrained):
         if config.lattice and len(self.stage_shapes) > MOST_STEPS + 1:
             steps = len(self.stage_shapes) - 1
             raise ValueError(
-                f"ProgressiveFlow: on the lattice there are at most {MOST_STEPS} steps, got {steps}: use fewer levels, "
-                "or lattice=False"
+                f"ProgressiveFlow: on the lattice there are at most {MOST_STEPS} steps, got {steps}: halve less "
+                "often, or use no lattice"
             )
         if config.alpha is None and support == "unit":
             default = 1 / self._grey_levels(0) if config.lattice else 1e-6

@@ -92,7 +92,7 @@ class RunConfig(ProgressiveConfig):
     batch_size: int = setting(64, "Images in a batch.", group="Training", ge=1, le=2**20)
     accumulate: int = setting(1, "Batches whose gradients make one step.", group="Training", ge=1, le=2**16)
     optimizer: Literal["adam", "muon"] = setting(
-        "adam", "Optimiser: Adam, or Muon for matrices and Adam for the rest.", group="Training"
+        "adam", "adam; or muon, for the matrices, best with --lr 0.03, and Adam for the rest.", group="Training"
     )
     lr: float = setting(1e-3, "Learning rate.", group="Training", gt=0, le=1)
     warmup: int = setting(100, "Steps of linear warm-up.", group="Training", ge=0)
@@ -117,6 +117,8 @@ class RunConfig(ProgressiveConfig):
         super().__post_init__()
         if self.blocks * self.num_couplings > 4096:
             raise ValueError(f"blocks times num_couplings must be at most 4096, got {self.blocks * self.num_couplings}")
+        if self.lattice and self.model == "realnvp":
+            raise ValueError("the realnvp baseline has no lattice: leave out --lattice, or --model realnvp")
         if self.support == "real":
             self._check_real()
         if self.classes is not None:

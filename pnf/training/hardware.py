@@ -74,7 +74,8 @@ def exact_arithmetic() -> None:
 def tensor_float_32(enabled: bool = True) -> Iterator[None]:
     """Let a GPU round what it multiplies in convolutions and matrix products to TF32, with 10 bits after the point.
 
-    In a flow these are the networks of the couplings, and nothing else. Arithmetic is exact again in the end.
+    In a step of training these are the networks of the couplings, and the products of Muon, which need not be exact.
+    Arithmetic is exact again in the end.
     """
     if enabled:
         backends: Any = torch.backends

@@ -31,7 +31,8 @@ def step_memory(
 
     def run() -> None:
         flow = build_flow(config, channels)
-        kept = ["first moment", "second moment", "average", *(["flat gradient"] if at_once else [])]
+        flat = at_once or config.optimizer == "muon"
+        kept = ["first moment", "second moment", "average", *(["flat gradient"] if flat else [])]
         held = [torch.empty_like(p) for p in flow.parameters() for _ in kept]
         if config.precision == "bf16":
             set_network_dtype(flow, torch.bfloat16)

@@ -21,8 +21,8 @@ class Weights:
 
     Where a step becomes a CUDA graph, each kind is one flat tensor, and those of the modules are views of it. What is
     done to all of them is then one launch, where lists of a thousand tensors take dozens, and the weight of the average
-    can be a tensor, which PyTorch does not take with lists. So it is for Muon, too, which takes matrices of one shape
-    together. Elsewhere they are lists, which add up to other bits.
+    can be a tensor, which PyTorch does not take with lists. Muon has them flat on every device, since it takes the
+    matrices of one shape together. Otherwise they are lists on a CPU, which add up to other bits.
 
     Args:
         stage: the module in training, on its device.

@@ -51,6 +51,11 @@ def test_presets_of_grey_images_are_on_the_lattice(settings: dict[str, object], 
         assert preset_config(name, **settings).lattice is lattice
 
 
+def test_the_baseline_has_no_lattice() -> None:
+    with pytest.raises(RunError, match="the realnvp baseline has no lattice: leave out --lattice"):
+        preset_config("demo", model="realnvp", lattice=True)
+
+
 def test_a_width_that_is_asked_for_holds_for_the_baseline_too() -> None:
     assert preset_config("demo", model="realnvp", hidden=8).hidden == 8
 

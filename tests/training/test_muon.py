@@ -75,6 +75,17 @@ def test_a_step_is_the_formula() -> None:
         assert_close(flat[at : at + r * c].view(r, c), matrix, rtol=1e-4, atol=1e-4)
 
 
+def test_a_loaded_count_of_steps_goes_to_the_device() -> None:
+    flat = nn.Parameter(torch.ones(4))
+    optimizer = Muon([flat], [], lr=0.1)
+    flat.grad = torch.ones(4)
+    optimizer.step()
+    there = nn.Parameter(torch.ones(4, device="meta"))
+    other = Muon([there], [], lr=0.1)
+    other.load_state_dict(optimizer.state_dict())
+    assert {value.device.type for value in other.state[there].values()} == {"meta"}
+
+
 @pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels last"])
 @pytest.mark.parametrize("settings", [{"coupling": "conv", "norm": "batch"}, {"coupling": "dense"}], ids=str)
 def test_stacks_hold_every_matrix_once(settings: dict[str, object], last: bool, tiny: Callable[..., RunConfig]) -> None:
