@@ -75,11 +75,9 @@ def variants(row: Row) -> dict[str, dict[str, object]]:
     """The settings of a row's variants by the names of their folders, ours first."""
     changed = VARIANTS[str(row.settings["coupling"])]
     if row.ours.get("lattice"):
-        plain = {"lattice": False}  # identity details have none
-        changed = (
-            plain,
-            *(settings | plain if settings.get("detail") == "identity" else settings for settings in changed),
-        )
+        plain: dict[str, object] = {"lattice": False}
+        # Identity details have none.
+        changed = (plain, *(own | plain if own.get("detail") == "identity" else own for own in changed))
     return {OURS: {}} | {options(settings).replace("--", "").replace(" ", "-"): settings for settings in changed}
 
 
