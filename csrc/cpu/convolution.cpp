@@ -5,16 +5,32 @@
 
 namespace pnf::cpu::PNF_ISA {
 
+namespace {
+
+// Calls body(grid) with the widest tiles allowed that do not take more products.
+template <typename Body>
+void with_grid(const Convolution& c, bool wide, const Body& body) {
+  if (wide && (c.width + 3) / 4 * Grid<4>::points < (c.width + 1) / 2 * Grid<2>::points) {
+    body(Grid<4>(c));
+  } else {
+    body(Grid<2>(c));
+  }
+}
+
+}  // namespace
+
 void convolution(float* y, const float* add, const float* x, const float* weight, const float* bias,
-                 const Convolution& c, bool relu, int threads) {
+                 const Convolution& c, bool relu, bool wide, int threads) {
   const float least = relu ? 0 : kLowest;
   if (c.size == 1) {
     pointwise(y, add, x, weight, bias, least, c.batch * c.height * c.width, c.inputs, c.outputs, c.input, c.output,
               threads);
     return;
   }
-  winograd(y, add, x, bias, least, Grid(c), c.inputs, c.outputs, threads, [&](float* to, int helpers) {
-    transform_weight(to, weight, c.inputs, c.outputs, c.input, c.output, c.tap, false, helpers);
+  with_grid(c, wide, [&]<int columns>(const Grid<columns>& grid) {
+    winograd(y, add, x, bias, least, grid, c.inputs, c.outputs, threads, [&](float* to, int helpers) {
+      transform_weight<columns>(to, weight, c.inputs, c.outputs, c.input, c.output, c.tap, false, helpers);
+    });
   });
 }
 
@@ -25,10 +41,12 @@ void convolution_backward_input(float* grad_x, const float* grad_y, const float*
               c.output, c.input, threads);
     return;
   }
-  winograd(grad_x, nullptr, grad_y, nullptr, kLowest, Grid(c), c.outputs, c.inputs, threads,
-           [&](float* to, int helpers) {
-             transform_weight(to, weight, c.outputs, c.inputs, c.output, c.input, c.tap, true, helpers);
-           });
+  with_grid(c, true, [&]<int columns>(const Grid<columns>& grid) {
+    winograd(grad_x, nullptr, grad_y, nullptr, kLowest, grid, c.outputs, c.inputs, threads,
+             [&](float* to, int helpers) {
+               transform_weight<columns>(to, weight, c.outputs, c.inputs, c.output, c.input, c.tap, true, helpers);
+             });
+  });
 }
 
 void convolution_backward_weight(float* grad_weight, float* grad_bias, const float* grad_y, const float* x,
@@ -38,7 +56,8 @@ void convolution_backward_weight(float* grad_weight, float* grad_bias, const flo
                               threads);
     return;
   }
-  winograd_backward_weight(grad_weight, grad_bias, grad_y, x, c, threads);
+  with_grid(c, true,
+            [&](const auto& grid) { winograd_backward_weight(grad_weight, grad_bias, grad_y, x, c, grid, threads); });
 }
 
 }  // namespace pnf::cpu::PNF_ISA

@@ -31,8 +31,8 @@ inline constexpr int kRows = 6;
 inline constexpr int64_t kPanel = 2 * kWidth;
 inline constexpr int64_t kBlock = 28 / kRows * kRows;  // rows that are worked on while they are in the second cache
 inline constexpr int64_t kSlab = 8 * kBlock;           // rows that are multiplied at once for the gradient of a weight
-inline constexpr int64_t kMostParts = 8;               // the gradient of a weight is summed in at most so many parts
-inline constexpr int64_t kMostEntries = 1 << 22;       // upper bound on the entries of all parts, if they are several
+inline constexpr int64_t kMostTasks = 8;          // the gradient of a weight has no more parts than make so many tasks
+inline constexpr int64_t kMostEntries = 1 << 22;  // upper bound on the entries of all parts, if they are several
 
 // The lower bound where a result has none.
 inline constexpr float kLowest = -std::numeric_limits<float>::infinity();
@@ -138,9 +138,12 @@ inline void copy_rows(float* to, const float* from, int64_t rows, int64_t column
 struct Parts {
   int64_t all, count;
 
-  // The sums of a part have `size` entries.
-  Parts(int64_t n, int64_t size)
-      : all(n), count(std::clamp<int64_t>(2 * n / kSlab, 1, std::clamp<int64_t>(kMostEntries / size, 1, kMostParts))) {}
+  // A part has at least half a slab of them, and sums of `size` entries in so many panels, which are tasks of their
+  // own.
+  Parts(int64_t n, int64_t slab, int64_t panels, int64_t size) : all(n) {
+    const int64_t most = std::min(kMostTasks / panels, kMostEntries / size);
+    count = std::clamp<int64_t>(2 * n / slab, 1, std::max<int64_t>(most, 1));
+  }
 
   int64_t first(int64_t part) const { return all * part / count; }
 };
@@ -242,7 +245,7 @@ inline void pointwise_backward_weight(float* grad_weight, float* grad_bias, cons
                                       int64_t pixels, int64_t inputs, int64_t outputs, int threads) {
   const int64_t columns = round_up(inputs, kWidth), panels = (inputs + kPanel - 1) / kPanel;
   const int64_t size = outputs * columns;
-  const Parts parts(pixels, size);
+  const Parts parts(pixels, kSlab, panels, size);
   // A product that is neither padded nor summed is written to its place.
   const bool direct = pixels > 0 && parts.count == 1 && columns == inputs;
   float* const product = direct ? grad_weight : workspace(kProduct, parts.count * size);

@@ -72,7 +72,7 @@ void residual_network(float* y, float* scratch, const float* h, const ResidualNe
     const Filter& f = filters[i];
     const Convolution shape{network.batch, network.height, network.width, f.inputs, f.outputs,
                             f.size,        f.output,       f.input,       f.tap};
-    convolution(to, add, from, folded[i].weight, folded[i].bias.data(), shape, relu, threads);
+    convolution(to, add, from, folded[i].weight, folded[i].bias.data(), shape, relu, true, threads);
   };
   const Channels channels{network.batch, hidden, network.height * network.width, true};
   float *const normal = memory.take(entries), *const inner = memory.take(entries);

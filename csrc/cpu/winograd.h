@@ -1,7 +1,12 @@
-// 3x3 convolutions by Winograd's F(2x2, 3x3): tiles of 4x4 pixels and the weights are transformed so that 16 products
-// of matrices give tiles of 2x2 results, with 16 multiplications instead of 36.
+// 3x3 convolutions in Winograd's form: tiles of pixels and the weights are transformed so that products of matrices,
+// one for each point, give tiles of 2 rows of results and of `wide` columns, which is 2 or 4.
 //
-// Source: Lavin and Gray, "Fast algorithms for convolutional neural networks" (2015), section 4.1.
+// F(2x2, 3x3) takes 16 multiplications instead of 36, and F(2x4, 3x3) 24 instead of 72. The rounding errors of the
+// first are about half of those of a direct convolution, and those of the second are as large.
+//
+// Sources: Lavin and Gray, "Fast algorithms for convolutional neural networks" (2015), section 4.1; Barabasz, Anderson,
+// Soodhalter and Gregg, "Error analysis and improving the accuracy of Winograd convolution for deep neural networks"
+// (2020), on points.
 #pragma once
 
 #include <algorithm>
@@ -13,33 +18,83 @@
 
 namespace pnf::cpu::PNF_ISA {
 
-inline constexpr int64_t kPoints = 16;     // entries of a transformed tile
 inline constexpr int64_t kGap = 16;        // entries between points: without them their cache lines share a few sets
-inline constexpr int64_t kOwnWeight = 64;  // above so many tiles per thread, each thread transforms the weight itself
+inline constexpr int64_t kOwnWeight = 64;  // above so many rows of four results per thread, each transforms the weight
 
-// Transforms along one axis.
-inline void of_input(V* to, V a, V b, V c, V d) { to[0] = a - c, to[1] = b + c, to[2] = c - b, to[3] = b - d; }
-inline void of_result(V* to, V a, V b, V c, V d) { to[0] = a + b + c, to[1] = b - c - d; }
-inline void of_weight(V* to, V a, V b, V c) {
-  const V sum = (a + c) * 0.5f, half = b * 0.5f;
-  to[0] = a, to[1] = sum + half, to[2] = sum - half, to[3] = c;
-}
-// The transposes of the last two.
-inline void of_result_backward(V* to, V a, V b) { to[0] = a, to[1] = a + b, to[2] = a - b, to[3] = -b; }
-inline void of_weight_backward(V* to, V a, V b, V c, V d) {
-  const V sum = (b + c) * 0.5f;
-  to[0] = a + sum, to[1] = (b - c) * 0.5f, to[2] = sum + d;
-}
+// Transforms along an axis with so many results: of the pixels that they depend on, of products into results, of the
+// three taps of a weight, and the transposes of the last two.
+template <int results>
+struct Axis;
 
-// The tiles of 2x2 pixels of all images, row by row.
+// The points are 0, 1, -1 and infinity.
+template <>
+struct Axis<2> {
+  static void of_input(V* to, const V* d) {
+    to[0] = d[0] - d[2], to[1] = d[1] + d[2], to[2] = d[2] - d[1], to[3] = d[1] - d[3];
+  }
+  static void of_result(V* to, const V* m) { to[0] = m[0] + m[1] + m[2], to[1] = m[1] - m[2] - m[3]; }
+  static void of_weight(V* to, const V* w) {
+    const V sum = (w[0] + w[2]) * 0.5f, half = w[1] * 0.5f;
+    to[0] = w[0], to[1] = sum + half, to[2] = sum - half, to[3] = w[2];
+  }
+  static void of_result_backward(V* to, const V* g) {
+    to[0] = g[0], to[1] = g[0] + g[1], to[2] = g[0] - g[1], to[3] = -g[1];
+  }
+  static void of_weight_backward(V* to, const V* m) {
+    const V sum = (m[1] + m[2]) * 0.5f;
+    to[0] = m[0] + sum, to[1] = (m[1] - m[2]) * 0.5f, to[2] = sum + m[3];
+  }
+};
+
+// The points are 0, a, -a, b, -b and infinity. Few others have as small rounding errors, and these have exact powers.
+template <>
+struct Axis<4> {
+  static constexpr float a = 0.625f, b = 1.5f, aa = a * a, bb = b * b, aabb = aa * bb;
+  static constexpr float u = 1 / (2 * aa * (aa - bb)), v = 1 / (2 * bb * (bb - aa));
+
+  static void of_input(V* to, const V* d) {
+    const V even_a = d[4] - d[2] * bb, odd_a = (d[3] - d[1] * bb) * a;
+    const V even_b = d[4] - d[2] * aa, odd_b = (d[3] - d[1] * aa) * b;
+    to[0] = d[0] * aabb + (d[4] - d[2] * (aa + bb)), to[5] = d[1] * aabb + (d[5] - d[3] * (aa + bb));
+    to[1] = even_a + odd_a, to[2] = even_a - odd_a, to[3] = even_b + odd_b, to[4] = even_b - odd_b;
+  }
+  static void of_result(V* to, const V* m) {
+    const V even_a = m[1] + m[2], odd_a = (m[1] - m[2]) * a, even_b = m[3] + m[4], odd_b = (m[3] - m[4]) * b;
+    to[0] = m[0] + even_a + even_b, to[1] = odd_a + odd_b;
+    to[2] = even_a * aa + even_b * bb, to[3] = odd_a * aa + odd_b * bb + m[5];
+  }
+  static void of_weight(V* to, const V* w) {
+    const V even_a = w[0] * u + w[2] * (aa * u), odd_a = w[1] * (a * u);
+    const V even_b = w[0] * v + w[2] * (bb * v), odd_b = w[1] * (b * v);
+    to[0] = w[0] * (1 / aabb), to[5] = w[2];
+    to[1] = even_a + odd_a, to[2] = even_a - odd_a, to[3] = even_b + odd_b, to[4] = even_b - odd_b;
+  }
+  static void of_result_backward(V* to, const V* g) {
+    const V even_a = g[0] + g[2] * aa, odd_a = (g[1] + g[3] * aa) * a;
+    const V even_b = g[0] + g[2] * bb, odd_b = (g[1] + g[3] * bb) * b;
+    to[0] = g[0], to[5] = g[3];
+    to[1] = even_a + odd_a, to[2] = even_a - odd_a, to[3] = even_b + odd_b, to[4] = even_b - odd_b;
+  }
+  static void of_weight_backward(V* to, const V* m) {
+    const V even_a = (m[1] + m[2]) * u, odd_a = (m[1] - m[2]) * u, even_b = (m[3] + m[4]) * v,
+            odd_b = (m[3] - m[4]) * v;
+    to[0] = m[0] * (1 / aabb) + (even_a + even_b), to[1] = odd_a * a + odd_b * b;
+    to[2] = even_a * aa + even_b * bb + m[5];
+  }
+};
+
+// The tiles of 2 x wide pixels of all images, row by row.
+template <int wide>
 struct Grid {
+  static constexpr int64_t columns = wide + 2, points = 4 * columns;  // of a transformed tile
+
   int64_t height, width, down, across, count;
 
   explicit Grid(const Convolution& c)
       : height(c.height),
         width(c.width),
         down((c.height + 1) / 2),
-        across((c.width + 1) / 2),
+        across((c.width + wide - 1) / wide),
         count(c.batch * down * across) {}
 
   // Calls body(i, image, row, column) for tiles [first, last), with the first pixel of each.
@@ -47,85 +102,98 @@ struct Grid {
   void each(int64_t first, int64_t last, const Body& body) const {
     int64_t column = first % across, row = first / across % down, image = first / across / down;
     for (int64_t i = first; i < last; ++i) {
-      body(i - first, image, 2 * row, 2 * column);
+      body(i - first, image, 2 * row, wide * column);
       if (++column == across) column = 0, ++row;
       if (row == down) row = 0, ++image;
     }
+  }
+
+  // A pixel of x, or zeros outside of the image.
+  const float* pixel(const float* x, const float* zeros, int64_t channels, int64_t image, int64_t row,
+                     int64_t column) const {
+    const bool inside = row >= 0 && row < height && column >= 0 && column < width;
+    return inside ? x + ((image * height + row) * width + column) * channels : zeros;
   }
 };
 
 // [points][tiles][channels] of tiles [first, last): the transformed pixels that a tile of results depends on. Here and
 // below, points are `point` apart.
-inline void transform_input(float* to, const float* x, const float* zeros, const Grid& grid, int64_t channels,
+template <int wide>
+inline void transform_input(float* to, const float* x, const float* zeros, const Grid<wide>& grid, int64_t channels,
                             int64_t first, int64_t last, int64_t point) {
+  constexpr int n = Grid<wide>::columns;
   grid.each(first, last, [&](int64_t i, int64_t image, int64_t row, int64_t column) {
-    const float* pixels[4][4];
-    for (int64_t r = 0; r < 4; ++r) {
-      for (int64_t c = 0; c < 4; ++c) {
-        const int64_t y = row + r - 1, z = column + c - 1;
-        const bool inside = y >= 0 && y < grid.height && z >= 0 && z < grid.width;
-        pixels[r][c] = inside ? x + ((image * grid.height + y) * grid.width + z) * channels : zeros;
-      }
+    const float* pixels[4][n];
+    for (int r = 0; r < 4; ++r) {
+      for (int s = 0; s < n; ++s) pixels[r][s] = grid.pixel(x, zeros, channels, image, row + r - 1, column + s - 1);
     }
     float* out = to + i * channels;
     for (int64_t c = 0; c < channels; c += kWidth, out += kWidth) {
-      V half[4][4], whole[4];
+      V line[n], half[4][n], whole[4];
       for (int r = 0; r < 4; ++r) {
-        const float* const* p = pixels[r];
-        of_input(half[r], load(p[0] + c), load(p[1] + c), load(p[2] + c), load(p[3] + c));
+        for (int s = 0; s < n; ++s) line[s] = load(pixels[r][s] + c);
+        Axis<wide>::of_input(half[r], line);
       }
-      for (int s = 0; s < 4; ++s) {
-        of_input(whole, half[0][s], half[1][s], half[2][s], half[3][s]);
-        for (int r = 0; r < 4; ++r) store(out + (4 * r + s) * point, whole[r]);
+      for (int s = 0; s < n; ++s) {
+        for (int r = 0; r < 4; ++r) line[r] = half[r][s];
+        Axis<2>::of_input(whole, line);
+        for (int r = 0; r < 4; ++r) store(out + (n * r + s) * point, whole[r]);
       }
     }
   });
 }
 
 // Results of tiles [first, last) from [points][tiles][channels], plus `add` unless it is null.
+template <int wide>
 inline void transform_result(float* y, const float* add, const float* from, const float* bias, float least,
-                             const Grid& grid, int64_t channels, int64_t first, int64_t last, int64_t point) {
+                             const Grid<wide>& grid, int64_t channels, int64_t first, int64_t last, int64_t point) {
+  constexpr int n = Grid<wide>::columns;
   grid.each(first, last, [&](int64_t i, int64_t image, int64_t row, int64_t column) {
     const int64_t at = ((image * grid.height + row) * grid.width + column) * channels;
-    const bool below = row + 1 < grid.height, right = column + 1 < grid.width;
+    const int64_t right = std::min<int64_t>(wide, grid.width - column), below = std::min<int64_t>(2, grid.height - row);
     for (int64_t c = 0; c < channels; c += kWidth) {
-      const float* p = from + i * channels + c;
-      V half[4][2], whole[2][2];
-      for (int r = 0; r < 4; ++r) {
-        const float* q = p + 4 * r * point;
-        of_result(half[r], load(q), load(q + point), load(q + 2 * point), load(q + 3 * point));
+      const float* const p = from + i * channels + c;
+      V line[4], half[2][n], whole[wide];
+      for (int s = 0; s < n; ++s) {
+        for (int r = 0; r < 4; ++r) line[r] = load(p + (n * r + s) * point);
+        V both[2];
+        Axis<2>::of_result(both, line);
+        half[0][s] = both[0], half[1][s] = both[1];
       }
       const V b = bias ? load(bias + c) : V{};
-      for (int s = 0; s < 2; ++s) of_result(whole[s], half[0][s], half[1][s], half[2][s], half[3][s]);
-      const auto put = [&](int64_t pixel, V value) {
-        const int64_t place = at + pixel * channels + c;
-        store(y + place, at_least(add ? load(add + place) + (value + b) : value + b, splat(least)));
-      };
-      put(0, whole[0][0]);
-      if (right) put(1, whole[1][0]);
-      if (below) put(grid.width, whole[0][1]);
-      if (below && right) put(grid.width + 1, whole[1][1]);
+      for (int r = 0; r < below; ++r) {
+        Axis<wide>::of_result(whole, half[r]);
+        for (int s = 0; s < right; ++s) {
+          const int64_t place = at + (r * grid.width + s) * channels + c;
+          store(y + place, at_least(add ? load(add + place) + (whole[s] + b) : whole[s] + b, splat(least)));
+        }
+      }
     }
   });
 }
 
-// The transpose of transform_result, in panels of `tiles` rows.
-inline void transform_gradient(float* to, const float* grad_y, const float* zeros, const Grid& grid, int64_t channels,
-                               int64_t first, int64_t last, int64_t tiles, int64_t point) {
+// The transpose of transform_result for `some` of the channels, in panels of `tiles` rows.
+template <int wide>
+inline void transform_gradient(float* to, const float* grad_y, const float* zeros, const Grid<wide>& grid,
+                               int64_t channels, int64_t some, int64_t first, int64_t last, int64_t tiles,
+                               int64_t point) {
+  constexpr int n = Grid<wide>::columns;
   grid.each(first, last, [&](int64_t i, int64_t image, int64_t row, int64_t column) {
-    const float* const p = grad_y + ((image * grid.height + row) * grid.width + column) * channels;
-    const bool below = row + 1 < grid.height, right = column + 1 < grid.width;
-    const float* const p01 = right ? p + channels : zeros;
-    const float* const p10 = below ? p + grid.width * channels : zeros;
-    const float* const p11 = below && right ? p + (grid.width + 1) * channels : zeros;
-    for (int64_t c = 0; c < channels; c += kWidth) {
+    const float* pixels[2][wide];
+    for (int r = 0; r < 2; ++r) {
+      for (int s = 0; s < wide; ++s) pixels[r][s] = grid.pixel(grad_y, zeros, channels, image, row + r, column + s);
+    }
+    for (int64_t c = 0; c < some; c += kWidth) {
       float* const out = to + c / kPanel * tiles * kPanel + i * kPanel + c % kPanel;
-      V half[2][4], whole[4];
-      of_result_backward(half[0], load(p + c), load(p01 + c));
-      of_result_backward(half[1], load(p10 + c), load(p11 + c));
-      for (int s = 0; s < 4; ++s) {
-        of_result_backward(whole, half[0][s], half[1][s]);
-        for (int r = 0; r < 4; ++r) store(out + (4 * r + s) * point, whole[r]);
+      V line[wide], half[2][n], whole[4];
+      for (int r = 0; r < 2; ++r) {
+        for (int s = 0; s < wide; ++s) line[s] = load(pixels[r][s] + c);
+        Axis<wide>::of_result_backward(half[r], line);
+      }
+      for (int s = 0; s < n; ++s) {
+        const V both[] = {half[0][s], half[1][s]};
+        Axis<2>::of_result_backward(whole, both);
+        for (int r = 0; r < 4; ++r) store(out + (n * r + s) * point, whole[r]);
       }
     }
   });
@@ -197,8 +265,10 @@ struct Taps {
 
 // [points], each in panels, of a weight [depth][columns] with the strides `row`, `column` and `tap`; `turned` reverses
 // the order of its taps.
+template <int wide>
 inline void transform_weight(float* to, const float* weight, int64_t depth, int64_t columns, int64_t row,
                              int64_t column, int64_t tap, bool turned, int threads) {
+  constexpr int n = Grid<wide>::columns;
   const int64_t point = weight_point(depth, columns);
   const float* const end = weight + 9 * depth * columns;
   const int64_t grain = std::max<int64_t>(4096 / (columns * kDepth), 1);
@@ -209,12 +279,15 @@ inline void transform_weight(float* to, const float* weight, int64_t depth, int6
         taps.load_from(weight + first * row + j * column, end, column);
         float* const panel = to + j / kPanel * depth * kPanel + first * kPanel + j % kPanel;
         for (int64_t i = 0; i < kDepth; ++i) {
-          const auto at = [&](int t) { return taps.at(i, turned ? 8 - t : t); };
-          V half[3][4], whole[4];
-          for (int r = 0; r < 3; ++r) of_weight(half[r], at(3 * r), at(3 * r + 1), at(3 * r + 2));
-          for (int s = 0; s < 4; ++s) {
-            of_weight(whole, half[0][s], half[1][s], half[2][s]);
-            for (int r = 0; r < 4; ++r) store(panel + (4 * r + s) * point + i * kPanel, whole[r]);
+          V line[3], half[3][n], whole[4];
+          for (int r = 0; r < 3; ++r) {
+            for (int s = 0; s < 3; ++s) line[s] = taps.at(i, turned ? 8 - 3 * r - s : 3 * r + s);
+            Axis<wide>::of_weight(half[r], line);
+          }
+          for (int s = 0; s < n; ++s) {
+            for (int r = 0; r < 3; ++r) line[r] = half[r][s];
+            Axis<2>::of_weight(whole, line);
+            for (int r = 0; r < 4; ++r) store(panel + (n * r + s) * point + i * kPanel, whole[r]);
           }
         }
       }
@@ -223,13 +296,13 @@ inline void transform_weight(float* to, const float* weight, int64_t depth, int6
 }
 
 // transform(to, threads) writes the transformed weight.
-template <typename Transform>
-inline void winograd(float* y, const float* add, const float* x, const float* bias, float least, const Grid& grid,
+template <int wide, typename Transform>
+inline void winograd(float* y, const float* add, const float* x, const float* bias, float least, const Grid<wide>& grid,
                      int64_t inputs, int64_t outputs, int threads, const Transform& transform) {
   const int64_t groups = (grid.count + kRows - 1) / kRows;
-  const int64_t point = weight_point(inputs, outputs), size = kPoints * point;
+  const int64_t point = weight_point(inputs, outputs), size = grid.points * point;
   // What another thread wrote is in the cache of another core.
-  const bool own = grid.count >= kOwnWeight * threads;
+  const bool own = grid.count * wide >= 2 * kOwnWeight * threads;
   const float* shared = nullptr;
   if (!own) {
     float* const to = workspace(kWeight, size);
@@ -239,8 +312,8 @@ inline void winograd(float* y, const float* add, const float* x, const float* bi
   const float* const outside = zeros(std::max(inputs, outputs));
   parallel_for(groups, 1, threads, [&](int64_t begin, int64_t end) {
     const int64_t from_point = kBlock * inputs + kGap, to_point = kBlock * outputs + kGap;
-    float* const from = workspace(kFrom, kPoints * from_point);
-    float* const to = workspace(kTo, kPoints * to_point);
+    float* const from = workspace(kFrom, grid.points * from_point);
+    float* const to = workspace(kTo, grid.points * to_point);
     const float* weight = shared;
     if (own) {
       float* const transformed = workspace(kWeight, size);
@@ -251,7 +324,7 @@ inline void winograd(float* y, const float* add, const float* x, const float* bi
     for (int64_t first = begin * kRows; first < stop; first += kBlock) {
       const int64_t last = std::min(first + kBlock, stop);
       transform_input(from, x, outside, grid, inputs, first, last, from_point);
-      for (int64_t p = 0; p < kPoints; ++p) {
+      for (int64_t p = 0; p < grid.points; ++p) {
         multiply(to + p * to_point, outside, nullptr, from + p * from_point, weight + p * point, last - first, outputs,
                  inputs, inputs * kPanel, outputs, 0, inputs, 1);
       }
@@ -261,40 +334,46 @@ inline void winograd(float* y, const float* add, const float* x, const float* bi
 }
 
 // The gradients of the weight, which has the strides of the weight, and of the bias.
+template <int wide>
 inline void winograd_backward_weight(float* grad_weight, float* grad_bias, const float* grad_y, const float* x,
-                                     const Convolution& c, int threads) {
-  const Grid grid(c);
-  const int64_t columns = round_up(c.outputs, kPanel);
-  const int64_t chunk = std::min(kSlab, grid.count);
+                                     const Convolution& c, const Grid<wide>& grid, int threads) {
+  constexpr int n = Grid<wide>::columns;
+  constexpr int64_t slab = 2 * kSlab / wide;
+  const int64_t panels = (c.outputs + kPanel - 1) / kPanel, pixels = c.batch * c.height * c.width;
+  const int64_t chunk = std::min(slab, grid.count);
   // Each part sums its own tiles: [parts][points][inputs][outputs].
-  const int64_t point = c.inputs * c.outputs, size = kPoints * point;
-  const Parts parts(grid.count, size);
+  const int64_t point = c.inputs * c.outputs, size = grid.points * point;
+  const Parts parts(grid.count, slab, panels, size);
   float* const product = workspace(kProduct, parts.count * size);
   const float* const outside = zeros(std::max(c.inputs, c.outputs));
   std::vector<double> total(static_cast<size_t>(parts.count * c.outputs));
-  parallel_for(parts.count, 1, threads, [&](int64_t begin, int64_t end) {
-    const int64_t left_point = chunk * c.inputs + kGap, right_point = chunk * columns + kGap;
-    float* const left = workspace(kLeft, kPoints * left_point);
-    float* const right = workspace(kRight, kPoints * right_point);
-    for (int64_t part = begin; part < end; ++part) {
-      const int64_t first = parts.first(part), last = parts.first(part + 1);
-      float* const of_part = product + part * size;
-      if (first == last) std::fill_n(of_part, size, 0.0f);
+  parallel_for(parts.count * panels, 1, threads, [&](int64_t begin, int64_t end) {
+    // The panels of a part that one thread has share the transformed input.
+    for (int64_t task = begin, taken; task < end; task += taken) {
+      const int64_t part = task / panels, first = parts.first(part), last = parts.first(part + 1);
+      taken = std::min(end - task, panels - task % panels);
+      const int64_t j = task % panels * kPanel, columns = std::min(taken * kPanel, c.outputs - j);
+      const int64_t left_point = chunk * c.inputs + kGap, right_point = chunk * taken * kPanel + kGap;
+      float* const left = workspace(kLeft, grid.points * left_point);
+      float* const right = workspace(kRight, grid.points * right_point);
+      float* const of_part = product + part * size + j;
+      for (int64_t i = 0; first == last && i < grid.points * c.inputs; ++i) {
+        std::fill_n(of_part + i * c.outputs, columns, 0.0f);
+      }
       for (int64_t start = first; start < last; start += chunk) {
         const int64_t tiles = std::min(chunk, last - start);
         transform_input(left, x, outside, grid, c.inputs, start, start + tiles, left_point);
-        transform_gradient(right, grad_y, outside, grid, c.outputs, start, start + tiles, chunk, right_point);
-        for (int64_t p = 0; p < kPoints; ++p) {
+        transform_gradient(right, grad_y + j, outside, grid, c.outputs, columns, start, start + tiles, chunk,
+                           right_point);
+        for (int64_t p = 0; p < grid.points; ++p) {
           float* const sum = of_part + p * point;
           multiply(sum, outside, start > first ? sum : nullptr, left + p * left_point, right + p * right_point,
-                   c.inputs, c.outputs, tiles, chunk * kPanel, c.outputs, c.outputs, 1, c.inputs);
-        }
-        // Point 5 is the sum of the four pixels of a tile.
-        for (int64_t j = 0; j < c.outputs; j += kPanel) {
-          add_rows(total.data() + part * c.outputs + j, right + 5 * right_point + j * chunk, tiles,
-                   std::min(kPanel, c.outputs - j), kPanel);
+                   c.inputs, columns, tiles, chunk * kPanel, c.outputs, c.outputs, 1, c.inputs);
         }
       }
+      const int64_t pixel = pixels * part / parts.count;
+      add_rows(total.data() + part * c.outputs + j, grad_y + pixel * c.outputs + j,
+               pixels * (part + 1) / parts.count - pixel, columns, c.outputs);
     }
   });
   add_parts(grad_bias, total, parts.count, c.outputs);
@@ -305,17 +384,18 @@ inline void winograd_backward_weight(float* grad_weight, float* grad_bias, const
       for (int64_t j = 0; j < c.outputs; j += kWidth) {
         for (int64_t k = 0; k < kDepth; ++k) {
           const float* from = product + (i + k) * c.outputs + j;
-          V half[4][3], whole[3];
+          V half[4][3], line[4], whole[3];
           for (int r = 0; r < 4; ++r) {
-            V sums[4] = {};
+            V sums[n] = {};
             for (int64_t part = 0; part < parts.count; ++part) {
-              const float* q = from + part * size + 4 * r * point;
-              for (int p = 0; p < 4; ++p) sums[p] += load(q + p * point);
+              const float* q = from + part * size + n * r * point;
+              for (int s = 0; s < n; ++s) sums[s] += load(q + s * point);
             }
-            of_weight_backward(half[r], sums[0], sums[1], sums[2], sums[3]);
+            Axis<wide>::of_weight_backward(half[r], sums);
           }
           for (int s = 0; s < 3; ++s) {
-            of_weight_backward(whole, half[0][s], half[1][s], half[2][s], half[3][s]);
+            for (int r = 0; r < 4; ++r) line[r] = half[r][s];
+            Axis<2>::of_weight_backward(whole, line);
             for (int r = 0; r < 3; ++r) taps.at(k, 3 * r + s) = whole[r];
           }
         }
