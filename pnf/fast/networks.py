@@ -365,13 +365,14 @@ class DenseNetwork(networks.DenseNetwork):
         if transformed() or not x.is_cpu or not _is_chain(self, Linear):
             return super().forward(x)
         layers = list(self)[::2]
-        if not LINEAR_BY_LIBRARY or widened(x) is not None:
+        parameters = [cast("Tensor", p) for layer in layers for p in (layer.weight, layer.bias)]
+        # PyTorch has no convolutions without outputs.
+        if all(p.numel() for p in parameters) and (not LINEAR_BY_LIBRARY or widened(x) is not None):
             products = _convolutions
         elif torch.is_autocast_enabled("cpu"):
             return super().forward(x)
         else:
             products = _linear
-        parameters = [cast("Tensor", p) for layer in layers for p in (layer.weight, layer.bias)]
         if torch.compiler.is_compiling() or not torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
             return products(x, parameters)[-1]
         return cast("Tensor", _Dense.apply(x, products, *parameters))
