@@ -6,6 +6,9 @@
 
 namespace pnf::cpu {
 
+// From so many pixels per thread on, each thread transforms the weight of a 3x3 convolution for itself.
+inline constexpr int64_t kOwnWeight = 256;
+
 // A convolution with zero padding that keeps the size: x is [batch, height, width, inputs] and y has `outputs`
 // channels. weight[output][input] has size x size taps, `tap` apart. The size is 1, or 3 if both numbers of channels
 // are multiples of 16.

@@ -5,6 +5,7 @@
 
 #include "cpu/batch_norm_relu.h"
 #include "cpu/convolution.h"
+#include "cpu/parallel.h"
 #include "cpu/weight_norm.h"
 
 namespace pnf::cpu::PNF_ISA {
@@ -68,26 +69,39 @@ void residual_network(float* y, float* scratch, const float* h, const ResidualNe
   }
   weight_norm(layers, DType::kFloat32, threads);
 
-  const auto convolve = [&](float* to, const float* add, const float* from, size_t i, bool relu) {
-    const Filter& f = filters[i];
-    const Convolution shape{network.batch, network.height, network.width, f.inputs, f.outputs,
-                            f.size,        f.output,       f.input,       f.tap};
-    convolution(to, add, from, folded[i].weight, folded[i].bias.data(), shape, relu, true, threads);
-  };
-  const Channels channels{network.batch, hidden, network.height * network.width, true};
+  const int64_t sites = network.height * network.width;
   float *const normal = memory.take(entries), *const inner = memory.take(entries);
   float *const state = memory.take(entries), *const out = memory.take(entries);
-  convolve(out, nullptr, h, 0, blocks == 0);
-  for (size_t i = 0; i < blocks; ++i) {
-    const float* const before = i == 0 ? h : state;
-    const BatchNorm& n = norm(2 * i);
-    batch_norm_relu(normal, const_cast<float*>(n.mean), const_cast<float*>(n.var), before, n.weight, n.bias, channels,
-                    false, eps, DType::kFloat32, threads);
-    convolve(inner, nullptr, normal, 3 * i + 1, true);
-    convolve(state, before, inner, 3 * i + 2, false);
-    convolve(out, out, state, 3 * i + 3, i + 1 == blocks);
+  // Runs images [first, last) through all layers.
+  const auto run = [&](int64_t first, int64_t last_image, int helpers) {
+    const auto convolve = [&](float* to, const float* add, const float* from, size_t i, bool relu) {
+      const Filter& f = filters[i];
+      const Convolution shape{last_image - first, network.height, network.width, f.inputs, f.outputs, f.size,
+                              f.output,           f.input,        f.tap};
+      const int64_t before = first * sites;
+      convolution(to + before * f.outputs, add ? add + before * f.outputs : nullptr, from + before * f.inputs,
+                  folded[i].weight, folded[i].bias.data(), shape, relu, true, helpers);
+    };
+    const Channels channels{last_image - first, hidden, sites, true};
+    convolve(out, nullptr, h, 0, blocks == 0);
+    for (size_t i = 0; i < blocks; ++i) {
+      const float* const before = i == 0 ? h : state;
+      const BatchNorm& n = norm(2 * i);
+      const int64_t at = first * sites * hidden;
+      batch_norm_relu(normal + at, const_cast<float*>(n.mean), const_cast<float*>(n.var), before + at, n.weight, n.bias,
+                      channels, false, eps, DType::kFloat32, helpers);
+      convolve(inner, nullptr, normal, 3 * i + 1, true);
+      convolve(state, before, inner, 3 * i + 2, false);
+      convolve(out, out, state, 3 * i + 3, i + 1 == blocks);
+    }
+    convolve(y, nullptr, out, last, false);
+  };
+  // What a thread reads is then what it wrote: the rest is in the cache of another core.
+  if (network.batch * sites >= kOwnWeight * threads && (network.batch % threads == 0 || network.batch >= 8 * threads)) {
+    parallel_for(network.batch, 1, threads, [&](int64_t begin, int64_t end) { run(begin, end, 1); });
+  } else {
+    run(0, network.batch, threads);
   }
-  convolve(y, nullptr, out, last, false);
 }
 
 }  // namespace pnf::cpu::PNF_ISA

@@ -18,8 +18,7 @@
 
 namespace pnf::cpu::PNF_ISA {
 
-inline constexpr int64_t kGap = 16;        // entries between points: without them their cache lines share a few sets
-inline constexpr int64_t kOwnWeight = 64;  // above so many rows of four results per thread, each transforms the weight
+inline constexpr int64_t kGap = 16;  // entries between points: without them their cache lines share a few sets
 
 // Transforms along an axis with so many results: of the pixels that they depend on, of products into results, of the
 // three taps of a weight, and the transposes of the last two.
@@ -302,7 +301,7 @@ inline void winograd(float* y, const float* add, const float* x, const float* bi
   const int64_t groups = (grid.count + kRows - 1) / kRows;
   const int64_t point = weight_point(inputs, outputs), size = grid.points * point;
   // What another thread wrote is in the cache of another core.
-  const bool own = grid.count * wide >= 2 * kOwnWeight * threads;
+  const bool own = 2 * wide * grid.count >= kOwnWeight * threads;
   const float* shared = nullptr;
   if (!own) {
     float* const to = workspace(kWeight, size);
