@@ -28,7 +28,8 @@ void convolution(float* y, const float* add, const float* x, const float* weight
     return;
   }
   with_grid(c, wide, [&]<int columns>(const Grid<columns>& grid) {
-    winograd(y, add, x, bias, least, grid, c.inputs, c.outputs, threads, [&](float* to, int helpers) {
+    const Pixels pixels(kLeftEdge, x, c, c.inputs);
+    winograd(y, add, pixels, bias, least, grid, c.outputs, threads, [&](float* to, int helpers) {
       transform_weight<columns>(to, weight, c.inputs, c.outputs, c.input, c.output, c.tap, false, helpers);
     });
   });
@@ -42,10 +43,10 @@ void convolution_backward_input(float* grad_x, const float* grad_y, const float*
     return;
   }
   with_grid(c, true, [&]<int columns>(const Grid<columns>& grid) {
-    winograd(grad_x, nullptr, grad_y, nullptr, kLowest, grid, c.outputs, c.inputs, threads,
-             [&](float* to, int helpers) {
-               transform_weight<columns>(to, weight, c.outputs, c.inputs, c.output, c.input, c.tap, true, helpers);
-             });
+    const Pixels pixels(kLeftEdge, grad_y, c, c.outputs);
+    winograd(grad_x, nullptr, pixels, nullptr, kLowest, grid, c.inputs, threads, [&](float* to, int helpers) {
+      transform_weight<columns>(to, weight, c.outputs, c.inputs, c.output, c.input, c.tap, true, helpers);
+    });
   });
 }
 

@@ -10,8 +10,7 @@ namespace pnf::cpu {
 inline constexpr int64_t kOwnWeight = 256;
 
 // A convolution with zero padding that keeps the size: x is [batch, height, width, inputs] and y has `outputs`
-// channels. weight[output][input] has size x size taps, `tap` apart. The size is 1, or 3 if both numbers of channels
-// are multiples of 16.
+// channels. weight[output][input] has size x size taps, `tap` apart. The size is 1 or 3.
 struct Convolution {
   int64_t batch, height, width, inputs, outputs, size;
   int64_t output, input, tap;  // strides of the weight

@@ -38,7 +38,7 @@ inline constexpr int64_t kMostEntries = 1 << 22;  // upper bound on the entries 
 inline constexpr float kLowest = -std::numeric_limits<float>::infinity();
 
 // Memory that a thread keeps between calls: new memory would first have to be mapped page by page.
-enum Use { kFrom, kTo, kSum, kZeros, kWeight, kProduct, kLeft, kRight, kUses };
+enum Use { kFrom, kTo, kSum, kZeros, kWeight, kProduct, kLeft, kRight, kLeftEdge, kRightEdge, kUses };
 
 inline float* workspace(Use use, int64_t n) {
   struct Free {

@@ -106,26 +106,43 @@ struct Grid {
       if (row == down) row = 0, ++image;
     }
   }
+};
 
-  // A pixel of x, or zeros outside of the image.
-  const float* pixel(const float* x, const float* zeros, int64_t channels, int64_t image, int64_t row,
-                     int64_t column) const {
-    const bool inside = row >= 0 && row < height && column >= 0 && column < width;
-    return inside ? x + ((image * height + row) * width + column) * channels : zeros;
+// Images whose channels may end within a vector: whole vectors can be read from each pixel.
+struct Pixels {
+  const float *x, *outside, *end;
+  int64_t height, width, channels, count, whole;
+
+  // Behind the first `whole` pixels a vector would pass the end of the images, so `edge` keeps copies of the others.
+  Pixels(Use edge, const float* images, const Convolution& c, int64_t of_channels)
+      : x(images), height(c.height), width(c.width), channels(of_channels), count(c.batch * height * width) {
+    const int64_t n = round_up(channels, kWidth), others = std::min((n - 1) / channels, count);
+    whole = count - others;
+    float* const to = workspace(edge, 3 * n);
+    std::fill_n(to, 3 * n, 0.0f);
+    std::copy_n(x + whole * channels, others * channels, to + n);
+    outside = to, end = to + n;
+  }
+
+  const float* at(int64_t image, int64_t row, int64_t column) const {
+    if (row < 0 || row >= height || column < 0 || column >= width) return outside;
+    const int64_t i = (image * height + row) * width + column;
+    return i < whole ? x + i * channels : end + (i - whole) * channels;
   }
 };
 
 // [points][tiles][channels] of tiles [first, last): the transformed pixels that a tile of results depends on. Here and
-// below, points are `point` apart.
+// below, points are `point` apart, and channels are rounded up to whole vectors.
 template <int wide>
-inline void transform_input(float* to, const float* x, const float* zeros, const Grid<wide>& grid, int64_t channels,
-                            int64_t first, int64_t last, int64_t point) {
+inline void transform_input(float* to, const Pixels& x, const Grid<wide>& grid, int64_t first, int64_t last,
+                            int64_t point) {
   constexpr int n = Grid<wide>::columns;
   grid.each(first, last, [&](int64_t i, int64_t image, int64_t row, int64_t column) {
     const float* pixels[4][n];
     for (int r = 0; r < 4; ++r) {
-      for (int s = 0; s < n; ++s) pixels[r][s] = grid.pixel(x, zeros, channels, image, row + r - 1, column + s - 1);
+      for (int s = 0; s < n; ++s) pixels[r][s] = x.at(image, row + r - 1, column + s - 1);
     }
+    const int64_t channels = round_up(x.channels, kWidth);
     float* out = to + i * channels;
     for (int64_t c = 0; c < channels; c += kWidth, out += kWidth) {
       V line[n], half[4][n], whole[4];
@@ -150,8 +167,8 @@ inline void transform_result(float* y, const float* add, const float* from, cons
   grid.each(first, last, [&](int64_t i, int64_t image, int64_t row, int64_t column) {
     const int64_t at = ((image * grid.height + row) * grid.width + column) * channels;
     const int64_t right = std::min<int64_t>(wide, grid.width - column), below = std::min<int64_t>(2, grid.height - row);
-    for (int64_t c = 0; c < channels; c += kWidth) {
-      const float* const p = from + i * channels + c;
+    for_vectors<float>(0, channels, [&](int64_t c, auto lanes) {
+      const float* const p = from + i * round_up(channels, kWidth) + c;
       V line[4], half[2][n], whole[wide];
       for (int s = 0; s < n; ++s) {
         for (int r = 0; r < 4; ++r) line[r] = load(p + (n * r + s) * point);
@@ -159,30 +176,30 @@ inline void transform_result(float* y, const float* add, const float* from, cons
         Axis<2>::of_result(both, line);
         half[0][s] = both[0], half[1][s] = both[1];
       }
-      const V b = bias ? load(bias + c) : V{};
+      const V b = bias ? lanes.load(bias + c) : V{};
       for (int r = 0; r < below; ++r) {
         Axis<wide>::of_result(whole, half[r]);
         for (int s = 0; s < right; ++s) {
           const int64_t place = at + (r * grid.width + s) * channels + c;
-          store(y + place, at_least(add ? load(add + place) + (whole[s] + b) : whole[s] + b, splat(least)));
+          const V sum = add ? lanes.load(add + place) + (whole[s] + b) : whole[s] + b;
+          lanes.store(y + place, at_least(sum, splat(least)));
         }
       }
-    }
+    });
   });
 }
 
-// The transpose of transform_result for `some` of the channels, in panels of `tiles` rows.
+// The transpose of transform_result for `channels` from `start` on, in panels of `tiles` rows.
 template <int wide>
-inline void transform_gradient(float* to, const float* grad_y, const float* zeros, const Grid<wide>& grid,
-                               int64_t channels, int64_t some, int64_t first, int64_t last, int64_t tiles,
-                               int64_t point) {
+inline void transform_gradient(float* to, const Pixels& grad_y, const Grid<wide>& grid, int64_t start, int64_t channels,
+                               int64_t first, int64_t last, int64_t tiles, int64_t point) {
   constexpr int n = Grid<wide>::columns;
   grid.each(first, last, [&](int64_t i, int64_t image, int64_t row, int64_t column) {
     const float* pixels[2][wide];
     for (int r = 0; r < 2; ++r) {
-      for (int s = 0; s < wide; ++s) pixels[r][s] = grid.pixel(grad_y, zeros, channels, image, row + r, column + s);
+      for (int s = 0; s < wide; ++s) pixels[r][s] = grad_y.at(image, row + r, column + s) + start;
     }
-    for (int64_t c = 0; c < some; c += kWidth) {
+    for (int64_t c = 0; c < channels; c += kWidth) {
       float* const out = to + c / kPanel * tiles * kPanel + i * kPanel + c % kPanel;
       V line[wide], half[2][n], whole[4];
       for (int r = 0; r < 2; ++r) {
@@ -204,21 +221,21 @@ inline void load_columns(V* to, const float* from, const float* end, int64_t col
     V square[kWidth];
     for (int64_t k = 0; k < kWidth; ++k) {
       const float* const p = from + e + k * column;
-      square[k] = load_some(p, end - p);
+      square[k] = load_some(p, std::max<int64_t>(end - p, 0));
     }
     transpose(square);
     std::copy_n(square, std::min(kWidth, n - e), to + e);
   }
 }
 
-// The reverse.
-inline void store_columns(float* to, const V* from, int64_t column, int64_t n) {
+// The reverse, for so many columns.
+inline void store_columns(float* to, const V* from, int64_t column, int64_t columns, int64_t n) {
   for (int64_t e = 0; e < n; e += kWidth) {
     const int64_t written = std::min(kWidth, n - e);
     V square[kWidth] = {};
     std::copy_n(from + e, written, square);
     transpose(square);
-    for (int64_t k = 0; k < kWidth; ++k) store_some(to + e + k * column, square[k], written);
+    for (int64_t k = 0; k < columns; ++k) store_some(to + e + k * column, square[k], written);
   }
 }
 
@@ -226,7 +243,7 @@ inline constexpr int64_t kDepth = 16;  // rows of a weight that are transformed 
 
 inline int64_t weight_point(int64_t depth, int64_t columns) { return depth * round_up(columns, kPanel) + kGap; }
 
-// The 9 taps of kDepth rows and kWidth columns of a weight: a vector along the columns for each row and tap.
+// The 9 taps of up to kDepth rows and kWidth columns of a weight: a vector along the columns for each row and tap.
 struct Taps {
   V entries[9 * kDepth];
   int64_t row, tap;  // strides of the entries, as the weight has them: its taps lie together, or its rows do
@@ -237,25 +254,36 @@ struct Taps {
 
   V& at(int64_t i, int64_t t) { return entries[i * row + t * tap]; }
 
-  // Calls body(place, entry, n) for each run of n entries that lie together in the weight.
+  // Calls body(place, entry, n) for each run of n entries that lie together in so many rows of the weight.
   template <typename Body>
-  void runs(const Body& body) const {
-    const int64_t n = row == 1 ? kDepth : from_row == 9 ? 9 * kDepth : 9;
-    for (int64_t e = 0; e < 9 * kDepth; e += n) body(row == 1 ? e / kDepth * from_tap : e / 9 * from_row, e, n);
-  }
-
-  void load_from(const float* weight, const float* end, int64_t column) {
-    if (column == 1) {
-      for (int64_t i = 0; i < kDepth; ++i) {
-        for (int64_t t = 0; t < 9; ++t) at(i, t) = load(weight + i * from_row + t * from_tap);
-      }
+  void runs(int64_t rows, const Body& body) const {
+    if (row == 1) {
+      for (int64_t t = 0; t < 9; ++t) body(t * from_tap, t * kDepth, rows);
+    } else if (from_row == 9) {
+      body(0, 0, 9 * rows);
     } else {
-      runs([&](int64_t place, int64_t e, int64_t n) { load_columns(entries + e, weight + place, end, column, n); });
+      for (int64_t i = 0; i < rows; ++i) body(i * from_row, 9 * i, 9);
     }
   }
 
-  void store_to(float* weight, int64_t column) const {
-    runs([&](int64_t place, int64_t e, int64_t n) { store_columns(weight + place, entries + e, column, n); });
+  // Nothing is read from `end` on. Behind the last column anything may be read.
+  void load_from(const float* weight, const float* end, int64_t column, int64_t rows) {
+    if (column == 1) {
+      for (int64_t i = 0; i < rows; ++i) {
+        for (int64_t t = 0; t < 9; ++t) {
+          const float* const p = weight + i * from_row + t * from_tap;
+          at(i, t) = load_some(p, end - p);
+        }
+      }
+    } else {
+      runs(rows,
+           [&](int64_t place, int64_t e, int64_t n) { load_columns(entries + e, weight + place, end, column, n); });
+    }
+  }
+
+  void store_to(float* weight, int64_t column, int64_t rows, int64_t columns) const {
+    runs(rows,
+         [&](int64_t place, int64_t e, int64_t n) { store_columns(weight + place, entries + e, column, columns, n); });
   }
 
  private:
@@ -271,13 +299,14 @@ inline void transform_weight(float* to, const float* weight, int64_t depth, int6
   const int64_t point = weight_point(depth, columns);
   const float* const end = weight + 9 * depth * columns;
   const int64_t grain = std::max<int64_t>(4096 / (columns * kDepth), 1);
-  parallel_for(depth / kDepth, grain, threads, [&](int64_t begin, int64_t last) {
+  parallel_for((depth + kDepth - 1) / kDepth, grain, threads, [&](int64_t begin, int64_t last) {
     Taps taps(row, tap);
-    for (int64_t first = begin * kDepth; first < last * kDepth; first += kDepth) {
+    for (int64_t first = begin * kDepth; first < std::min(last * kDepth, depth); first += kDepth) {
+      const int64_t rows = std::min(kDepth, depth - first);
       for (int64_t j = 0; j < columns; j += kWidth) {
-        taps.load_from(weight + first * row + j * column, end, column);
+        taps.load_from(weight + first * row + j * column, end, column, rows);
         float* const panel = to + j / kPanel * depth * kPanel + first * kPanel + j % kPanel;
-        for (int64_t i = 0; i < kDepth; ++i) {
+        for (int64_t i = 0; i < rows; ++i) {
           V line[3], half[3][n], whole[4];
           for (int r = 0; r < 3; ++r) {
             for (int s = 0; s < 3; ++s) line[s] = taps.at(i, turned ? 8 - 3 * r - s : 3 * r + s);
@@ -296,8 +325,9 @@ inline void transform_weight(float* to, const float* weight, int64_t depth, int6
 
 // transform(to, threads) writes the transformed weight.
 template <int wide, typename Transform>
-inline void winograd(float* y, const float* add, const float* x, const float* bias, float least, const Grid<wide>& grid,
-                     int64_t inputs, int64_t outputs, int threads, const Transform& transform) {
+inline void winograd(float* y, const float* add, const Pixels& x, const float* bias, float least,
+                     const Grid<wide>& grid, int64_t outputs, int threads, const Transform& transform) {
+  const int64_t inputs = x.channels, wide_inputs = round_up(inputs, kWidth), wide_outputs = round_up(outputs, kWidth);
   const int64_t groups = (grid.count + kRows - 1) / kRows;
   const int64_t point = weight_point(inputs, outputs), size = grid.points * point;
   // What another thread wrote is in the cache of another core.
@@ -308,9 +338,9 @@ inline void winograd(float* y, const float* add, const float* x, const float* bi
     transform(to, threads);
     shared = to;
   }
-  const float* const outside = zeros(std::max(inputs, outputs));
+  const float* const nothing = zeros(wide_outputs);
   parallel_for(groups, 1, threads, [&](int64_t begin, int64_t end) {
-    const int64_t from_point = kBlock * inputs + kGap, to_point = kBlock * outputs + kGap;
+    const int64_t from_point = kBlock * wide_inputs + kGap, to_point = kBlock * wide_outputs + kGap;
     float* const from = workspace(kFrom, grid.points * from_point);
     float* const to = workspace(kTo, grid.points * to_point);
     const float* weight = shared;
@@ -322,10 +352,10 @@ inline void winograd(float* y, const float* add, const float* x, const float* bi
     const int64_t stop = std::min(end * kRows, grid.count);
     for (int64_t first = begin * kRows; first < stop; first += kBlock) {
       const int64_t last = std::min(first + kBlock, stop);
-      transform_input(from, x, outside, grid, inputs, first, last, from_point);
+      transform_input(from, x, grid, first, last, from_point);
       for (int64_t p = 0; p < grid.points; ++p) {
-        multiply(to + p * to_point, outside, nullptr, from + p * from_point, weight + p * point, last - first, outputs,
-                 inputs, inputs * kPanel, outputs, 0, inputs, 1);
+        multiply(to + p * to_point, nothing, nullptr, from + p * from_point, weight + p * point, last - first,
+                 wide_outputs, inputs, inputs * kPanel, wide_outputs, 0, wide_inputs, 1);
       }
       transform_result(y, add, to, bias, least, grid, outputs, first, last, to_point);
     }
@@ -338,51 +368,53 @@ inline void winograd_backward_weight(float* grad_weight, float* grad_bias, const
                                      const Convolution& c, const Grid<wide>& grid, int threads) {
   constexpr int n = Grid<wide>::columns;
   constexpr int64_t slab = 2 * kSlab / wide;
-  const int64_t panels = (c.outputs + kPanel - 1) / kPanel, pixels = c.batch * c.height * c.width;
+  const Pixels left_pixels(kLeftEdge, x, c, c.inputs), right_pixels(kRightEdge, grad_y, c, c.outputs);
+  const int64_t wide_inputs = round_up(c.inputs, kWidth), wide_outputs = round_up(c.outputs, kWidth);
+  const int64_t panels = (c.outputs + kPanel - 1) / kPanel, pixels = left_pixels.count;
   const int64_t chunk = std::min(slab, grid.count);
   // Each part sums its own tiles: [parts][points][inputs][outputs].
-  const int64_t point = c.inputs * c.outputs, size = grid.points * point;
+  const int64_t point = c.inputs * wide_outputs, size = grid.points * point;
   const Parts parts(grid.count, slab, panels, size);
   float* const product = workspace(kProduct, parts.count * size);
-  const float* const outside = zeros(std::max(c.inputs, c.outputs));
+  const float* const nothing = zeros(wide_outputs);
   std::vector<double> total(static_cast<size_t>(parts.count * c.outputs));
   parallel_for(parts.count * panels, 1, threads, [&](int64_t begin, int64_t end) {
     // The panels of a part that one thread has share the transformed input.
     for (int64_t task = begin, taken; task < end; task += taken) {
       const int64_t part = task / panels, first = parts.first(part), last = parts.first(part + 1);
       taken = std::min(end - task, panels - task % panels);
-      const int64_t j = task % panels * kPanel, columns = std::min(taken * kPanel, c.outputs - j);
-      const int64_t left_point = chunk * c.inputs + kGap, right_point = chunk * taken * kPanel + kGap;
+      const int64_t j = task % panels * kPanel, columns = std::min(taken * kPanel, wide_outputs - j);
+      const int64_t left_point = chunk * wide_inputs + kGap, right_point = chunk * taken * kPanel + kGap;
       float* const left = workspace(kLeft, grid.points * left_point);
       float* const right = workspace(kRight, grid.points * right_point);
       float* const of_part = product + part * size + j;
       for (int64_t i = 0; first == last && i < grid.points * c.inputs; ++i) {
-        std::fill_n(of_part + i * c.outputs, columns, 0.0f);
+        std::fill_n(of_part + i * wide_outputs, columns, 0.0f);
       }
       for (int64_t start = first; start < last; start += chunk) {
         const int64_t tiles = std::min(chunk, last - start);
-        transform_input(left, x, outside, grid, c.inputs, start, start + tiles, left_point);
-        transform_gradient(right, grad_y + j, outside, grid, c.outputs, columns, start, start + tiles, chunk,
-                           right_point);
+        transform_input(left, left_pixels, grid, start, start + tiles, left_point);
+        transform_gradient(right, right_pixels, grid, j, columns, start, start + tiles, chunk, right_point);
         for (int64_t p = 0; p < grid.points; ++p) {
           float* const sum = of_part + p * point;
-          multiply(sum, outside, start > first ? sum : nullptr, left + p * left_point, right + p * right_point,
-                   c.inputs, columns, tiles, chunk * kPanel, c.outputs, c.outputs, 1, c.inputs);
+          multiply(sum, nothing, start > first ? sum : nullptr, left + p * left_point, right + p * right_point,
+                   c.inputs, columns, tiles, chunk * kPanel, wide_outputs, wide_outputs, 1, wide_inputs);
         }
       }
       const int64_t pixel = pixels * part / parts.count;
       add_rows(total.data() + part * c.outputs + j, grad_y + pixel * c.outputs + j,
-               pixels * (part + 1) / parts.count - pixel, columns, c.outputs);
+               pixels * (part + 1) / parts.count - pixel, std::min(columns, c.outputs - j), c.outputs);
     }
   });
   add_parts(grad_bias, total, parts.count, c.outputs);
   const int64_t grain = std::max<int64_t>(4096 / (c.outputs * kDepth), 1);
-  parallel_for(c.inputs / kDepth, grain, threads, [&](int64_t begin, int64_t end) {
+  parallel_for((c.inputs + kDepth - 1) / kDepth, grain, threads, [&](int64_t begin, int64_t end) {
     Taps taps(c.input, c.tap);
-    for (int64_t i = begin * kDepth; i < end * kDepth; i += kDepth) {
+    for (int64_t i = begin * kDepth; i < std::min(end * kDepth, c.inputs); i += kDepth) {
+      const int64_t rows = std::min(kDepth, c.inputs - i);
       for (int64_t j = 0; j < c.outputs; j += kWidth) {
-        for (int64_t k = 0; k < kDepth; ++k) {
-          const float* from = product + (i + k) * c.outputs + j;
+        for (int64_t k = 0; k < rows; ++k) {
+          const float* from = product + (i + k) * wide_outputs + j;
           V half[4][3], line[4], whole[3];
           for (int r = 0; r < 4; ++r) {
             V sums[n] = {};
@@ -398,7 +430,7 @@ inline void winograd_backward_weight(float* grad_weight, float* grad_bias, const
             for (int r = 0; r < 3; ++r) taps.at(k, 3 * r + s) = whole[r];
           }
         }
-        taps.store_to(grad_weight + i * c.input + j * c.output, c.output);
+        taps.store_to(grad_weight + i * c.input + j * c.output, c.output, rows, std::min(kWidth, c.outputs - j));
       }
     }
   });

@@ -11,12 +11,15 @@ from tensors import normal
 from pnf import ops, reference
 
 # Batch, inputs, outputs, height, width: tiles cut at the edges, several blocks of tiles, one and two vectors of
-# channels, and channels that no kernel takes.
+# channels, channels that end within a vector, fewer than a kernel takes forward, and those that no kernel takes.
 SHAPES = [
     (2, 16, 32, 5, 7),
     (5, 48, 16, 1, 3),
     (3, 32, 16, 12, 14),
     (5, 16, 16, 16, 18),
+    (2, 21, 16, 6, 5),
+    (3, 16, 41, 3, 8),
+    (2, 1, 16, 5, 4),
     (2, 3, 5, 4, 6),
     (0, 16, 16, 4, 4),
 ]
