@@ -15,7 +15,7 @@ void bind_convolution(py::module_& cpu) {
          int64_t inputs, int64_t outputs, int64_t size, int64_t output, int64_t input, int64_t tap, bool with_add,
          bool relu, int threads) {
         cpu::convolution(floats(y), with_add ? floats(add) : nullptr, floats(x), floats(weight), floats(bias),
-                         cpu::Convolution{batch, height, width, inputs, outputs, size, output, input, tap}, relu, false,
+                         cpu::Convolution{batch, height, width, inputs, outputs, size, output, input, tap}, relu,
                          threads);
       });
   def(cpu, "convolution_backward",

@@ -17,9 +17,9 @@ struct Convolution {
 };
 
 // y = add + x * weight + bias; with relu negative entries become 0. add may be null. A NaN or an infinity spreads over
-// tiles of 2x2 pixels, or of 2x4 if they may be `wide`, which is faster.
+// tiles of 2x4 pixels, or of 2x2 in narrow images.
 PNF_KERNEL(convolution, (float* y, const float* add, const float* x, const float* weight, const float* bias,
-                         const Convolution& shape, bool relu, bool wide, int threads))
+                         const Convolution& shape, bool relu, int threads))
 
 PNF_KERNEL(convolution_backward_input,
            (float* grad_x, const float* grad_y, const float* weight, const Convolution& shape, int threads))

@@ -80,7 +80,7 @@ void residual_network(float* y, float* scratch, const float* h, const ResidualNe
                               f.output,           f.input,        f.tap};
       const int64_t before = first * sites;
       convolution(to + before * f.outputs, add ? add + before * f.outputs : nullptr, from + before * f.inputs,
-                  folded[i].weight, folded[i].bias.data(), shape, relu, true, helpers);
+                  folded[i].weight, folded[i].bias.data(), shape, relu, helpers);
     };
     const Channels channels{last_image - first, hidden, sites, true};
     convolve(out, nullptr, h, 0, blocks == 0);
