@@ -1,9 +1,9 @@
 """Convolutions; the compiled twin of :mod:`pnf.reference.convolution`.
 
-On a CPU in float32, 1x1 convolutions are matrix products, and 3x3 ones use Winograd's form: for a result and a channel it
-takes 3 multiplications instead of 9, or 4 in narrow images. Rounding errors are about those of a direct convolution, and
-larger in the gradient of a weight. A NaN or an infinity spreads over a tile of 2x4 pixels, or of 2x2 in narrow images.
-PyTorch computes all other convolutions.
+On a CPU in float32, 1x1 convolutions are matrix products, and 3x3 ones use Winograd's form, which takes 3
+multiplications for a result and a channel instead of 9, or 4 in narrow images. Rounding errors are about those of a
+direct convolution, and larger in the gradient of a weight. A NaN or an infinity spreads over a tile of 2x4 pixels, or
+of 2x2 in narrow images. PyTorch computes all other convolutions.
 
 In bfloat16 and float16, a processor without instructions for them computes in float32, and only what goes in and what
 comes out is rounded.
