@@ -1,17 +1,15 @@
-// A chunk of pairs is worked on in tiles: the two pixels of each pair go to two short arrays, which are then read as
-// vectors for any axis and layout.
+// A chunk of pairs is worked on in tiles of cpu/pairs.h.
 #include "cpu/haar_bounded.h"
 
 #include <algorithm>
 #include <vector>
 
 #include "cpu/math.h"
+#include "cpu/pairs.h"
 #include "cpu/reduce.h"
 
 namespace pnf::cpu::PNF_ISA {
 namespace {
-
-constexpr int64_t kTile = 256;
 
 // As in pnf/reference/haar_bounded.py.
 constexpr double kBoundary = 0x1p-24, kLargestExponent = 64;
@@ -42,7 +40,7 @@ struct ChannelRows {
   }
 
   // The channels of the pairs of a chunk repeat after a period, and a tile begins there.
-  int64_t period() const { return channels <= kTile ? kTile / channels * channels : channels; }
+  int64_t period() const { return channels <= kPairs ? kPairs / channels * channels : channels; }
 
   // The place of the turn-th pair of a period in a list of its channels. A single channel is listed once.
   int64_t place(int64_t turn) const { return channels == 1 ? 0 : turn; }
@@ -57,7 +55,7 @@ template <typename Body>
 void for_tiles(const ChannelRows& rows, int64_t first, int64_t last, const Body& body) {
   const int64_t period = rows.period();
   for (int64_t start = first, turn = 0; start < last;) {
-    const int64_t n = std::min({kTile, period - turn, last - start});
+    const int64_t n = std::min({kPairs, period - turn, last - start});
     body(start, n, turn);
     start += n;
     turn += n;
@@ -75,49 +73,6 @@ std::vector<C> gammas(const ChannelRows& rows, const C* gamma, int64_t row, int6
     std::copy_n(gamma, std::min(rows.channels, n - i), of.begin() + i);
   }
   return of;
-}
-
-template <typename T>
-struct PixelPairs {
-  T first[kTile], second[kTile];
-};
-
-// Calls body(k, n, i) for pairs [k, k + n) of a tile: their first pixels lie at i in a row of x, one after the other.
-template <typename Body>
-void for_runs(int64_t start, int64_t count, int64_t stride, const Body& body) {
-  int64_t i = start / stride * 2 * stride + start % stride;
-  for (int64_t k = 0, n = stride - start % stride; k < count; n = stride) {
-    n = std::min(n, count - k);
-    body(k, n, i);
-    k += n;
-    i += n + stride;
-  }
-}
-
-template <typename T>
-void take_apart(PixelPairs<T>& pair, const T* __restrict x, int64_t start, int64_t count, int64_t stride) {
-  if (stride == 1) {
-    x += 2 * start;
-    for (int64_t k = 0; k < count; ++k) pair.first[k] = x[2 * k], pair.second[k] = x[2 * k + 1];
-    return;
-  }
-  for_runs(start, count, stride, [&](int64_t k, int64_t n, int64_t i) {
-    std::memcpy(pair.first + k, x + i, static_cast<size_t>(n) * sizeof(T));
-    std::memcpy(pair.second + k, x + i + stride, static_cast<size_t>(n) * sizeof(T));
-  });
-}
-
-template <typename T>
-void put_together(T* __restrict x, const PixelPairs<T>& pair, int64_t start, int64_t count, int64_t stride) {
-  if (stride == 1) {
-    x += 2 * start;
-    for (int64_t k = 0; k < count; ++k) x[2 * k] = pair.first[k], x[2 * k + 1] = pair.second[k];
-    return;
-  }
-  for_runs(start, count, stride, [&](int64_t k, int64_t n, int64_t i) {
-    std::memcpy(x + i, pair.first + k, static_cast<size_t>(n) * sizeof(T));
-    std::memcpy(x + i + stride, pair.second + k, static_cast<size_t>(n) * sizeof(T));
-  });
 }
 
 template <typename T>
@@ -216,7 +171,7 @@ struct Pixels {
 // once.
 template <typename C>
 struct Logs {
-  alignas(Vec<C>) C m[kTile], a[kTile], b[kTile];
+  alignas(Vec<C>) C m[kPairs], a[kPairs], b[kPairs];
 
   void put(int64_t k, const Pixels<C>& pixels) {
     store(m + k, pixels.mean.inner);
@@ -268,7 +223,7 @@ void haar_bounded_split(void* s, void* u, void* log_det, const void* x, const vo
       const std::vector<C> g = gammas(rows, static_cast<const C*>(gamma), row, end - first);
       const T* from = of_row<T>(x, row, 2 * rows.length);
       T *to_s = of_row<T>(s, row, rows.length), *to_u = of_row<T>(u, row, rows.length);
-      PixelPairs<T> pair{};
+      Pairs<T> pair{};
       Logs<C> log;
       ExactSum chunk;
       for_tiles(rows, first, end, [&](int64_t start, int64_t count, int64_t turn) {
@@ -310,7 +265,7 @@ void haar_bounded_split_backward(void* grad_x, void* grad_gamma, const void* gra
       const T *from_s = of_row<T>(grad_s, row, rows.length), *from_u = of_row<T>(grad_u, row, rows.length);
       T* to = of_row<T>(grad_x, row, 2 * rows.length);
       const Vec<C> grad = splat(static_cast<const C*>(grad_log_det)[row / rows.of_example]);
-      PixelPairs<T> pair{};
+      Pairs<T> pair{};
       Logs<C> log;
       for_tiles(rows, first, end, [&](int64_t start, int64_t count, int64_t turn) {
         take_apart(pair, from, start, count, rows.stride);
@@ -353,8 +308,8 @@ void haar_bounded_merge(void* x, void* log_det, const void* s, const void* u, co
       const std::vector<C> g = gammas(rows, static_cast<const C*>(gamma), row, end - first);
       const T *from_s = of_row<T>(s, row, rows.length), *from_u = of_row<T>(u, row, rows.length);
       T* to = of_row<T>(x, row, 2 * rows.length);
-      PixelPairs<T> pair;
-      C means[kTile], v[kTile];
+      Pairs<T> pair;
+      C means[kPairs], v[kPairs];
       ExactSum chunk;
       for_tiles(rows, first, end, [&](int64_t start, int64_t count, int64_t turn) {
         Vec<C> total{};
@@ -398,8 +353,8 @@ void haar_bounded_merge_backward(void* grad_s, void* grad_u, void* grad_gamma, c
       const T *from_s = of_row<T>(s, row, rows.length), *from_u = of_row<T>(u, row, rows.length);
       T *to_s = of_row<T>(grad_s, row, rows.length), *to_u = of_row<T>(grad_u, row, rows.length);
       const Vec<C> grad = splat(static_cast<const C*>(grad_log_det)[row / rows.of_example]);
-      PixelPairs<T> pair{};
-      C logs[kTile], factors[kTile];
+      Pairs<T> pair{};
+      C logs[kPairs], factors[kPairs];
       for_tiles(rows, first, end, [&](int64_t start, int64_t count, int64_t turn) {
         take_apart(pair, from, start, count, rows.stride);
         for (int64_t k = 0; k < count; k += kLanes<C>) {

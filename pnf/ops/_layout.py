@@ -62,3 +62,16 @@ def cast(x: Tensor, dtype: torch.dtype) -> Tensor:
 def rows(x: Tensor) -> tuple[int, int]:
     """(batch size, entries of an example)."""
     return x.shape[0], math.prod(x.shape[1:])
+
+
+def scaled(shape: Sequence[int], dim: int, numerator: int, denominator: int = 1) -> list[int]:
+    """The shape with its size along dim scaled."""
+    sizes = list(shape)
+    sizes[dim] = sizes[dim] * numerator // denominator
+    return sizes
+
+
+def runs(x: Tensor, dim: int) -> tuple[int, int]:
+    """(pairs, run), where x is [pairs, 2, run] in memory."""
+    entries, run = x.numel(), x.stride(dim)
+    return entries // (2 * run) if entries else 0, run

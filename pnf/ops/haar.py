@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from pnf.ops._layout import dense, dense_as, empty
+from pnf.ops._layout import dense, dense_as, empty, runs, scaled
 from pnf.ops._library import DTYPES, Launch, cpp, documented_by, kernels, register, triton
 from pnf.reference import haar as reference
 from pnf.reference._precision import widen
@@ -75,9 +75,9 @@ def haar_pyramid_inverse(
 def _compiled_split(launch: Launch) -> Callable[..., tuple[Tensor, Tensor]]:
     def run(x: Tensor, dim: int, factor: float) -> tuple[Tensor, Tensor]:
         x, last = dense(x)
-        shape = _resized(x, dim, 1, 2)
+        shape = scaled(x.shape, dim, 1, 2)
         s, d = empty(x, shape, last), empty(x, shape, last)
-        launch((s, d, x), *_runs(x, dim), factor, DTYPES[x.dtype])
+        launch((s, d, x), *runs(x, dim), factor, DTYPES[x.dtype])
         return s, d
 
     return run
@@ -86,8 +86,8 @@ def _compiled_split(launch: Launch) -> Callable[..., tuple[Tensor, Tensor]]:
 def _compiled_merge(launch: Launch) -> Callable[..., Tensor]:
     def run(s: Tensor, d: Tensor, dim: int, factor: float) -> Tensor:
         s, last = dense(s)
-        x = empty(s, _resized(s, dim, 2, 1), last)
-        launch((x, s, dense_as(d, last)), *_runs(x, dim), factor, DTYPES[s.dtype])
+        x = empty(s, scaled(s.shape, dim, 2), last)
+        launch((x, s, dense_as(d, last)), *runs(x, dim), factor, DTYPES[s.dtype])
         return x
 
     return run
@@ -114,18 +114,6 @@ def _compiled_pyramid_inverse(launch: Launch) -> Callable[..., Tensor]:
     return run
 
 
-def _resized(x: Tensor, dim: int, times: int, over: int) -> list[int]:
-    shape = list(x.shape)
-    shape[dim] = shape[dim] * times // over
-    return shape
-
-
-def _runs(x: Tensor, dim: int) -> tuple[int, int]:
-    """(pairs, run), where x is [pairs, 2, run] in memory."""
-    entries, run = x.numel(), x.stride(dim)
-    return entries // (2 * run) if entries else 0, run
-
-
 def _dim(axis: str) -> int:
     return -1 if axis == "x" else -2
 
@@ -141,7 +129,7 @@ def _shapes(x: Tensor, levels: int, axes: str) -> list[list[int]]:
 
 def _shape(parts: Sequence[Tensor], axes: str) -> list[int]:
     """The shape of the image of a pyramid's parts."""
-    return _resized(parts[-1], _dim(axes[-1]), 2, 1)
+    return scaled(parts[-1].shape, _dim(axes[-1]), 2)
 
 
 def _padded(parts: Sequence[Tensor]) -> list[Tensor]:
@@ -200,12 +188,12 @@ def _whole(s: Tensor, d: Tensor, dim: int, factor: float) -> Tensor:
 
 
 def _fake_split(x: Tensor, dim: int, factor: float) -> tuple[Tensor, Tensor]:
-    last, shape = dense(x)[1], _resized(x, dim, 1, 2)
+    last, shape = dense(x)[1], scaled(x.shape, dim, 1, 2)
     return empty(x, shape, last), empty(x, shape, last)
 
 
 def _fake_merge(s: Tensor, d: Tensor, dim: int, factor: float) -> Tensor:
-    return empty(s, _resized(s, dim, 2, 1), dense(s)[1])
+    return empty(s, scaled(s.shape, dim, 2), dense(s)[1])
 
 
 def _fake_pyramid(x: Tensor, levels: int, axes: str, factor: float) -> list[Tensor]:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pnf.ops._layout import cast, dense, dense_as, empty, empty_like
+from pnf.ops._layout import cast, dense, dense_as, empty, empty_like, scaled
 from pnf.ops._library import DTYPES, Backward, Launch, cpp, documented_by, kernels, register, triton
 from pnf.reference import haar, haar_bounded
 from pnf.reference._channels import per_channel
@@ -42,13 +42,6 @@ def haar_bounded_merge(
     return x, log_det
 
 
-def _scaled(shape: Sequence[int], dim: int, numerator: int, denominator: int = 1) -> list[int]:
-    """The shape with its size along dim scaled."""
-    sizes = list(shape)
-    sizes[dim] = sizes[dim] * numerator // denominator
-    return sizes
-
-
 def _sizes(shape: Sequence[int], dim: int, last: bool) -> tuple[int, int, int, int, bool]:
     """(batch, channels, pairs of an example, distance within a pair, whether channels are last) of means."""
     stride = math.prod(shape[dim % len(shape) + 1 :]) * (shape[1] if last else 1)
@@ -58,7 +51,7 @@ def _sizes(shape: Sequence[int], dim: int, last: bool) -> tuple[int, int, int, i
 def _compiled_split(launch: Launch) -> Callable[..., tuple[Tensor, ...]]:
     def run(x: Tensor, gamma: Tensor, dim: int) -> tuple[Tensor, ...]:
         x, last = dense(x)
-        shape = _scaled(x.shape, dim, 1, 2)
+        shape = scaled(x.shape, dim, 1, 2)
         s, u, dtype = empty(x, shape, last), empty(x, shape, last), wide(x.dtype)
         log_det = x.new_empty(shape[0], dtype=dtype)
         tensors = s, u, log_det, x, cast(gamma, dtype).contiguous()
@@ -77,7 +70,7 @@ def _compiled_split_backward(launch: Launch) -> Callable[..., tuple[Tensor, ...]
         grad_x, grad_gamma = empty(x, shape, last), x.new_empty(shape[1], dtype=dtype)
         grads = dense_as(grad_s, last), dense_as(grad_u, last), cast(grad_log_det, dtype).contiguous()
         tensors = grad_x, grad_gamma, *grads, x, cast(gamma, dtype).contiguous()
-        launch(tensors, *_sizes(_scaled(shape, dim, 1, 2), dim, last), DTYPES[x.dtype])
+        launch(tensors, *_sizes(scaled(shape, dim, 1, 2), dim, last), DTYPES[x.dtype])
         return grad_x, cast(grad_gamma, gamma.dtype)
 
     return run
@@ -87,7 +80,7 @@ def _compiled_merge(launch: Launch) -> Callable[..., tuple[Tensor, ...]]:
     def run(s: Tensor, u: Tensor, gamma: Tensor, dim: int) -> tuple[Tensor, ...]:
         s, last = dense(s)
         shape, dtype = s.shape, wide(s.dtype)
-        x, log_det = empty(s, _scaled(shape, dim, 2), last), s.new_empty(shape[0], dtype=dtype)
+        x, log_det = empty(s, scaled(shape, dim, 2), last), s.new_empty(shape[0], dtype=dtype)
         tensors = x, log_det, s, dense_as(u, last), cast(gamma, dtype).contiguous()
         launch(tensors, *_sizes(shape, dim, last), DTYPES[s.dtype])
         return x, log_det
@@ -168,7 +161,7 @@ def _per_gamma(grad: Tensor, gamma: Tensor) -> Tensor:
 
 
 def _fake_split(x: Tensor, gamma: Tensor, dim: int) -> tuple[Tensor, ...]:
-    shape, last = _scaled(x.shape, dim, 1, 2), dense(x)[1]
+    shape, last = scaled(x.shape, dim, 1, 2), dense(x)[1]
     return empty(x, shape, last), empty(x, shape, last), x.new_empty(shape[0], dtype=wide(x.dtype))
 
 
@@ -178,7 +171,7 @@ def _fake_split_backward(*inputs: Any) -> tuple[Tensor, ...]:
 
 
 def _fake_merge(s: Tensor, u: Tensor, gamma: Tensor, dim: int) -> tuple[Tensor, ...]:
-    return empty(s, _scaled(s.shape, dim, 2), dense(s)[1]), s.new_empty(s.shape[0], dtype=wide(s.dtype))
+    return empty(s, scaled(s.shape, dim, 2), dense(s)[1]), s.new_empty(s.shape[0], dtype=wide(s.dtype))
 
 
 def _fake_merge_backward(*inputs: Any) -> tuple[Tensor, ...]:
