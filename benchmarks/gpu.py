@@ -128,6 +128,7 @@ def op_calls(
         "haar_merge": (lambda s, d: m.haar_merge(s, d, -1), [half, half.clone()], 0),
         "haar_pyramid": (lambda x: m.haar_pyramid(x, 2), [x], 0),
         "haar_bounded_split": (lambda x, g: m.haar_bounded_split(x, g, -1), [pixels, vector], 1),
+        "lattice_split": (lambda x: m.lattice_split(x, 256, -1), [pixels], 1),
         "act_norm": (m.act_norm, [last, vector, vector.clone(), log_det], 1),
         "affine_coupling": (lambda *a: m.affine_coupling(*a, "checkerboard"), [x, raw, vector, log_det], again),
         "affine_coupling_inverse": (

@@ -66,8 +66,9 @@ if(pnf_with_cuda)
     PNF_CUDA_ARCHITECTURES="${pnf_architectures}")
 endif()
 
-# One split's halves are the next one's terms: a fused multiply-add would skip the rounding of denormals between them.
-set_source_files_properties(csrc/cpu/haar.cpp PROPERTIES COMPILE_OPTIONS -ffp-contract=off SKIP_PRECOMPILE_HEADERS ON)
+# One split's halves are the next one's terms: a fused multiply-add would skip the rounding of denormals between them. On
+# the lattice it would move a pixel to another level than in the reference.
+set_source_files_properties(csrc/cpu/haar.cpp csrc/cpu/lattice.cpp PROPERTIES COMPILE_OPTIONS -ffp-contract=off SKIP_PRECOMPILE_HEADERS ON)
 # One source, compiled once for each level of x86-64; csrc/cpu/isa.h chooses at run time. The lowest level comes first,
 # so that where levels share an inline function of the C++ library the linker keeps the one that runs everywhere.
 foreach(level IN LISTS pnf_levels)

@@ -21,6 +21,7 @@ PYBIND11_MODULE(_C, m) {
   pnf::bind_logit(cpu);
   pnf::bind_haar(cpu);
   pnf::bind_haar_bounded(cpu);
+  pnf::bind_lattice(cpu);
   pnf::bind_masking(cpu, cuda);
   pnf::bind_residual_network(cpu);
   pnf::bind_squeeze(cpu);

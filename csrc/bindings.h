@@ -40,6 +40,7 @@ void bind_convolution(py::module_& cpu);
 void bind_logit(py::module_& cpu);
 void bind_haar(py::module_& cpu);
 void bind_haar_bounded(py::module_& cpu);
+void bind_lattice(py::module_& cpu);
 void bind_masking(py::module_& cpu, py::module_& cuda);
 void bind_residual_network(py::module_& cpu);
 void bind_squeeze(py::module_& cpu);

@@ -271,6 +271,20 @@ def haar_bounded(make: Maker) -> Call:
     return Call("haar_bounded_merge_backward", [make.normal(*shape), make.wide_normal(shape[0]), *arguments])
 
 
+@family
+def lattice(make: Maker) -> Call:
+    dim, levels = make.draw(st.integers(0, 3)), make.draw(st.sampled_from([1, 2, 3, 5, 8]))
+    shape = make.shape((dim + 1, max(dim + 1, 4)), even=[dim])
+    whole, noise = (torch.rand(shape, generator=make.generator, dtype=torch.float64) for _ in range(2))
+    # No rounding error takes such noise to another level.
+    x = make.entries(((levels * whole).floor() + 0.1 + 0.8 * noise) / levels)
+    which = dim - make.draw(st.sampled_from([0, len(shape)]))
+    if make.draw(st.booleans()):
+        return Call("lattice_split", [x, levels, which])
+    parts = KERNELS["lattice_split"]["reference"](x, levels, which)
+    return Call("lattice_merge", [*(lay_out(make.draw, part) for part in parts), levels, which])
+
+
 def statistics(make: Maker, channels: int) -> tuple[Tensor, Tensor]:
     """A mean and a variance."""
     return make.wide_normal(channels), make.wide_normal(channels).square() + 0.1

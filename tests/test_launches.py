@@ -24,7 +24,7 @@ def rows(script: str, preset: str, *options: str) -> list[list[str]]:
 @pytest.mark.parametrize(
     ("preset", "launches", "kernels"),
     [
-        ("mnist-dense", 973, 20),
+        ("mnist-dense", 981, 20),
         *(pytest.param(*known, marks=pytest.mark.slow) for known in (("cifar10", 7_185, 60), ("celeba64", 5_934, 98))),
     ],
 )

@@ -13,6 +13,19 @@
 
 namespace pnf::cpu::PNF_ISA {
 
+// Exact, and one instruction for a vector, which the compiler finds.
+template <typename V>
+inline V floor(V x) {
+  for (size_t i = 0; i < sizeof(V) / sizeof(x[0]); ++i) x[i] = std::floor(x[i]);
+  return x;
+}
+
+template <typename V>
+inline V sqrt(V x) {
+  for (size_t i = 0; i < sizeof(V) / sizeof(x[0]); ++i) x[i] = std::sqrt(x[i]);
+  return x;
+}
+
 // exp(x) = 2^k (1 + p); n is k as a C.
 template <typename C>
 struct Reduced {

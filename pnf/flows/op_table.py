@@ -22,6 +22,14 @@ class _HaarBoundedMerge(Protocol):
     def __call__(self, s: Tensor, u: Tensor, gamma: Tensor, dim: int) -> tuple[Tensor, Tensor]: ...
 
 
+class _LatticeSplit(Protocol):
+    def __call__(self, x: Tensor, /, levels: int, dim: int) -> tuple[Tensor, Tensor]: ...
+
+
+class _LatticeMerge(Protocol):
+    def __call__(self, coarser: Tensor, pairs: Tensor, levels: int, dim: int) -> Tensor: ...
+
+
 class _ActNorm(Protocol):
     def __call__(self, x: Tensor, /, shift: Tensor, log_scale: Tensor, log_det: Tensor) -> tuple[Tensor, Tensor]: ...
 
@@ -84,6 +92,8 @@ class OpTable(NamedTuple):
     haar_merge: _HaarMerge
     haar_bounded_split: _HaarBoundedSplit
     haar_bounded_merge: _HaarBoundedMerge
+    lattice_split: _LatticeSplit
+    lattice_merge: _LatticeMerge
     act_norm: _ActNorm
     act_norm_inverse: _ActNorm
     affine_coupling: _AffineCoupling

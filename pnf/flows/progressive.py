@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from pnf.flows import lattice
 from pnf.flows.conditions import Condition
 from pnf.flows.config import (
     FlowSettings,
@@ -596,6 +595,14 @@ def mix_channels(
     return linear(x.movedim(1, -1).to(dtype), matrix.mT if inverse else matrix).movedim(-1, 1).to(x.dtype)
 
 
+def whole_mean(
+    coarser: Tensor,
+    levels: int,
+) -> Tensor:  # as coarser
+    """The mean ``(N + 1) / (2 L)`` of the pairs on a lattice of L levels, from the coarser ``(N + v) / (2 L - 1)``."""
+    return (((2 * levels - 1) * coarser).floor().clamp(0, 2 * levels - 2) + 1) / (2 * levels)
+
+
 class DetailStage(Stage):
     """A conditional flow of the detail along one axis, given the mean. With ``grey_levels`` it is on the lattice."""
 
@@ -616,7 +623,9 @@ class DetailStage(Stage):
             s, d = self.ops.haar_split(x, self.dim)
             z, log_det = self.flow(d, *self._given(self._scaled(s), condition))
             return s, z, log_det - self.pairs * math.log(2)
-        coarser, pairs = (None, x) if self.grey_levels is None else lattice.halve(x, self.grey_levels, self.dim)
+        coarser, pairs = (
+            (None, x) if self.grey_levels is None else self.ops.lattice_split(x, self.grey_levels, self.dim)
+        )
         pairs = pairs.reshape(x.shape[0], 1, *x.shape[1:]) if x.dim() == 2 else pairs
         s, u, log_det = self.ops.haar_bounded_split(pairs, self.gamma, self.dim)
         s, u = s.reshape(-1, *self.flow.shape), mix_channels(u).reshape(-1, *self.flow.shape)
@@ -629,7 +638,7 @@ class DetailStage(Stage):
         assert s is not None
         coarser = s
         if self.grey_levels is not None:
-            s = lattice.whole_mean(s, self.grey_levels)
+            s = whole_mean(s, self.grey_levels)
         d, log_det = self.flow.inverse(z, *self._given(self._scaled(s), condition))
         if self.detail == "identity":
             return self.ops.haar_merge(s, d, self.dim), log_det + self.pairs * math.log(2)
@@ -639,13 +648,13 @@ class DetailStage(Stage):
         x, log_det = x.flatten(1) if s.dim() == 2 else x, log_det + merge_log_det
         if self.grey_levels is None:
             return x, log_det
-        return lattice.double(coarser, x, self.grey_levels, self.dim), log_det - self._lattice_log_det
+        return self.ops.lattice_merge(coarser, x, self.grey_levels, self.dim), log_det - self._lattice_log_det
 
     def coarser(self, x: Tensor) -> Tensor:
         """The image that the stage before models, from that of this stage."""
         if self.grey_levels is None:
             return self.ops.haar_split(x, self.dim)[0]
-        return lattice.halve(x, self.grey_levels, self.dim)[0]
+        return self.ops.lattice_split(x, self.grey_levels, self.dim)[0]
 
     @property
     def _lattice_log_det(self) -> float:

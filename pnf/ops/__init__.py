@@ -8,6 +8,7 @@ from pnf.ops.conditioner_input import conditioner_input
 from pnf.ops.convolution import convolution
 from pnf.ops.haar import haar_merge, haar_pyramid, haar_pyramid_inverse, haar_split
 from pnf.ops.haar_bounded import haar_bounded_merge, haar_bounded_split
+from pnf.ops.lattice import lattice_merge, lattice_split
 from pnf.ops.logit import logit, logit_inverse
 from pnf.ops.masking import mask_apply, mask_input, mask_pack, mask_unpack
 from pnf.ops.residual_network import residual_network, residual_network_training
@@ -30,6 +31,8 @@ __all__ = [
     "haar_pyramid",
     "haar_pyramid_inverse",
     "haar_split",
+    "lattice_merge",
+    "lattice_split",
     "logit",
     "logit_inverse",
     "mask_apply",

@@ -15,6 +15,8 @@ from pnf.reference.haar import haar_pyramid_inverse as haar_pyramid_inverse
 from pnf.reference.haar import haar_split as haar_split
 from pnf.reference.haar_bounded import haar_bounded_merge as haar_bounded_merge
 from pnf.reference.haar_bounded import haar_bounded_split as haar_bounded_split
+from pnf.reference.lattice import lattice_merge as lattice_merge
+from pnf.reference.lattice import lattice_split as lattice_split
 from pnf.reference.logit import logit as logit
 from pnf.reference.logit import logit_inverse as logit_inverse
 from pnf.reference.masking import mask_apply as mask_apply
@@ -33,6 +35,8 @@ OPS = flows.OpTable(
     haar_merge=haar_merge,
     haar_bounded_split=haar_bounded_split,
     haar_bounded_merge=haar_bounded_merge,
+    lattice_split=lattice_split,
+    lattice_merge=lattice_merge,
     act_norm=act_norm,
     act_norm_inverse=act_norm_inverse,
     affine_coupling=affine_coupling,

@@ -128,6 +128,15 @@ def haar(dim: int) -> list[Case]:
     return [
         Case("haar_split", lambda x, s: [x(*s), dim, 0.5], mode),
         Case("haar_merge", lambda x, s: [*halves(x, s), dim, 1.0], mode),
+        Case("lattice_split", lambda x, s: [x(*s), 256, dim], mode),
+        # Runs of single entries are read with those between them; of longer ones every other is read.
+        Case(
+            "lattice_merge",
+            lambda x, s: [halves(x, s)[0], x(*s), 256, dim],
+            mode,
+            moved=4 / 5 if dim == 2 else 1.0,
+            moved_last=4 / 5,
+        ),
         Case("haar_bounded_split", lambda x, s: [x(*s), *gamma(x, s)], mode),
         Case("haar_bounded_merge", lambda x, s: [*halves(x, s), *gamma(x, s)], mode),
         Case("haar_bounded_split_backward", lambda x, s: [*halves(x, s), x.wide(s[0]), x(*s), *gamma(x, s)], mode),

@@ -66,6 +66,14 @@ def test_haar_bounded(zeros: Zeros) -> None:
     assert (last(s, 2), last(u, 2)) == (last(small[0]), last(small[1]))
 
 
+def test_lattice(zeros: Zeros) -> None:
+    x = zeros(1, N)
+    coarser, pairs = ops.lattice_split(x, 4, -1)
+    small = ops.lattice_split(x[:, -4:], 4, -1)
+    assert (last(coarser, 2), last(pairs)) == (last(small[0], 2), last(small[1]))
+    assert last(ops.lattice_merge(coarser, pairs, 4, -1)) == last(ops.lattice_merge(*small, 4, -1))
+
+
 def test_standard_normal(zeros: Zeros) -> None:
     z = zeros(1, N).clone()
     z[0, -4:] = 2.0**13

@@ -27,6 +27,11 @@ def unit(*shape: int) -> Tensor:
     return 0.05 + 0.9 * torch.rand(*shape, dtype=torch.float64)
 
 
+def dequantized(levels: int, *shape: int) -> Tensor:
+    """Pixels with noise that is not nearly 0 or 1, where their levels change."""
+    return (torch.randint(levels, shape) + unit(*shape)) / levels
+
+
 def coupling(op: Callable[..., tuple[Tensor, Tensor]], mask: str | None, parity: int) -> Case:
     transformed = 2 if mask == "channel" else 4
     return Case(
@@ -87,6 +92,19 @@ CASES = {
             lambda b: [unit(b, 2, 2, 3), normal(b, 2, 2, 3), unit(2)],
         )
         for dim in (2, -1)
+    },
+    **{
+        f"lattice_split {dim}": Case(
+            lambda x, d=dim: ref.lattice_split(x, 4, d), lambda b: [dequantized(4, b, 2, 4, 6)]
+        )
+        for dim in (1, -1)
+    },
+    **{
+        f"lattice_merge {dim}": Case(
+            lambda c, p, d=dim: ref.lattice_merge(c, p, 4, d),
+            lambda b, d=dim: list(ref.lattice_split(dequantized(4, b, 2, 4, 6), 4, d)),
+        )
+        for dim in (1, -1)
     },
     **{
         f"haar_pyramid {axes}": Case(

@@ -46,6 +46,8 @@ OPS = {
     "haar_pyramid_inverse": Op(lambda m, b, *d: m.haar_pyramid_inverse(b, d), [(1, 1, 2), (1, 1, 2), (1, 1, 4)]),
     "haar_bounded_split": Op(lambda m, x, g: m.haar_bounded_split(pixels(x), g, -1), [IMAGE, (2,)]),
     "haar_bounded_merge": Op(lambda m, s, u, g: m.haar_bounded_merge(pixels(s), u, g, 2), [SMALL, SMALL, (2,)]),
+    "lattice_split": Op(lambda m, x: m.lattice_split(pixels(x), 3, -1), [IMAGE]),
+    "lattice_merge": Op(lambda m, c, p: m.lattice_merge(pixels(c), pixels(p), 3, 2), [SMALL, (1, 2, 4, 2)]),
     "mask_apply": Op(lambda m, x: m.mask_apply(x, "checkerboard", 1), [IMAGE]),
     "mask_pack": Op(lambda m, x: m.mask_pack(x, "checkerboard", 0), [IMAGE]),
     "mask_pack channel": Op(lambda m, x: m.mask_pack(x, "channel", 1), [IMAGE]),
