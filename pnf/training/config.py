@@ -262,6 +262,8 @@ def describe(error: ValidationError) -> str:
     return "; ".join(f"{'.'.join(map(str, e['loc'])) or 'settings'}: {e['msg']}" for e in error.errors())
 
 
+_MUON: dict[str, object] = {"optimizer": "muon", "lr": 0.03}
+
 PRESETS: dict[str, dict[str, object]] = {
     "demo": {
         "data": "fashion-mini",
@@ -287,6 +289,7 @@ PRESETS: dict[str, dict[str, object]] = {
         "data": "MNIST",
         "lattice": True,
         "norm": "batch",
+        **_MUON,
         "steps": 20000,
     },
     "cifar10": {
@@ -295,6 +298,7 @@ PRESETS: dict[str, dict[str, object]] = {
         "blocks": 8,
         "scales": 2,
         "norm": "batch",
+        **_MUON,
         "flip": True,
         "steps": 100000,
     },
@@ -303,6 +307,7 @@ PRESETS: dict[str, dict[str, object]] = {
         "size": 64,
         "blocks": 2,
         "norm": "batch",
+        **_MUON,
         "flip": True,
         "steps": 100000,
     },
@@ -333,6 +338,10 @@ def preset_config(name: str, **overrides: object) -> RunConfig:
     settings |= overrides
     if settings.get("model") == "realnvp" or settings.get("detail") == "identity":
         settings["lattice"] = overrides.get("lattice", False)
+    if settings.get("coupling") == "dense" and "optimizer" not in overrides:
+        settings["optimizer"] = "adam"
+    if settings.get("optimizer") == "adam" and "lr" not in overrides:
+        settings.pop("lr", None)
     if isinstance(data := settings["data"], str):
         settings["data"] = locate(data)
     try:

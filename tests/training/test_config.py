@@ -51,6 +51,25 @@ def test_presets_of_grey_images_are_on_the_lattice(settings: dict[str, object], 
         assert preset_config(name, **settings).lattice is lattice
 
 
+@pytest.mark.parametrize(
+    ("settings", "found"),
+    [
+        ({}, ("muon", 0.03)),
+        ({"lr": 0.02}, ("muon", 0.02)),
+        ({"optimizer": "adam"}, ("adam", 0.001)),
+        ({"optimizer": "adam", "lr": 0.005}, ("adam", 0.005)),
+        ({"coupling": "dense"}, ("adam", 0.001)),
+        ({"coupling": "dense", "optimizer": "muon"}, ("muon", 0.03)),
+    ],
+    ids=str,
+)
+def test_a_preset_has_the_learning_rate_of_its_optimiser(settings: dict[str, object], found: tuple[str, float]) -> None:
+    for name in ("mnist-conv", "celeba64"):
+        config = preset_config(name, **settings)
+        assert (config.optimizer, config.lr) == found
+    assert preset_config("mnist-dense").optimizer == "adam"
+
+
 def test_the_baseline_has_no_lattice() -> None:
     with pytest.raises(RunError, match="the realnvp baseline has no lattice: leave out --lattice"):
         preset_config("demo", model="realnvp", lattice=True)
