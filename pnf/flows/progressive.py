@@ -623,9 +623,10 @@ class DetailStage(Stage):
             s, d = self.ops.haar_split(x, self.dim)
             z, log_det = self.flow(d, *self._given(self._scaled(s), condition))
             return s, z, log_det - self.pairs * math.log(2)
-        coarser, pairs = (
-            (None, x) if self.grey_levels is None else self.ops.lattice_split(x, self.grey_levels, self.dim)
-        )
+        coarser: Tensor | None = None
+        pairs = x
+        if self.grey_levels is not None:
+            coarser, pairs = self.ops.lattice_split(x, self.grey_levels, self.dim)
         pairs = pairs.reshape(x.shape[0], 1, *x.shape[1:]) if x.dim() == 2 else pairs
         s, u, log_det = self.ops.haar_bounded_split(pairs, self.gamma, self.dim)
         s, u = s.reshape(-1, *self.flow.shape), mix_channels(u).reshape(-1, *self.flow.shape)
