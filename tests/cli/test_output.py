@@ -270,15 +270,17 @@ def test_what_needs_no_torch_does_not_import_it(args: list[str]) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 @pytest.mark.parametrize("wait", [0.2, pytest.param(0.6, marks=pytest.mark.slow), 1.2])
-def test_a_signal_during_the_imports(number: int, wait: float) -> None:
+def test_a_signal_during_the_imports(number: int, wait: float, tmp_path: Path) -> None:
     # Under nohup or in the background the signals would be ignored.
     code = (
         "import signal; signal.signal(signal.SIGHUP, signal.SIG_DFL)\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "from pnf.cli import main; print(flush=True); main()"
     )
+    # A command that does not end before the signal comes.
+    command = ["sample", "--pretrained", "fashion-mnist", "-n", "50000", "--out", str(tmp_path / "samples.npz")]
     process = subprocess.Popen(
-        [sys.executable, "-c", code, "doctor"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", code, *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     assert process.stdout is not None
     process.stdout.readline()

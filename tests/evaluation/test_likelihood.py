@@ -157,8 +157,8 @@ def test_load_run_of_a_damaged_model(
     [
         ({"size": 16}, r"the shape is \(1, 16, 16\) and \(1, 8, 8\)"),
         ({"classes": ["a", "b"]}, "the number of classes is 2 and None"),
-        ({"model": "realnvp"}, "the model is realnvp and progressive"),
-        ({"support": "real", "detail": "identity"}, "the support is real and unit"),
+        ({"model": "realnvp", "lattice": False}, "the model is realnvp and progressive"),
+        ({"support": "real", "detail": "identity", "lattice": False}, "the support is real and unit"),
     ],
 )
 def test_load_run_of_settings_of_another_flow(

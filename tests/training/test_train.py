@@ -224,7 +224,7 @@ def test_a_run_on_the_lattice(finished: Finished, images: Images) -> None:
 
 
 def test_a_run_of_an_earlier_release_is_not_on_the_lattice(finished: Finished) -> None:
-    folder = finished()
+    folder = finished(lattice=False)
     assert "lattice" not in json.loads((folder / "run.json").read_text())
     assert not RunConfig.load(folder).lattice
 
