@@ -19,7 +19,7 @@ with_labels = pytest.mark.parametrize("name", [name for name in pretrained.names
 
 
 def test_there_are_some() -> None:
-    assert pretrained.names() == ["fashion-mnist", "fashion-mnist-labels", "mnist-labels", "photos64"]
+    assert pretrained.names() == ["fashion-mnist", "fashion-mnist-labels", "mnist-28", "mnist-labels", "photos64"]
     with pytest.raises(ValueError, match=r"^there is no pretrained model 'x'; there are fashion-mnist, fashion-mnist"):
         pretrained.folder("x")
 
