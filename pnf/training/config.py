@@ -338,6 +338,7 @@ def preset_config(name: str, **overrides: object) -> RunConfig:
     settings |= overrides
     if settings.get("model") == "realnvp" or settings.get("detail") == "identity":
         settings["lattice"] = overrides.get("lattice", False)
+    # A preset's learning rate is that of its optimiser.
     if settings.get("coupling") == "dense" and "optimizer" not in overrides:
         settings["optimizer"] = "adam"
     if settings.get("optimizer") == "adam" and "lr" not in overrides:
