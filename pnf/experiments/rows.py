@@ -5,7 +5,7 @@ from pathlib import Path
 
 from pnf.data import locate
 from pnf.experiments.budget import Budget
-from pnf.training.config import RunConfig
+from pnf.training.config import MUON, RunConfig
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,7 @@ _CONV: dict[str, object] = {
     "blocks": 2,
     "num_couplings": 2,
     "norm": "batch",
-    "optimizer": "muon",
-    "lr": 0.03,
+    **MUON,
     "batch_size": 32,
 }
 _COLOUR = {**_CONV, "flip": True, "validation": 500}

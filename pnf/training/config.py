@@ -262,7 +262,8 @@ def describe(error: ValidationError) -> str:
     return "; ".join(f"{'.'.join(map(str, e['loc'])) or 'settings'}: {e['msg']}" for e in error.errors())
 
 
-_MUON: dict[str, object] = {"optimizer": "muon", "lr": 0.03}
+MUON: dict[str, object] = {"optimizer": "muon", "lr": 0.03}
+"""Muon with the learning rate that suits convolutional flows."""
 
 PRESETS: dict[str, dict[str, object]] = {
     "demo": {
@@ -289,7 +290,7 @@ PRESETS: dict[str, dict[str, object]] = {
         "data": "MNIST",
         "lattice": True,
         "norm": "batch",
-        **_MUON,
+        **MUON,
         "steps": 20000,
     },
     "cifar10": {
@@ -298,7 +299,7 @@ PRESETS: dict[str, dict[str, object]] = {
         "blocks": 8,
         "scales": 2,
         "norm": "batch",
-        **_MUON,
+        **MUON,
         "flip": True,
         "steps": 100000,
     },
@@ -307,7 +308,7 @@ PRESETS: dict[str, dict[str, object]] = {
         "size": 64,
         "blocks": 2,
         "norm": "batch",
-        **_MUON,
+        **MUON,
         "flip": True,
         "steps": 100000,
     },
