@@ -6,23 +6,12 @@ from typing import Any
 
 import pytest
 import torch
-from op_tests import LAYOUTS, Case, Implementation, OpTests, channels_last, implementations
+from op_tests import LAYOUTS, SPLITS, Case, Implementation, OpTests, channels_last, implementations
 from tensors import normal
 from torch import Tensor
 
 from pnf import ops, reference
 
-# Runs of 1, of less than a vector, of more, and of more than a tile; an odd number of pairs; empty tensors.
-SPLITS = [
-    ((2, 3, 4, 6), -1),
-    ((3, 3, 2, 14), 2),
-    ((2, 6, 3, 5), 1),
-    ((2, 2, 1051), 0),
-    ((86,), 0),
-    ((2, 5, 1, 2), -1),
-    ((0, 2, 4), 1),
-    ((2, 0), 1),
-]
 # Whole vectors and less, one axis and two, every number of levels that a pass takes.
 PYRAMIDS = [
     ((2, 3, 4, 32), 1, "xy"),

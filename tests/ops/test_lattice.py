@@ -7,24 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from op_tests import DTYPES, LAYOUTS, Case, Implementation, OpTests, channels_last, implementations
+from op_tests import DTYPES, LAYOUTS, SPLITS, Case, Implementation, OpTests, channels_last, implementations
 from torch import Tensor
 
 from pnf import ops, reference
 
 LEVELS = 6
-
-# Runs of 1, of less than a vector, of more, and of more than a tile; an odd number of pairs; empty tensors.
-SHAPES = [
-    ((2, 3, 4, 6), -1),
-    ((3, 3, 2, 14), 2),
-    ((2, 6, 3, 5), 1),
-    ((2, 2, 1051), 0),
-    ((86,), 0),
-    ((2, 5, 1, 2), -1),
-    ((0, 2, 4), 1),
-    ((2, 0), 1),
-]
 
 
 def inside(shape: Sequence[int], least: float = 0.1) -> Tensor:
@@ -46,14 +34,14 @@ class TestSplitAndMerge(OpTests):
     cases = {
         **{
             f"split {shape} {dim}": Case("lattice_split", lambda s=shape, d=dim: [pixels(s, d), LEVELS, d])
-            for shape, dim in SHAPES
+            for shape, dim in SPLITS
         },
         **{
             f"merge {shape} {dim}": Case(
                 "lattice_merge",
                 lambda s=shape, d=dim: [*reference.lattice_split(pixels(s, d), LEVELS, d), LEVELS, d],
             )
-            for shape, dim in SHAPES
+            for shape, dim in SPLITS
         },
     }
 

@@ -44,6 +44,18 @@ def offset(x: Tensor) -> Tensor:
     return torch.cat((x.new_zeros(1), x.flatten()))[1:].view(x.shape)
 
 
+SPLITS = [
+    ((2, 3, 4, 6), -1),
+    ((3, 3, 2, 14), 2),
+    ((2, 6, 3, 5), 1),
+    ((2, 2, 1051), 0),
+    ((86,), 0),
+    ((2, 5, 1, 2), -1),
+    ((0, 2, 4), 1),
+    ((2, 0), 1),
+]
+"""Splits into pairs: runs of 1, less than a vector, more, and more than a tile; an odd number; empty tensors."""
+
 LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
     "contiguous": torch.Tensor.contiguous,
     "channels_last": channels_last,
