@@ -201,6 +201,20 @@ class _Plan(NamedTuple):
         return run_blocks(ops.convolution(x, weights[0], biases[0]), filters, skip, normed), statistics
 
 
+def _with_graph(
+    function: Callable[..., Tensor], arguments: Sequence[Tensor | None], grad: Tensor
+) -> list[Tensor | None]:
+    """The gradients of the arguments that require one, for derivatives of them.
+
+    Views, since arguments may depend on each other, or be the same.
+    """
+    views = [t if t is None else t.view_as(t) for t in arguments]
+    wanted = [t is not None and t.requires_grad for t in views]
+    leaves = [t for t, want in zip(views, wanted, strict=True) if t is not None and want]
+    found = iter(torch.autograd.grad(function(*views), leaves, grad, create_graph=True))
+    return [next(found) if want else None for want in wanted]
+
+
 class _Residual(torch.autograd.Function):
     """A residual network as one step of automatic differentiation, which keeps each hidden tensor once.
 
@@ -227,9 +241,7 @@ class _Residual(torch.autograd.Function):
         parameters, hidden, statistics = saved[:count], saved[count : count + kept], saved[count + kept :]
         if torch.is_grad_enabled():
             # What is in between was saved without a graph.
-            leaves = [t for t in (x, *parameters) if t.requires_grad]
-            again = iter(torch.autograd.grad(plan.run(x, parameters, [])[0], leaves, grad_y, create_graph=True))
-            grad_x, *grads = [next(again) if t.requires_grad else None for t in (x, *parameters)]
+            grad_x, *grads = _with_graph(lambda x, *p: plan.run(x, p, [])[0], (x, *parameters), grad_y)
             return grad_x, None, *grads
         weights, _, affine = plan.split(parameters)
         *pairs, out = hidden[1:]
@@ -361,21 +373,29 @@ class DenseNetwork(networks.DenseNetwork):
     convolutions with TF32, which PyTorch allows by default, where linear layers are exact.
     """
 
-    def forward(self, x: Tensor) -> Tensor:  # [B, inputs] -> [B, outputs]
+    def forward(
+        self,
+        x: Tensor,  # [B, kept]
+        condition: Tensor | None = None,  # [B, condition]
+    ) -> Tensor:  # [B, outputs]
         if transformed() or not x.is_cpu or not _is_chain(self, Linear):
-            return super().forward(x)
+            return super().forward(x, condition)
         layers = list(self)[::2]
         parameters = [cast("Tensor", p) for layer in layers for p in (layer.weight, layer.bias)]
         # PyTorch has no convolutions without outputs.
         if all(p.numel() for p in parameters) and (not LINEAR_BY_LIBRARY or widened(x) is not None):
             products = _convolutions
         elif torch.is_autocast_enabled("cpu"):
-            return super().forward(x)
+            return super().forward(x, condition)
         else:
             products = _linear
         if torch.compiler.is_compiling() or not torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
-            return products(x, parameters)[-1]
-        return cast("Tensor", _Dense.apply(x, products, *parameters))
+            return products(_joined(x, condition), parameters)[-1]
+        return cast("Tensor", _Dense.apply(x, condition, products, *parameters))
+
+
+def _joined(x: Tensor, condition: Tensor | None) -> Tensor:
+    return x if condition is None else torch.cat((x, condition), 1)
 
 
 Products = Callable[[Tensor, Sequence[Tensor]], list[Tensor]]
@@ -400,42 +420,60 @@ def _convolutions(x: Tensor, parameters: Sequence[Tensor]) -> list[Tensor]:
 
 
 class _Dense(torch.autograd.Function):
-    """The layers of a dense network, without a node of the graph for each of them and each ReLU."""
+    """The layers of a dense network, without a node of the graph for each of them and each ReLU.
+
+    The condition, which may be most of the input, has no product of its own in a backward that wants no gradient of it.
+    """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, products: Products, *parameters: Tensor) -> Tensor:
-        *hidden, y = products(x, parameters)
+    def forward(ctx: Any, x: Tensor, condition: Tensor | None, products: Products, *parameters: Tensor) -> Tensor:
+        joined = _joined(x, condition)
+        *hidden, y = products(joined, parameters)
         ctx.products = products
-        ctx.save_for_backward(x, *parameters, *hidden)
+        ctx.save_for_backward(x, condition, *parameters, joined, *hidden)
         return y
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, *saved = ctx.saved_tensors
-        count = 2 * (len(saved) + 1) // 3
-        parameters, inputs = saved[:count], [x, *saved[count:]]
+        x, condition, *saved = ctx.saved_tensors
+        count = 2 * len(saved) // 3
+        parameters, inputs = saved[:count], saved[count:]
         if torch.is_grad_enabled():
             # What is in between was saved without a graph.
-            leaves = [t for t in (x, *parameters) if t.requires_grad]
-            found = iter(torch.autograd.grad(ctx.products(x, parameters)[-1], leaves, grad, create_graph=True))
-            of_x, *grads = [next(found) if t.requires_grad else None for t in (x, *parameters)]
-            return of_x, None, *grads
+            run = lambda x, c, *p: ctx.products(_joined(x, c), p)[-1]  # noqa: E731
+            of_x, of_condition, *grads = _with_graph(run, (x, condition, *parameters), grad)
+            return of_x, of_condition, None, *grads
+        of_x, of_condition = ctx.needs_input_grad[:2]
+        kept = x.shape[1]
+        wanted = slice(0 if of_x else kept, None if of_condition else kept)
         grads = []
         for i in reversed(range(len(inputs))):
             weight, h = parameters[2 * i], inputs[i]
-            of_input = i > 0 or ctx.needs_input_grad[0]
+            back = weight if i else weight[:, wanted]
             if ctx.products is _linear:
                 of_weight, of_bias = grad.t() @ h, grad.sum(0)
-                grad = grad @ weight if of_input else grad
+                grad = grad @ back
             else:
-                images = (t[:, :, None, None] for t in (grad, h, weight))
-                of_h, of_weight, of_bias = torch.ops.pnf.convolution_backward(*images, of_input)
-                # Batched gradients have no rule for flatten.
-                grad, of_weight = of_h[..., 0, 0] if of_input else grad, of_weight[..., 0, 0]
+                of_weight, of_bias, grad = _convolution_backward(grad, h, weight, back)
             grads += [of_bias, of_weight]
             if i > 0:
                 grad = torch.ops.aten.threshold_backward(grad, h, 0)
-        return grad if ctx.needs_input_grad[0] else None, None, *grads[::-1]
+        both = of_x and of_condition
+        grad_x, grad_condition = (grad[:, :kept], grad[:, kept:]) if both else (grad, grad)
+        return grad_x if of_x else None, grad_condition if of_condition else None, None, *grads[::-1]
+
+
+def _convolution_backward(grad: Tensor, h: Tensor, weight: Tensor, back: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of the weight and the bias, and that of the inputs whose columns of the weight ``back`` holds."""
+    whole = back.shape == weight.shape
+    images = (t[:, :, None, None] for t in (grad, h, weight))
+    of_h, of_weight, of_bias = torch.ops.pnf.convolution_backward(*images, whole)
+    if not whole and back.numel():
+        of_h = ops.convolution(grad[:, :, None, None], back.t()[:, :, None, None], back.new_zeros(back.shape[1]))
+    elif not whole:
+        of_h = grad.new_empty(len(grad), 0, 1, 1)
+    # Batched gradients have no rule for flatten.
+    return of_weight[..., 0, 0], of_bias, of_h[..., 0, 0]
 
 
 def _is_chain(network: nn.Sequential, kind: type[nn.Module]) -> bool:

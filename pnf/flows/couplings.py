@@ -356,7 +356,9 @@ class DenseCoupling(Coupling):
 
     def _raw(self, kept: Tensor, condition: Tensor | None) -> Tensor:
         with self.precision(kept):
-            raw: Tensor = self.network(kept if condition is None else torch.cat((kept, condition), 1))
+            given = (kept,) if condition is None else (kept, condition)
+            # An exchanged network, perhaps an nn.Sequential, has one input.
+            raw: Tensor = self.network(*given if isinstance(self.network, DenseNetwork) else (torch.cat(given, 1),))
             return raw
 
 

@@ -168,6 +168,8 @@ class ConvNetwork(nn.Sequential):
 class DenseNetwork(nn.Sequential):
     """The network of a dense coupling: ``layers`` hidden linear layers with ReLU, then a linear layer that starts at 0.
 
+    Its input is the kept half and, behind it, the condition.
+
     Args:
         inputs: features of the kept half and the condition; may be 0.
         outputs: features of the result.
@@ -181,6 +183,14 @@ class DenseNetwork(nn.Sequential):
         for i, o in pairwise(sizes):
             modules += [Linear(i, o, 1.0), nn.ReLU()]
         super().__init__(*modules, Linear(hidden, outputs, 0.0))
+
+    def forward(
+        self,
+        x: Tensor,  # [B, kept]
+        condition: Tensor | None = None,  # [B, condition]
+    ) -> Tensor:  # [B, outputs]
+        y: Tensor = super().forward(x if condition is None else torch.cat((x, condition), 1))
+        return y
 
 
 class Linear(nn.Linear):

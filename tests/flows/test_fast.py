@@ -14,6 +14,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from pnf import fast, reference
 from pnf.data import dequantize, load
+from pnf.flows.couplings import DenseCoupling
+from pnf.flows.networks import DenseNetwork, ResidualNetwork
 
 SETTINGS = list(
     itertools.product(
@@ -113,9 +115,21 @@ def test_linear_layers_by_either_library(
         log_prob = flow.log_prob(x)
         leaves = [x, *flow.parameters()]
         batched = torch.autograd.grad(log_prob, leaves, torch.eye(5), is_grads_batched=True, retain_graph=True)
-        found.append([log_prob, *torch.autograd.grad(log_prob.sum(), leaves), *batched])
+        # Images without a gradient spare that of the condition.
+        alone = torch.autograd.grad(flow.log_prob(x.detach()).sum(), leaves[1:])
+        found.append([log_prob, *torch.autograd.grad(log_prob.sum(), leaves), *batched, *alone])
     for want, got in zip(*found, strict=True):
         assert_close(got, want, rtol=1e-4, atol=1e-4 * want.abs().max().item())
+
+
+def test_a_network_in_the_place_of_a_dense_one_has_one_input(randomise: Callable[..., nn.Module]) -> None:
+    flow, twin = pair(randomise, (1, 8, 8), "dense", "bounded", "act")
+    for f in (flow, twin):
+        for module in f.modules():
+            if isinstance(module, DenseCoupling):
+                module.network = nn.Sequential(*module.network)
+    x = torch.rand(5, 1, 8, 8)
+    assert_close(twin.log_prob(x), flow.log_prob(x), rtol=1e-5, atol=1e-3)
 
 
 @pytest.mark.parametrize("coupling", ["conv", "dense"])
@@ -127,6 +141,23 @@ def test_second_derivatives_equal_the_reference(randomise: Callable[..., nn.Modu
         (grad,) = torch.autograd.grad(flow.log_prob(x).sum(), x, create_graph=True)
         found.append(torch.autograd.grad(grad.square().sum(), x)[0])
     assert_close(found[1], found[0], rtol=1e-8, atol=1e-8 * found[0].abs().max().item())
+
+
+@pytest.mark.parametrize("coupling", ["conv", "dense"])
+def test_second_derivatives_of_layers_that_share_their_bias(randomise: Callable[..., nn.Module], coupling: str) -> None:
+    found = []
+    for flow in pair(randomise, (1, 8, 8), coupling, "bounded", "act", hidden=16, blocks=2):
+        for module in flow.modules():
+            if isinstance(module, ResidualNetwork):
+                module.blocks[0].conv2.bias = module.blocks[0].conv1.bias
+            elif isinstance(module, DenseNetwork):
+                module[2].bias = module[0].bias
+        x = torch.rand(2, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+        parameters = list(flow.parameters())
+        grads = torch.autograd.grad(flow.log_prob(x).sum(), parameters, create_graph=True)
+        found.append(torch.autograd.grad(sum(g.square().sum() for g in grads), parameters))
+    for want, got in zip(*found, strict=True):
+        assert_close(got, want, rtol=1e-3, atol=1e-3 * want.abs().max().item())
 
 
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
