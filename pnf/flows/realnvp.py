@@ -423,7 +423,7 @@ class _ConvFlow(nn.Module):
             x, z = self.ops.squeeze(self.ops.squeeze_inverse(x), "factor").chunk(2, 1)
             x = self._laid_out(x)
             factored.append(z.flatten(1))
-        x, log_det = self._couple(self.levels[-1].checkerboard, x, log_det, conditions[-1])
+        x, log_det = self._couple(self.levels[-1].checkerboard, x, log_det, conditions[-1], last=True)
         return torch.cat((*factored, x.flatten(1)), 1), log_det
 
     def inverse(
@@ -450,11 +450,20 @@ class _ConvFlow(nn.Module):
         return x.squeeze(2) if self.signal else x, log_det
 
     def _couple(
-        self, couplings: Sequence[ConvCoupling], x: Tensor, log_det: Tensor, condition: Tensor | None
+        self,
+        couplings: Sequence[ConvCoupling],
+        x: Tensor,
+        log_det: Tensor,
+        condition: Tensor | None,
+        last: bool = False,
     ) -> tuple[Tensor, Tensor]:
         plain = self.memory == "plain" or not torch.is_grad_enabled() or transformed()
         if not plain and not torch.jit.is_tracing():  # type: ignore[attr-defined]
-            return invertible.couple(couplings, x, log_det, condition)
+            # The backward begins with the flow's last coupling, so to keep its activations takes no more memory.
+            again = len(couplings) - last
+            if again:
+                x, log_det = invertible.couple(list(couplings)[:again], x, log_det, condition)
+            couplings = list(couplings)[again:]
         for coupling in couplings:
             x, log_det = coupling(x, log_det, condition)
         return x, log_det
