@@ -15,6 +15,7 @@ class RealNVP(flows.RealNVP):
     residual_network = networks.ResidualNetwork
     dense_network = networks.DenseNetwork
     conv_network = networks.ConvNetwork
+    conv_encoder = networks.ConvEncoder
     memory_format = torch.channels_last
 
     def forward(

@@ -366,6 +366,24 @@ class ConvNetwork(networks.ConvNetwork):
         return h
 
 
+class ConvEncoder(networks.ConvEncoder):
+    """Each convolution is one op with its ReLU and its sum."""
+
+    def forward(self, condition: Tensor) -> tuple[Tensor, Tensor]:
+        layers = cast("list[nn.Module]", [*self.layers, self.code])
+        if transformed() or not _are_plain(layers):
+            return super().forward(condition)
+
+        def run(i: int, x: Tensor, add: Tensor | None = None, relu: bool = True) -> Tensor:
+            weight, bias = cast("Tensor", layers[i].weight), cast("Tensor", layers[i].bias)
+            return ops.convolution(x, weight, bias, add, relu)
+
+        h = run(0, condition)
+        for i in range(1, len(layers) - 1, 2):
+            h = run(i + 1, run(i, h), add=h)
+        return h, run(-1, h, relu=False)
+
+
 class DenseNetwork(networks.DenseNetwork):
     """All layers, each with its ReLU, are one step of automatic differentiation on a CPU.
 
@@ -479,12 +497,15 @@ def _convolution_backward(grad: Tensor, h: Tensor, weight: Tensor, back: Tensor)
 def _is_chain(network: nn.Sequential, kind: type[nn.Module]) -> bool:
     """Whether the layers are as they were built: of this kind, with ReLU between them."""
     layers = list(network)
+    return len(layers) % 2 == 1 and _are_plain(layers[::2], kind) and _as_built(layers[1::2], nn.ReLU)
+
+
+def _are_plain(layers: Sequence[nn.Module], kind: type[nn.Module] = Conv2d) -> bool:
+    """Whether the layers are as they were built, with biases, and the ops can compute them."""
     return (
-        len(layers) % 2 == 1
-        and _as_built(layers[::2], kind)
-        and _as_built(layers[1::2], nn.ReLU)
-        and all(layer._parameters.get("bias") is not None for layer in layers[::2])
-        and all(_keeps_size(layer) for layer in layers[::2] if isinstance(layer, nn.Conv2d))
+        _as_built(layers, kind)
+        and all(layer._parameters.get("bias") is not None for layer in layers)
+        and all(_keeps_size(layer) for layer in layers if isinstance(layer, nn.Conv2d))
     )
 
 

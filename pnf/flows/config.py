@@ -41,6 +41,7 @@ class FlowSettings(TypedDict, total=False):
     num_couplings: int | None
     norm: NormKind
     injector: bool
+    encoder: int
     scales: int | None
     alpha: float | None
     memory: MemoryKind
@@ -70,6 +71,7 @@ class FlowConfig:
     num_couplings: int = setting(None, "Dense: in all; conv: under each mask at each scale.", ge=1, le=256)
     norm: NormKind = setting("act", "Normalisation: ActNorm, batch or none.")
     injector: bool = setting(True, "Start convolutional stages with an affine map made from the coarser image.")
+    encoder: int = setting(0, "Residual blocks of a network of the coarser image for all couplings.", ge=0, le=256)
     scales: int | None = setting(None, "Upper bound of the scales of a convolutional flow.", ge=1, le=12)
     alpha: float | None = setting(None, "The base models logit(alpha + (1 - 2 alpha) x).", ge=0, lt=0.5)
     memory: MemoryKind = setting("plain", "plain, or invertible: less memory for a third more time.")
@@ -85,6 +87,7 @@ class FlowConfig:
             value = getattr(self, name)
             put(name, default if value is None else check_integer(self.flow, name, value, 1))
         put("injector", check_flag(self.flow, "injector", self.injector))
+        put("encoder", check_integer(self.flow, "encoder", self.encoder, 0))
         if self.scales is not None:
             put("scales", check_integer(self.flow, "scales", self.scales, 1))
         if self.alpha is not None:
@@ -93,6 +96,8 @@ class FlowConfig:
                 raise ValueError(f"{self.flow}: alpha must be in [0, 0.5) or None, got {self.alpha}")
         if self.coupling == "dense" and self.scales is not None:
             raise ValueError(f'{self.flow}: scales must be None with coupling="dense", got {self.scales}')
+        if self.coupling == "dense" and self.encoder:
+            raise ValueError(f'{self.flow}: encoder must be 0 with coupling="dense", got {self.encoder}')
         if self.coupling == "dense" and self.memory == "invertible":
             raise ValueError(f'{self.flow}: memory must be "plain" with coupling="dense", got "invertible"')
 

@@ -219,8 +219,37 @@ def make_norm(norm: str, channels: int, ops: OpTable) -> FlowNorm | None:
     return (ActNorm if norm == "act" else BatchNormFlow)(channels, ops)
 
 
-class Coupling(nn.Module):
-    """The base of couplings, with the bound of the log-scale and the precision of the network.
+class Conditioner(nn.Module):
+    """The base of what has a network, with the precision of it."""
+
+    network_dtype: torch.dtype | None = None
+
+    def precision(self, x: Tensor) -> AbstractContextManager[object]:
+        """The autocast context of the network. Low precision is opt-in and ends with it."""
+        if self.network_dtype is None:
+            return nullcontext()
+        return torch.autocast(x.device.type, dtype=self.network_dtype)
+
+
+class Encoder(Conditioner):
+    """A network of the condition that all couplings of a convolutional flow share.
+
+    Args:
+        network: maps the condition to what the injector takes, and to a code for the networks of couplings.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, condition: Tensor) -> tuple[Tensor, Tensor]:
+        with self.precision(condition):
+            encoded, code = self.network(condition)
+            return encoded, code
+
+
+class Coupling(Conditioner):
+    """The base of couplings, with the bound of the log-scale.
 
     Args:
         transformed: number of transformed channels.
@@ -233,13 +262,6 @@ class Coupling(nn.Module):
         self.ops = ops
         self.scale = nn.Parameter(torch.ones(transformed))
         self.norm = make_norm(norm, transformed, ops)
-        self.network_dtype: torch.dtype | None = None
-
-    def precision(self, x: Tensor) -> AbstractContextManager[object]:
-        """The autocast context of the network. Low precision is opt-in and ends with it."""
-        if self.network_dtype is None:
-            return nullcontext()
-        return torch.autocast(x.device.type, dtype=self.network_dtype)
 
 
 class ConvCoupling(Coupling):

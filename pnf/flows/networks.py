@@ -165,6 +165,39 @@ class ConvNetwork(nn.Sequential):
         super().__init__(*modules, Conv2d(hidden, outputs, kernel, 0.0))
 
 
+class ConvEncoder(nn.Module):
+    """A residual network that all networks of a convolutional flow share, of the flow's condition.
+
+    A convolution with ReLU, then blocks ``h -> relu(h + conv(relu(conv(h))))``. The networks of couplings get a code of
+    few channels, a 1x1 convolution of the result.
+
+    Source: Lugmayr et al., "SRFlow" (2020), section 3.4.
+
+    Args:
+        inputs: channels of the condition.
+        outputs: channels of the code.
+        hidden: width of the network.
+        blocks: number of residual blocks.
+        kernel: size of every convolution but the last, odd.
+    """
+
+    def __init__(self, inputs: int, outputs: int, *, hidden: int, blocks: int, kernel: tuple[int, int]) -> None:
+        super().__init__()
+        shared = [Conv2d(hidden, hidden, kernel, gain) for _ in range(blocks) for gain in (1.0, 0.5)]
+        self.layers = nn.ModuleList([Conv2d(inputs, hidden, kernel, 1.0), *shared])
+        self.code = Conv2d(hidden, outputs, (1, 1), 1.0)
+
+    def forward(
+        self,
+        condition: Tensor,  # [B, inputs, H, W]
+    ) -> tuple[Tensor, Tensor]:  # [B, hidden, H, W], [B, outputs, H, W]
+        start, *rest = self.layers
+        h = relu(start(condition))
+        for first, second in zip(rest[::2], rest[1::2], strict=True):
+            h = relu(h + second(relu(first(h))))
+        return h, self.code(h)
+
+
 class DenseNetwork(nn.Sequential):
     """The network of a dense coupling: ``layers`` hidden linear layers with ReLU, then a linear layer that starts at 0.
 

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from pnf.flows import invertible
 from pnf.flows.config import FlowConfig, FlowSettings, flow_settings, shows_settings
-from pnf.flows.couplings import ActNorm, ConvCoupling, Coupling, DenseCoupling, Injector
-from pnf.flows.networks import ConvNetwork, DenseNetwork, ResidualNetwork
+from pnf.flows.couplings import ActNorm, Conditioner, ConvCoupling, DenseCoupling, Encoder, Injector
+from pnf.flows.networks import ConvEncoder, ConvNetwork, DenseNetwork, ResidualNetwork
 from pnf.flows.op_table import OpTable, check_bound
 from pnf.flows.peak_memory import in_batches
 from pnf.flows.saving import Pretrained
@@ -56,6 +56,9 @@ class RealNVP(Pretrained):
             depends on its batch.
         injector: whether a convolutional flow with a condition begins with an affine map of all of x, by a network of
             the condition. Other flows ignore it.
+        encoder: residual blocks of a network of the condition, four times as wide as ``hidden``, whose result the
+            injector takes and, as a code of ``hidden / 2`` channels, every coupling beside the condition. 0, the
+            default, is none. Flows without a condition ignore it.
         alpha: if given, x is an image in [0, 1] and the flow models ``logit(alpha + (1 - 2 alpha) x)``.
         memory: ``"plain"``, or ``"invertible"`` for a backward that computes the inputs of convolutional couplings from
             their outputs. Then only the memory of parameters grows with the couplings of a scale, for about a third
@@ -79,6 +82,7 @@ class RealNVP(Pretrained):
     residual_network: ClassVar[type[ResidualNetwork]] = ResidualNetwork
     dense_network: ClassVar[type[DenseNetwork]] = DenseNetwork
     conv_network: ClassVar[type[ConvNetwork]] = ConvNetwork
+    conv_encoder: ClassVar[type[ConvEncoder]] = ConvEncoder
     memory_format: ClassVar[torch.memory_format] = torch.preserve_format
 
     @shows_settings(FlowConfig)
@@ -257,7 +261,7 @@ def set_network_dtype(module: nn.Module, dtype: torch.dtype | None) -> None:
     if dtype not in (None, torch.bfloat16, torch.float16):
         raise ValueError(f"set_network_dtype: dtype must be bfloat16, float16 or None, got {dtype}")
     for m in module.modules():
-        if isinstance(m, Coupling):
+        if isinstance(m, Conditioner):
             m.network_dtype = dtype
 
 
@@ -383,13 +387,17 @@ class _ConvFlow(nn.Module):
                 f"RealNVP: shape must have sizes that are multiples of {multiple} for {self.scales} scales, got {shape}"
             )
         kernel = (1 if self.size[0] == 1 else 3, 3)
+        self.encoder: Encoder | None = None
         self.injector: Injector | None = None
-        conditions = [(condition << (2 * k)) + features for k in range(self.scales + 1)]
-        if config.injector and conditions[0]:
-            network = kind.conv_network(
-                conditions[0], 2 * self.channels, hidden=4 * config.hidden, layers=2, kernel=kernel
-            )
+        width, code, seen = 4 * config.hidden, 0, condition + features
+        if config.encoder and condition:
+            code = max(config.hidden // 2, 1)
+            self.encoder = Encoder(kind.conv_encoder(seen, code, hidden=width, blocks=config.encoder, kernel=kernel))
+        if config.injector and seen:
+            inputs, layers = (width, 0) if self.encoder else (seen, 2)
+            network = kind.conv_network(inputs, 2 * self.channels, hidden=width, layers=layers, kernel=kernel)
             self.injector = Injector(self.channels, network, kind.ops)
+        conditions = [((condition + code) << (2 * k)) + features for k in range(self.scales + 1)]
         in_front = config.norm == "act" or (config.norm == "batch" and self.injector is not None)
         self.norm = ActNorm(self.channels, kind.ops) if in_front else None
         levels = nn.ModuleList(
@@ -409,12 +417,12 @@ class _ConvFlow(nn.Module):
     def forward(
         self, x: Tensor, log_det: Tensor, condition: Tensor | None, features: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        conditions = self._conditions(condition, features)
+        injected, conditions = self._conditions(condition, features)
         x = self._laid_out(x.unsqueeze(2) if self.signal else x)
         if self.norm is not None:
             x, log_det = self.norm(x, log_det)
-        if self.injector is not None and conditions[0] is not None:
-            x, log_det = self.injector(x, log_det, conditions[0])
+        if self.injector is not None and injected is not None:
+            x, log_det = self.injector(x, log_det, injected)
         factored = []
         for k, level in enumerate(self.levels[:-1]):
             x, log_det = self._couple(level.checkerboard, x, log_det, conditions[k])
@@ -429,7 +437,7 @@ class _ConvFlow(nn.Module):
     def inverse(
         self, z: Tensor, log_det: Tensor, condition: Tensor | None, features: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        conditions = self._conditions(condition, features)
+        injected, conditions = self._conditions(condition, features)
         dims = z.shape[1]
         *factored, x = z.split([dims >> (k + 1) for k in range(self.scales - 1)] + [dims >> (self.scales - 1)], 1)
         x = self._laid_out(x.reshape(-1, *self._shape(self.scales - 1)))
@@ -443,8 +451,8 @@ class _ConvFlow(nn.Module):
             x = self.ops.squeeze_inverse(x)
             for coupling in reversed(self.levels[k].checkerboard):
                 x, log_det = coupling.inverse(x, log_det, conditions[k])
-        if self.injector is not None and conditions[0] is not None:
-            x, log_det = self.injector.inverse(x, log_det, conditions[0])
+        if self.injector is not None and injected is not None:
+            x, log_det = self.injector.inverse(x, log_det, injected)
         if self.norm is not None:
             x, log_det = self.norm.inverse(x, log_det)
         return x.squeeze(2) if self.signal else x, log_det
@@ -474,20 +482,29 @@ class _ConvFlow(nn.Module):
             return x
         return x.contiguous(memory_format=self.memory_format)  # ``to`` would leave gaps
 
-    def _conditions(self, condition: Tensor | None, features: Tensor | None) -> list[Tensor | None]:
-        """What the networks of each scale are given."""
-        found: list[Tensor | None] = []
+    def _conditions(
+        self, condition: Tensor | None, features: Tensor | None
+    ) -> tuple[Tensor | None, list[Tensor | None]]:
+        """What the injector is given, and what the networks of each scale are."""
         if condition is not None:
             condition = self._laid_out(condition.unsqueeze(2) if self.signal else condition)
+        injected = self._beside(condition, features, 0)
+        if self.encoder is not None and condition is not None:
+            injected, code = self.encoder(injected)
+            condition = self._laid_out(torch.cat((condition, code), 1))
+        found = []
         for k in range(self.scales):
             if condition is not None and k:
                 condition = self.ops.squeeze(condition)
-            given = [] if condition is None else [condition]
-            if features is not None:
-                size = self._shape(k)[1:]
-                given.append(features[:, :, None, None].expand(-1, -1, *size))
-            found.append(self._laid_out(torch.cat(given, 1) if len(given) == 2 else given[0]) if given else None)
-        return found
+            found.append(self._beside(condition, features, k))
+        return injected, found
+
+    def _beside(self, condition: Tensor | None, features: Tensor | None, k: int) -> Tensor | None:
+        """The condition at scale k, with the features as maps behind it."""
+        if features is None:
+            return condition
+        maps = features[:, :, None, None].expand(-1, -1, *self._shape(k)[1:])
+        return self._laid_out(maps if condition is None else torch.cat((condition, maps), 1))
 
     def _shape(self, k: int) -> tuple[int, int, int]:
         """The shape of x at scale k."""

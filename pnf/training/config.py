@@ -34,6 +34,7 @@ _OPTIONAL = {
     "mean": None,
     "std": None,
     "lattice": False,
+    "encoder": 0,
     "optimizer": "adam",
 }
 """Settings that are written only if they differ from these values, since older versions do not know them."""

@@ -252,10 +252,10 @@ CHAINS: dict[str, Callable[[nn.Module], None]] = {
 }
 
 
-@pytest.mark.parametrize("coupling", ["dense", "conv"])
+@pytest.mark.parametrize(("coupling", "encoder"), [("dense", 0), ("conv", 0), ("conv", 1)])
 @pytest.mark.parametrize("change", CHAINS)
-def test_chains_of_layers(randomise: Callable[..., nn.Module], change: str, coupling: str) -> None:
-    flows = pair(randomise, coupling=coupling, scales=None)
+def test_chains_of_layers(randomise: Callable[..., nn.Module], change: str, coupling: str, encoder: int) -> None:
+    flows = pair(randomise, coupling=coupling, encoder=encoder, scales=None)
     for flow in flows:
         torch.manual_seed(1)
         CHAINS[change](flow)
