@@ -1,5 +1,6 @@
 """Held-out likelihoods of trained flows, total and by stage."""
 
+import functools
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from pnf.data.images import Examples
+from pnf.evaluation.dequantization import fit_slopes, fitted_noise, placed
 from pnf.flows import ProgressiveFlow
 from pnf.training import processes
 from pnf.training.batches import TEST_NOISE, Batch, seeded
@@ -19,6 +21,9 @@ from pnf.training.hardware import exact_arithmetic
 from pnf.training.standardisation import Standardisation
 
 _CHUNK = 1000
+
+_FITTED = 32
+"""Images whose noise is fitted at a time, which takes the memory of a training step."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +71,8 @@ class Evaluation:
         draws_bits_per_dim: the bits/dim of ``log (1/K sum_k p(x + u_k))``, a lower bound of the likelihood of the 8-bit
             image that is tighter than the mean over one draw. For K = 1 it is ``bits_per_dim``.
         draws_bits_per_dim_error: its standard error, over images.
+        variational_bits_per_dim: the same bound with noise that is fitted to each image, if that was asked for.
+        variational_bits_per_dim_error: its standard error.
         classification: what the flow says about the classes of the images, if it is conditioned on labels. All the
             likelihoods above are then those given the label, ``log p(x | c)``.
     """
@@ -82,6 +89,8 @@ class Evaluation:
     draws: int
     draws_bits_per_dim: float
     draws_bits_per_dim_error: float
+    variational_bits_per_dim: float | None = None
+    variational_bits_per_dim_error: float | None = None
     classification: Classification | None = None
 
 
@@ -91,6 +100,7 @@ def evaluate(
     *,
     seed: int = 0,
     draws: int = 1,
+    variational: bool = False,
     of_class: Sequence[int] | None = None,
     batch_size: int = 250,
     track: Callable[[Iterable[Any]], Iterable[Any]] = iter,
@@ -99,13 +109,17 @@ def evaluate(
 
     A flow with labels is also evaluated under every class, which takes as many times as long.
 
-    Source of the bound by several draws: Burda, Grosse and Salakhutdinov, "Importance weighted autoencoders" (2016).
+    Sources: Burda, Grosse and Salakhutdinov, "Importance weighted autoencoders" (2016), of the bound by several draws;
+    Ho et al., "Flow++" (2019), of variational dequantization, there with noise from a trained flow.
 
     Args:
         flow: a flow in evaluation mode.
         images: ``[N, *flow.shape]``.
         seed: the seed of the dequantization noise, which is the same for every flow.
         draws: the number K of draws of noise for each image, for the tighter bound; the time grows with it.
+        variational: whether to fit the noise to each image as well, see :func:`fit_slopes`: the expectation of
+            ``log p((x + u) / 256) - log q(u | x)`` bounds the likelihood of the 8-bit image more tightly than uniform
+            noise. This takes about as long as six draws.
         of_class: the number of training images of each class, for ``p(c)``. By default all are equally probable.
         batch_size: the number of images at a time. It changes the result by rounding only.
         track: wraps the iterables over the batches and over further draws, for a progress bar.
@@ -123,6 +137,10 @@ def evaluate(
         found = [stage_log_probs(flow, images, **how)]
     found += [stage_log_probs(flow, images, draw=k, **how | {"track": iter}) for k in track(range(1, draws))]
     result = summarise(flow, found[0], time.perf_counter() - started, [by_stage.sum(1) for by_stage in found[1:]])
+    if variational:
+        nats, error = _mean(_bound(variational_log_probs(flow, images, seed=seed, draws=draws, track=track)))
+        unit = flow.dims * math.log(2)
+        result = replace(result, variational_bits_per_dim=8 - nats / unit, variational_bits_per_dim_error=error / unit)
     if not classes:
         return result
     speed = result.images_per_second * (classes + draws - 1) / draws
@@ -305,6 +323,43 @@ def _log_probs(
     return torch.cat(processes.gather_parts(own))
 
 
+def variational_log_probs(
+    flow: Flow,
+    images: Examples,
+    *,
+    seed: int = 0,
+    draws: int = 1,
+    track: Callable[[Iterable[Any]], Iterable[Any]] = iter,
+) -> Tensor:  # [N, draws], float64
+    """``log p((x + u) / 256) - log q(u | x)`` of each image, in nats, under draws of noise that is fitted to it.
+
+    Arguments and errors are those of :func:`evaluate`.
+    """
+    check_images(flow, images)
+    device = next(flow.parameters()).device
+    exact_arithmetic()
+    own: dict[int, Tensor] = {}
+    for number, start in enumerate(track(range(0, len(images), _FITTED))):
+        if number % processes.size() != processes.rank():
+            continue
+        part = images.take(slice(start, start + _FITTED))
+        pixels, labels = part.stored.to(device), None if part.labels is None else part.labels.to(device)
+        slopes = fit_slopes(functools.partial(_log_prob, flow, labels), pixels)
+        found = []
+        for k in range(draws):
+            generator = seeded(seed, TEST_NOISE, number, k)
+            uniform = torch.rand(pixels.shape, generator=generator, dtype=torch.float64).to(device)
+            noise, log_q = fitted_noise(slopes, uniform)
+            with torch.no_grad():
+                found.append((_log_prob(flow, labels, placed(pixels, noise)).double() - log_q).cpu())
+        own[number] = torch.stack(found, 1)
+    return torch.cat(processes.gather_parts(own))
+
+
+def _log_prob(flow: Flow, labels: Tensor | None, x: Tensor) -> Tensor:
+    return flow.log_prob(x, labels)
+
+
 def _parts(images: Examples, starts: Iterable[int], generator: torch.Generator, batch_size: int) -> Iterator[Batch]:
     """Batches of images. Noise is drawn in chunks of a fixed size, so it does not depend on the batch size."""
     for start in starts:
@@ -333,7 +388,7 @@ def summarise(
     """Summarise the log-likelihoods of :func:`stage_log_probs`, and of further draws, measured in ``seconds``."""
     total, unit = by_stage.sum(1), flow.dims * math.log(2)
     nats, error = _mean(total)
-    bound, bound_error = _mean(torch.stack([total, *further]).logsumexp(0) - math.log(1 + len(further)))
+    bound, bound_error = _mean(_bound(torch.stack([total, *further], 1)))
     stage_nats = dict(zip(stage_names(flow), by_stage.mean(0).tolist(), strict=True))
     return Evaluation(
         nats=nats,
@@ -352,6 +407,11 @@ def summarise(
         draws_bits_per_dim=8 - bound / unit,
         draws_bits_per_dim_error=bound_error / unit,
     )
+
+
+def _bound(by_draw: Tensor) -> Tensor:  # [N, K] -> [N]
+    """The importance-weighted bound of K draws."""
+    return by_draw.logsumexp(1) - math.log(by_draw.shape[1])
 
 
 def _mean(values: Tensor) -> tuple[float, float]:

@@ -340,6 +340,9 @@ def preset_config(name: str, **overrides: object) -> RunConfig:
     settings |= overrides
     if settings.get("model") == "realnvp" or settings.get("detail") == "identity":
         settings["lattice"] = overrides.get("lattice", False)
+    # The encoder is a convolutional network, and begins with the injector.
+    if settings.get("coupling") == "dense" or not settings.get("injector", True):
+        settings["encoder"] = overrides.get("encoder", 0)
     # A preset's learning rate is that of its optimiser.
     if settings.get("coupling") == "dense" and "optimizer" not in overrides:
         settings["optimizer"] = "adam"

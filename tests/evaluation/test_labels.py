@@ -13,7 +13,14 @@ import torch
 
 from pnf.data import DataError, Images, dequantize, load
 from pnf.evaluation import evaluate, load_run
-from pnf.evaluation.likelihood import class_log_probs, classify, log_prior, stage_log_probs, without_labels
+from pnf.evaluation.likelihood import (
+    class_log_probs,
+    classify,
+    log_prior,
+    stage_log_probs,
+    variational_log_probs,
+    without_labels,
+)
 from pnf.evaluation.runs import class_counts, load_images, pick_labels
 from pnf.flows import ProgressiveFlow
 from pnf.training import Flow, RunConfig, RunError, seeded, train
@@ -47,6 +54,14 @@ def test_the_likelihood_is_that_given_the_label(flow: Flow, held_out: Images) ->
     assert result.nats == pytest.approx(log_prob.double().mean().item(), rel=1e-5)
     assert sum(result.stage_nats.values()) == pytest.approx(result.nats)
     torch.testing.assert_close(stage_log_probs(flow, held_out, seed=3).sum(1), log_prob.double(), rtol=1e-5, atol=0)
+
+
+def test_fitted_noise_is_that_of_the_density_given_the_label(flow: Flow, held_out: Images) -> None:
+    bound = variational_log_probs(flow, held_out)[:, 0]
+    uniform = stage_log_probs(flow, held_out).sum(1)
+    assert (bound - uniform).mean() > 0
+    wrong = variational_log_probs(flow, replace(held_out, labels=(held_out.labels + 1) % 10))[:, 0]
+    assert not torch.equal(wrong, bound)
 
 
 def test_classes_are_judged_by_bayes_rule(flow: Flow, held_out: Images) -> None:
