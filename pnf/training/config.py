@@ -290,6 +290,7 @@ PRESETS: dict[str, dict[str, object]] = {
     "mnist-conv": {
         "data": "MNIST",
         "lattice": True,
+        "encoder": 2,
         "norm": "batch",
         **MUON,
         "steps": 20000,
@@ -299,6 +300,7 @@ PRESETS: dict[str, dict[str, object]] = {
         "hidden": 64,
         "blocks": 8,
         "scales": 2,
+        "encoder": 2,
         "norm": "batch",
         **MUON,
         "flip": True,
@@ -308,6 +310,7 @@ PRESETS: dict[str, dict[str, object]] = {
         "data": "celeba",
         "size": 64,
         "blocks": 2,
+        "encoder": 2,
         "norm": "batch",
         **MUON,
         "flip": True,

@@ -52,6 +52,25 @@ def test_presets_of_grey_images_are_on_the_lattice(settings: dict[str, object], 
 
 
 @pytest.mark.parametrize(
+    ("settings", "encoder"),
+    [
+        ({}, 2),
+        ({"encoder": 0}, 0),
+        ({"coupling": "dense"}, 0),
+        ({"injector": False}, 0),
+        ({"injector": False, "encoder": 1}, 1),
+    ],
+    ids=str,
+)
+def test_convolutional_presets_have_an_encoder(settings: dict[str, object], encoder: int) -> None:
+    for name in ("mnist-conv", "cifar10", "celeba64"):
+        # A number of scales is for convolutions.
+        dense = {"scales": None} if "coupling" in settings else {}
+        assert preset_config(name, **settings, **dense).encoder == encoder
+    assert preset_config("mnist-dense").encoder == 0
+
+
+@pytest.mark.parametrize(
     ("settings", "found"),
     [
         ({}, ("muon", 0.03)),
