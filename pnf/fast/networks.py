@@ -178,21 +178,23 @@ class _Plan(NamedTuple):
     ) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
         """The network's result, and the means and variances that its normalisations used.
 
-        Each tensor between two layers is added to ``hidden``, in the order of the run.
+        Each tensor between two layers is added to ``hidden``, in the order of the run. Without normalisation those that
+        are no states have their ReLU, by the convolution that makes them.
         """
         weights, biases, affine = self.split(parameters)
-        last = 2 * (self.layers // 3 - 1)
+        plain, last = self.given is None, 2 * (self.layers // 3 - 1)
         statistics: list[tuple[Tensor, Tensor]] = []
 
         def skip(h: Tensor, weight: Tensor, bias: Tensor, add: Tensor | None) -> Tensor:
             hidden.append(h)
-            return ops.convolution(h, weight, bias, add)
+            return ops.convolution(h, weight, bias, add, relu=plain and len(hidden) == last + 1)
 
         def normed(i: int, h: Tensor, weight: Tensor, bias: Tensor, add: Tensor | None) -> Tensor:
-            if i % 2 or i == last:
-                hidden.append(h)  # the others are states, which a skip connection took before
+            is_state = i % 2 == 0 and i < last
+            if not is_state:
+                hidden.append(h)  # a skip connection took the states before
             if self.given is None:
-                return ops.convolution(relu(h), weight, bias, add)
+                return ops.convolution(relu(h) if is_state else h, weight, bias, add, relu=is_state)
             y, mean, var = ops.batch_norm_relu(h, affine[2 * i], affine[2 * i + 1], *self.given[i], NETWORK_EPS)
             statistics.append((mean, var))
             return ops.convolution(y, weight, bias, add)
@@ -260,7 +262,8 @@ class _Residual(torch.autograd.Function):
         def normed(grad: Tensor, h: Tensor, i: int) -> Tensor:
             """The same for the layer and the normalisation in front of it."""
             if plan.given is None:
-                return torch.ops.aten.threshold_backward(convolution(grad, relu(h)), h, 0)
+                is_state = i % 2 == 0 and i < 2 * len(inner)
+                return torch.ops.aten.threshold_backward(convolution(grad, relu(h) if is_state else h), h, 0)
             gain, offset = affine[2 * i : 2 * i + 2]
             mean, var = statistics[2 * i : 2 * i + 2]
             grad = convolution(grad, ops.batch_norm_relu(h, gain, offset, mean, var, NETWORK_EPS)[0])
@@ -275,7 +278,7 @@ class _Residual(torch.autograd.Function):
         grad = convolution(of_out, states[-1])
         for i in reversed(range(len(inner))):
             grad = grad + normed(normed(grad, inner[i], 2 * i + 1), states[i], 2 * i)
-            grad = grad + convolution(of_out, states[i])
+            grad = grad.add_(convolution(of_out, states[i]))
         grad_x = convolution(grad, x, ctx.needs_input_grad[0])
         return grad_x if ctx.needs_input_grad[0] else None, None, *of_weights[::-1], *of_biases[::-1], *of_affine[::-1]
 

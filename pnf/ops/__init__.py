@@ -1,5 +1,6 @@
 """Differentiable ops with compiled kernels, for other flows too. Signatures are those of ``pnf.reference``."""
 
+from pnf.ops._heap import keep_freed_memory
 from pnf.ops.act_norm import act_norm, act_norm_inverse
 from pnf.ops.affine_coupling import affine_coupling, affine_coupling_inverse
 from pnf.ops.batch_norm import batch_norm
@@ -46,3 +47,5 @@ __all__ = [
     "standard_normal",
     "weight_norm",
 ]
+
+keep_freed_memory()
