@@ -18,6 +18,7 @@ PYBIND11_MODULE(_C, m) {
   pnf::bind_batch_norm_relu(cpu);
   pnf::bind_conditioner_input(cpu);
   pnf::bind_convolution(cpu);
+  pnf::bind_dense_network(cpu);
   pnf::bind_logit(cpu);
   pnf::bind_haar(cpu);
   pnf::bind_haar_bounded(cpu);

@@ -37,6 +37,7 @@ void bind_batch_norm(py::module_& cpu);
 void bind_batch_norm_relu(py::module_& cpu);
 void bind_conditioner_input(py::module_& cpu);
 void bind_convolution(py::module_& cpu);
+void bind_dense_network(py::module_& cpu);
 void bind_logit(py::module_& cpu);
 void bind_haar(py::module_& cpu);
 void bind_haar_bounded(py::module_& cpu);

@@ -10,7 +10,7 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
-from itertools import chain
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -348,6 +348,22 @@ def convolution(make: Maker) -> Call:
         return Call("convolution", [x, weight, make.normal(outputs), add, make.draw(st.booleans())], rounds=2)
     arguments = [make.normal(batch, outputs, *size), x, weight, make.draw(st.booleans())]
     return Call("convolution_backward", arguments, rounds=2)
+
+
+@family
+def dense_network(make: Maker) -> Call:
+    batch, kept, others = (make.draw(st.sampled_from(n)) for n in ([0, 1, 3, 30, 230], [0, 1, 5, 32], [0, 3, 16, 33]))
+    make.scale = 1.0  # products of several layers would leave float16's range
+    widths = [make.draw(st.sampled_from([1, 3, 16, 40])) for _ in range(make.draw(st.integers(1, 3)))]
+    weights = [make.normal(o, i) for i, o in pairwise([kept + others, *widths])]
+    x, condition = make.normal(batch, kept), make.normal(batch, others) if others else None
+    arguments = [x, condition, weights, [make.normal(o) for o in widths]]
+    if make.draw(st.booleans()):
+        return Call("dense_network", arguments, rounds=len(widths))
+    _, hidden = KERNELS["dense_network"]["reference"](*arguments)
+    wanted = [make.draw(st.booleans()), condition is not None and make.draw(st.booleans())]
+    grad = make.normal(batch, widths[-1])
+    return Call("dense_network_backward", [grad, *arguments, lay_out(make.draw, hidden), *wanted], rounds=len(widths))
 
 
 @family

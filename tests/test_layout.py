@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 # Families that PyTorch's libraries compute on GPUs.
-LIBRARY_ON_GPUS = {"convolution", "residual_network"}
+LIBRARY_ON_GPUS = {"convolution", "dense_network", "residual_network"}
 PNF = ROOT / "pnf"
 
 

@@ -202,8 +202,36 @@ inline void to_panel(float* to, const float* from, int64_t depth, int64_t column
   }
 }
 
-// y[i][j] = add[i][j] + bias[j] + sum over k of x[i][k] weight[k][j], the entries of the weight at the strides; add and
-// bias may be null.
+// Columns [j, j + kPanel) of rows [first, last) of y, where y[i][j] = add[i][j] + bias[j] + sum over k of
+// x[i][k] weight[k][j], the entries of the weight at the strides; add and bias may be null.
+inline void pointwise_panel(float* y, const float* add, const float* x, const float* weight, const float* bias,
+                            float least, int64_t first, int64_t last, int64_t j, int64_t inputs, int64_t outputs,
+                            int64_t row, int64_t column) {
+  float* const panel = workspace(kWeight, inputs * kPanel);
+  float* const to_copy = workspace(kTo, kBlock * kPanel);
+  float* const add_copy = workspace(kSum, kBlock * kPanel);
+  const int64_t written = std::min(kPanel, outputs - j), columns = round_up(written, kWidth);
+  to_panel(panel, weight + j * column, inputs, written, row, column);
+  float start[kPanel] = {};
+  if (bias) std::copy_n(bias + j, written, start);
+  const float* const added = add ? add + j : nullptr;
+  // Columns that end within a vector go through copies, a block of rows at a time.
+  const bool whole = written == columns;
+  for (int64_t n; first < last; first += n) {
+    n = whole ? last - first : std::min(kBlock, last - first);
+    const float *const from = x + first * inputs, *more = added ? added + first * outputs : nullptr;
+    float* const out = y + first * outputs + j;
+    if (more && !whole) {
+      copy_rows(add_copy, more, n, written, n, kPanel, outputs);
+      more = add_copy;
+    }
+    multiply(whole ? out : to_copy, start, more, from, panel, n, columns, inputs, 0, whole ? outputs : kPanel,
+             whole ? outputs : kPanel, inputs, 1, least);
+    for (int64_t i = 0; !whole && i < n; ++i) std::copy_n(to_copy + i * kPanel, written, out + i * outputs);
+  }
+}
+
+// All panels of pointwise_panel.
 inline void pointwise(float* y, const float* add, const float* x, const float* weight, const float* bias, float least,
                       int64_t pixels, int64_t inputs, int64_t outputs, int64_t row, int64_t column, int threads) {
   const int64_t panels = (outputs + kPanel - 1) / kPanel;
@@ -211,31 +239,10 @@ inline void pointwise(float* y, const float* add, const float* x, const float* w
   const int64_t shares = std::clamp<int64_t>((threads + panels - 1) / panels, 1, (pixels + kBlock - 1) / kBlock);
   const int64_t grain = pixels * inputs * outputs < (1 << 16) ? panels * shares : 1;
   parallel_for(panels * shares, grain, threads, [&](int64_t begin, int64_t end) {
-    float* const panel = workspace(kWeight, inputs * kPanel);
-    float* const to_copy = workspace(kTo, kBlock * kPanel);
-    float* const add_copy = workspace(kSum, kBlock * kPanel);
     for (int64_t task = begin; task < end; ++task) {
-      const int64_t j = task / shares * kPanel, share = task % shares;
-      const int64_t written = std::min(kPanel, outputs - j), columns = round_up(written, kWidth);
-      to_panel(panel, weight + j * column, inputs, written, row, column);
-      float start[kPanel] = {};
-      if (bias) std::copy_n(bias + j, written, start);
-      const float* const added = add ? add + j : nullptr;
-      const int64_t last = pixels * (share + 1) / shares;
-      // Columns that end within a vector go through copies, a block of rows at a time.
-      const bool whole = written == columns;
-      for (int64_t first = pixels * share / shares, n; first < last; first += n) {
-        n = whole ? last - first : std::min(kBlock, last - first);
-        const float *const from = x + first * inputs, *more = added ? added + first * outputs : nullptr;
-        float* const out = y + first * outputs + j;
-        if (more && !whole) {
-          copy_rows(add_copy, more, n, written, n, kPanel, outputs);
-          more = add_copy;
-        }
-        multiply(whole ? out : to_copy, start, more, from, panel, n, columns, inputs, 0, whole ? outputs : kPanel,
-                 whole ? outputs : kPanel, inputs, 1, least);
-        for (int64_t i = 0; !whole && i < n; ++i) std::copy_n(to_copy + i * kPanel, written, out + i * outputs);
-      }
+      const int64_t share = task % shares;
+      pointwise_panel(y, add, x, weight, bias, least, pixels * share / shares, pixels * (share + 1) / shares,
+                      task / shares * kPanel, inputs, outputs, row, column);
     }
   });
 }

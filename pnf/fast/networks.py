@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear, relu
+from torch.nn.functional import relu
 from torch.nn.modules.module import _has_any_global_hook
 
 from pnf import ops
@@ -21,7 +21,7 @@ from pnf.flows import networks
 from pnf.flows.networks import NETWORK_EPS, Block, Conv2d, InputNorm, Linear, WeightNormConv2d
 from pnf.flows.transforms import transformed
 from pnf.ops._processor import LINEAR_BY_LIBRARY
-from pnf.ops.convolution import convolution_backward, has_kernel, widened
+from pnf.ops.convolution import convolution_backward, has_kernel
 from pnf.ops.residual_network import biases_before, residual_network_centred, run_blocks
 
 
@@ -388,10 +388,9 @@ class ConvEncoder(networks.ConvEncoder):
 
 
 class DenseNetwork(networks.DenseNetwork):
-    """All layers, each with its ReLU, are one step of automatic differentiation on a CPU.
+    """All layers are one op on a CPU.
 
-    Their products are oneMKL's, or on a CPU where those are faster 1x1 convolutions. On a GPU they would be
-    convolutions with TF32, which PyTorch allows by default, where linear layers are exact.
+    On a GPU, and for a compiler where PyTorch's products are the faster ones, they stay linear layers.
     """
 
     def forward(
@@ -399,102 +398,12 @@ class DenseNetwork(networks.DenseNetwork):
         x: Tensor,  # [B, kept]
         condition: Tensor | None = None,  # [B, condition]
     ) -> Tensor:  # [B, outputs]
-        if transformed() or not x.is_cpu or not _is_chain(self, Linear):
+        by_layers = not x.is_cpu or (LINEAR_BY_LIBRARY and torch.compiler.is_compiling())
+        if by_layers or transformed() or not _is_chain(self, Linear):
             return super().forward(x, condition)
         layers = list(self)[::2]
-        parameters = [cast("Tensor", p) for layer in layers for p in (layer.weight, layer.bias)]
-        # PyTorch has no convolutions without outputs.
-        if all(p.numel() for p in parameters) and (not LINEAR_BY_LIBRARY or widened(x) is not None):
-            products = _convolutions
-        elif torch.is_autocast_enabled("cpu"):
-            return super().forward(x, condition)
-        else:
-            products = _linear
-        if torch.compiler.is_compiling() or not torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
-            return products(_joined(x, condition), parameters)[-1]
-        return cast("Tensor", _Dense.apply(x, condition, products, *parameters))
-
-
-def _joined(x: Tensor, condition: Tensor | None) -> Tensor:
-    return x if condition is None else torch.cat((x, condition), 1)
-
-
-Products = Callable[[Tensor, Sequence[Tensor]], list[Tensor]]
-
-
-def _linear(x: Tensor, parameters: Sequence[Tensor]) -> list[Tensor]:
-    """The result of each linear layer, with ReLU in all but the last."""
-    found = []
-    for i in range(0, len(parameters), 2):
-        x = linear(x, *parameters[i : i + 2])
-        found.append(x.relu_() if i + 2 < len(parameters) else x)
-    return found
-
-
-def _convolutions(x: Tensor, parameters: Sequence[Tensor]) -> list[Tensor]:
-    """The same by 1x1 convolutions."""
-    found, h = [], x[:, :, None, None]
-    for i in range(0, len(parameters), 2):
-        h = ops.convolution(h, parameters[i][:, :, None, None], parameters[i + 1], relu=i + 2 < len(parameters))
-        found.append(h.flatten(1))
-    return found
-
-
-class _Dense(torch.autograd.Function):
-    """The layers of a dense network, without a node of the graph for each of them and each ReLU.
-
-    The condition, which may be most of the input, has no product of its own in a backward that wants no gradient of it.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, condition: Tensor | None, products: Products, *parameters: Tensor) -> Tensor:
-        joined = _joined(x, condition)
-        *hidden, y = products(joined, parameters)
-        ctx.products = products
-        ctx.save_for_backward(x, condition, *parameters, joined, *hidden)
-        return y
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, condition, *saved = ctx.saved_tensors
-        count = 2 * len(saved) // 3
-        parameters, inputs = saved[:count], saved[count:]
-        if torch.is_grad_enabled():
-            # What is in between was saved without a graph.
-            run = lambda x, c, *p: ctx.products(_joined(x, c), p)[-1]  # noqa: E731
-            of_x, of_condition, *grads = _with_graph(run, (x, condition, *parameters), grad)
-            return of_x, of_condition, None, *grads
-        of_x, of_condition = ctx.needs_input_grad[:2]
-        kept = x.shape[1]
-        wanted = slice(0 if of_x else kept, None if of_condition else kept)
-        grads = []
-        for i in reversed(range(len(inputs))):
-            weight, h = parameters[2 * i], inputs[i]
-            back = weight if i else weight[:, wanted]
-            if ctx.products is _linear:
-                of_weight, of_bias = grad.t() @ h, grad.sum(0)
-                grad = grad @ back
-            else:
-                of_weight, of_bias, grad = _convolution_backward(grad, h, weight, back)
-            grads += [of_bias, of_weight]
-            if i > 0:
-                grad = torch.ops.aten.threshold_backward(grad, h, 0)
-        both = of_x and of_condition
-        grad_x, grad_condition = (grad[:, :kept], grad[:, kept:]) if both else (grad, grad)
-        return grad_x if of_x else None, grad_condition if of_condition else None, None, *grads[::-1]
-
-
-def _convolution_backward(grad: Tensor, h: Tensor, weight: Tensor, back: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients of the weight and the bias, and that of the inputs whose columns of the weight ``back`` holds."""
-    whole = back.shape == weight.shape
-    images = (t[:, :, None, None] for t in (grad, h, weight))
-    of_h, of_weight, of_bias = torch.ops.pnf.convolution_backward(*images, whole)
-    if not whole and back.numel():
-        of_h = ops.convolution(grad[:, :, None, None], back.t()[:, :, None, None], back.new_zeros(back.shape[1]))
-    elif not whole:
-        of_h = grad.new_empty(len(grad), 0, 1, 1)
-    # Batched gradients have no rule for flatten.
-    return of_weight[..., 0, 0], of_bias, of_h[..., 0, 0]
+        weights, biases = ([cast("Tensor", getattr(layer, name)) for layer in layers] for name in ("weight", "bias"))
+        return ops.dense_network(x, condition, weights, biases)
 
 
 def _is_chain(network: nn.Sequential, kind: type[nn.Module]) -> bool:

@@ -7,6 +7,7 @@ from pnf.ops.batch_norm import batch_norm
 from pnf.ops.batch_norm_relu import batch_norm_relu
 from pnf.ops.conditioner_input import conditioner_input
 from pnf.ops.convolution import convolution
+from pnf.ops.dense_network import dense_network
 from pnf.ops.haar import haar_merge, haar_pyramid, haar_pyramid_inverse, haar_split
 from pnf.ops.haar_bounded import haar_bounded_merge, haar_bounded_split
 from pnf.ops.lattice import lattice_merge, lattice_split
@@ -26,6 +27,7 @@ __all__ = [
     "batch_norm_relu",
     "conditioner_input",
     "convolution",
+    "dense_network",
     "haar_bounded_merge",
     "haar_bounded_split",
     "haar_merge",

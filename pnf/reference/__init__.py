@@ -9,6 +9,7 @@ from pnf.reference.batch_norm import batch_norm as batch_norm
 from pnf.reference.batch_norm_relu import batch_norm_relu as batch_norm_relu
 from pnf.reference.conditioner_input import conditioner_input as conditioner_input
 from pnf.reference.convolution import convolution as convolution
+from pnf.reference.dense_network import dense_network as dense_network
 from pnf.reference.haar import haar_merge as haar_merge
 from pnf.reference.haar import haar_pyramid as haar_pyramid
 from pnf.reference.haar import haar_pyramid_inverse as haar_pyramid_inverse

@@ -1,6 +1,7 @@
 """Flows on compiled ops equal the reference with the same state, within the tolerances."""
 
 import copy
+import importlib
 import itertools
 import pickle
 from collections.abc import Callable
@@ -108,7 +109,7 @@ def test_evaluation_without_gradients_equals_the_reference(
 def test_linear_layers_by_either_library(
     randomise: Callable[..., nn.Module], monkeypatch: pytest.MonkeyPatch, by_library: bool
 ) -> None:
-    monkeypatch.setattr(fast.networks, "LINEAR_BY_LIBRARY", by_library)
+    monkeypatch.setattr(importlib.import_module("pnf.ops.dense_network"), "LINEAR_BY_LIBRARY", by_library)
     found = []
     for flow in pair(randomise, (1, 8, 8), "dense", "bounded", "act"):
         x = torch.rand(5, 1, 8, 8, generator=torch.Generator().manual_seed(1)).requires_grad_()

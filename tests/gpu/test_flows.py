@@ -14,7 +14,6 @@ from torch.testing import assert_close
 from pnf import fast, ops, reference
 from pnf.cuda_graphs import WARMUP, GraphedStep, can_capture
 from pnf.data import Images
-from pnf.fast import networks
 from pnf.training import Interrupted, RunConfig, train
 from pnf.training.batches import Batches
 
@@ -67,9 +66,8 @@ def test_equals_the_reference(coupling: str, detail: str, device: str) -> None:
             assert_close(a, b, rtol=1e-5, atol=1e-5)
 
 
-def test_dense_networks_are_no_convolutions(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(networks, "LINEAR_BY_LIBRARY", False)  # a choice among CPUs
-    monkeypatch.delattr(ops, "convolution")
+def test_dense_networks_are_linear_layers(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(ops, "dense_network")
     pair(device, "dense", "bounded")[1].log_prob(pixels(device))
 
 

@@ -12,7 +12,7 @@ from transform_tests import TRANSFORMS, compare, draw
 from pnf import ops, reference
 
 # These have kernels in float32 only.
-IN_FLOAT32 = ["convolution", "residual_network"]
+IN_FLOAT32 = ["convolution", "dense_network", "residual_network"]
 
 
 def test_every_public_op_is_here() -> None:

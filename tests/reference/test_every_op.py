@@ -144,6 +144,10 @@ CASES = {
         for alpha in (0.0, 0.05)
     },
     "convolution": Case(ref.convolution, lambda b: [normal(b, 2, 4, 3), normal(5, 2, 3, 3), normal(5)]),
+    "dense_network": Case(
+        lambda x, c, *p: ref.dense_network(x, c, p[:2], p[2:]),
+        lambda b: [normal(b, 2), normal(b, 3), normal(4, 5), normal(3, 4), normal(4), normal(3)],
+    ),
     **{f"batch_norm_relu {norm}": batch_norm_relu(norm == "given") for norm in ("batch", "given")},
     **{
         f"conditioner_input {mask} {parity} {norm}": conditioner_input(mask, parity, norm)

@@ -86,6 +86,10 @@ OPS = {
         lambda m, x: m.conditioner_input(x, None, None, mask="channel", parity=0)[0], [SMALL]
     ),
     "convolution": Op(lambda m, *t: m.convolution(*t, relu=True), [SMALL, (3, 2, 3, 3), (3,), (1, 3, 2, 2)]),
+    "dense_network": Op(
+        lambda m, x, c, *p: m.dense_network(x, c, p[:3], p[3:]),
+        [(2, 1), (2, 2), (4, 3), (3, 4), (2, 3), (4,), (3,), (2,)],
+    ),
     "weight_norm": Op(lambda m, a, b, c: m.weight_norm([a, b], [c, None]), [(2, 3, 1, 1), (3, 2, 1, 2), (2, 1, 1, 1)]),
     "residual_network": Op(residual_network, [SMALL, *FILTERS, *MAGNITUDES, *BIASES, *[(2,)] * 12]),
     "residual_network_training": Op(
