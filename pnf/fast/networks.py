@@ -401,9 +401,8 @@ class DenseNetwork(networks.DenseNetwork):
         by_layers = not x.is_cpu or (LINEAR_BY_LIBRARY and torch.compiler.is_compiling())
         if by_layers or transformed() or not _is_chain(self, Linear):
             return super().forward(x, condition)
-        layers = list(self)[::2]
-        weights, biases = ([cast("Tensor", getattr(layer, name)) for layer in layers] for name in ("weight", "bias"))
-        return ops.dense_network(x, condition, weights, biases)
+        layers = cast("list[Linear]", list(self)[::2])
+        return ops.dense_network(x, condition, [layer.weight for layer in layers], [layer.bias for layer in layers])
 
 
 def _is_chain(network: nn.Sequential, kind: type[nn.Module]) -> bool:

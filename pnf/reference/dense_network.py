@@ -73,25 +73,31 @@ def check_dense_network(
     check_floating(op, "x", x)
     if x.dim() != 2:
         raise ValueError(f"{op}: x must be [B, kept], got {list(x.shape)}")
-    dtype, (batch, features) = x.dtype, x.shape
-    given = [("condition", condition)] if condition is not None else []
     if not weights or len(weights) != len(biases):
         got = f"{len(weights)} and {len(biases)}"
         raise ValueError(f"{op}: weights and biases must be as many, and at least one each, got {got}")
-    given += [(f"weights[{i}]", weight) for i, weight in enumerate(weights)]
-    given += [(f"biases[{i}]", bias) for i, bias in enumerate(biases)]
-    for name, tensor in given:
-        check_floating(op, name, tensor)
-        # Autocast makes the dtypes equal.
-        if tensor.dtype is not dtype and not torch.is_autocast_enabled(x.device.type):
-            raise TypeError(f"{op}: {name} must have the dtype of x, {dtype}, got {tensor.dtype}")
+    batch, features = x.shape
     if condition is not None:
+        _check("condition", condition, x)
         if condition.dim() != 2 or condition.shape[0] != batch:
             raise ValueError(f"{op}: condition must be [{batch}, condition], got {list(condition.shape)}")
         features += condition.shape[1]
     for i, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
+        _check("weights", weight, x, i)
         if weight.dim() != 2 or weight.shape[1] != features:
             raise ValueError(f"{op}: weights[{i}] must be [O, {features}], got {list(weight.shape)}")
         features = weight.shape[0]
+        _check("biases", bias, x, i)
         if bias.shape != (features,):
             raise ValueError(f"{op}: biases[{i}] must be [{features}], got {list(bias.shape)}")
+
+
+def _check(name: str, tensor: Tensor, x: Tensor, index: int | None = None) -> None:
+    """Raise unless a tensor, perhaps one of a list, has the dtype of x."""
+    if isinstance(tensor, Tensor) and tensor.dtype is x.dtype:
+        return
+    op, name = "dense_network", name if index is None else f"{name}[{index}]"
+    check_floating(op, name, tensor)
+    # Autocast makes the dtypes equal.
+    if not torch.is_autocast_enabled(x.device.type):
+        raise TypeError(f"{op}: {name} must have the dtype of x, {x.dtype}, got {tensor.dtype}")
