@@ -3,6 +3,9 @@
 #include <algorithm>
 #include <atomic>
 #include <cstddef>
+#include <thread>
+#include <utility>
+#include <vector>
 
 #include "cpu/gemm.h"
 #include "cpu/parallel.h"
@@ -25,13 +28,33 @@ int64_t shares_of(int64_t panels, int64_t rows, int threads) {
                              std::max<int64_t>(rows / kBlock, 1));
 }
 
-// Calls task(0) to task(count - 1), each on the next thread that is free.
+// The tasks of a layer. Those of the next one begin when the first ones, so many, are done.
+struct Step {
+  int64_t tasks, awaited;
+};
+
+// Calls task(step, i) for all tasks of all steps, each on the next thread that is free. One parallel loop, since the
+// end of each would wait for its slowest thread.
 template <typename Task>
-void share_out(int64_t count, int64_t work, int threads, const Task& task) {
-  const int64_t helpers = work < (1 << 16) ? 1 : std::min<int64_t>(threads, count);
-  std::atomic<int64_t> next{0};
+void share_out(const std::vector<Step>& steps, int64_t work, int threads, const Task& task) {
+  int64_t helpers = 1;
+  for (const Step& step : steps) helpers = std::max(helpers, work < (1 << 16) ? 1 : step.tasks);
+  helpers = std::min<int64_t>(helpers, threads);
+  std::atomic<int64_t> next{0}, done{0};
   parallel_for(helpers, 1, threads, [&](int64_t, int64_t) {
-    for (int64_t i = next.fetch_add(1); i < count; i = next.fetch_add(1)) task(i);
+    size_t step = 0;
+    int64_t first = 0, needed = 0;  // the number of the step's first task, and of the tasks that it waits for
+    for (;;) {
+      const int64_t i = next.fetch_add(1);
+      for (; step < steps.size() && i - first >= steps[step].tasks; ++step) {
+        first += steps[step].tasks;
+        needed += steps[step].awaited;
+      }
+      if (step == steps.size()) return;
+      while (done.load(std::memory_order_acquire) < needed) std::this_thread::yield();
+      task(step, i - first);
+      if (i - first < steps[step].awaited) done.fetch_add(1, std::memory_order_release);
+    }
   });
 }
 
@@ -82,78 +105,103 @@ void bias_gradient(float* grad_bias, const float* grad_y, int64_t outputs, int64
   std::transform(total.begin(), total.end(), grad_bias, [](double sum) { return static_cast<float>(sum); });
 }
 
+// The multiplications of the network.
+int64_t work_of(const DenseNetwork& network) {
+  int64_t work = 0;
+  for (const Linear& layer : network.layers) work += network.batch * layer.inputs * layer.outputs;
+  return work;
+}
+
 }  // namespace
 
 void dense_network(float* y, float* hidden, const float* x, const float* condition, const DenseNetwork& network,
                    int threads) {
   const int64_t batch = network.batch;
-  std::vector<Columns> inputs = first_inputs(network, x, nullptr, condition, nullptr);
-  for (size_t i = 0; i < network.layers.size(); ++i) {
+  const size_t last = network.layers.size() - 1;
+  std::vector<std::vector<Columns>> inputs{first_inputs(network, x, nullptr, condition, nullptr)};
+  std::vector<float*> results;
+  std::vector<int64_t> shares;
+  std::vector<Step> steps;
+  for (size_t i = 0; i <= last; ++i) {
     const Linear& layer = network.layers[i];
-    const bool last = i + 1 == network.layers.size();
-    float* const to = last ? y : hidden;
     const int64_t panels = (layer.outputs + kPanel - 1) / kPanel;
-    const int64_t shares = shares_of(panels, batch, threads);
-    share_out(panels * shares, batch * layer.inputs * layer.outputs, threads, [&](int64_t task) {
-      const int64_t share = task % shares, begin = batch * share / shares, end = batch * (share + 1) / shares;
-      for (size_t k = inputs.size(); k-- > 0;) {
-        const bool first = k + 1 == inputs.size();
-        pointwise_panel(to, first ? nullptr : to, inputs[k].x, layer.weight + inputs[k].first,
-                        first ? layer.bias : nullptr, k > 0 || last ? kLowest : 0, begin, end, task / shares * kPanel,
-                        inputs[k].width, layer.outputs, 1, layer.inputs);
-      }
-    });
-    inputs = {{to, nullptr, 0, layer.outputs}};
+    shares.push_back(shares_of(panels, batch, threads));
+    steps.push_back({panels * shares[i], panels * shares[i]});
+    results.push_back(i == last ? y : hidden);
+    inputs.push_back({{hidden, nullptr, 0, layer.outputs}});
     hidden += batch * layer.outputs;
   }
+  share_out(steps, work_of(network), threads, [&](size_t i, int64_t task) {
+    const Linear& layer = network.layers[i];
+    const int64_t share = task % shares[i], begin = batch * share / shares[i], end = batch * (share + 1) / shares[i];
+    for (size_t k = inputs[i].size(); k-- > 0;) {
+      const Columns& columns = inputs[i][k];
+      const bool first = k + 1 == inputs[i].size();
+      pointwise_panel(results[i], first ? nullptr : results[i], columns.x, layer.weight + columns.first,
+                      first ? layer.bias : nullptr, k > 0 || i == last ? kLowest : 0, begin, end,
+                      task / shares[i] * kPanel, columns.width, layer.outputs, 1, layer.inputs);
+    }
+  });
 }
 
 void dense_network_backward(float* grad_x, float* grad_condition, const std::vector<LinearGradients>& grads,
                             float* scratch, const float* grad_y, const float* hidden, const float* x,
                             const float* condition, const DenseNetwork& network, int threads) {
   const int64_t batch = network.batch;
-  int64_t widest = 0;
+  // The layers from the last one to the first.
+  struct Work {
+    size_t layer;
+    const float* grad_y;
+    std::vector<Columns> inputs;
+    int64_t of_inputs, of_weight, shares;  // panels of the gradients of the inputs and of the weight
+  };
   for (size_t i = 1; i < network.layers.size(); ++i) {
-    widest = std::max(widest, network.layers[i].inputs);
     hidden += batch * network.layers[i].inputs;
+    scratch += batch * network.layers[i].inputs;
   }
+  std::vector<Work> works;
+  std::vector<Step> steps;
   for (size_t i = network.layers.size(); i-- > 0;) {
     const Linear& layer = network.layers[i];
-    std::vector<Columns> inputs = first_inputs(network, x, grad_x, condition, grad_condition);
+    Work work{i, grad_y, first_inputs(network, x, grad_x, condition, grad_condition), 0, 0, 0};
     if (i > 0) {
       hidden -= batch * layer.inputs;
-      inputs = {{hidden, scratch + static_cast<int64_t>(i % 2) * batch * widest, 0, layer.inputs}};
+      scratch -= batch * layer.inputs;
+      work.inputs = {{hidden, scratch, 0, layer.inputs}};
     }
-    int64_t of_inputs = 0, of_weight = 0;
-    for (const Columns& columns : inputs) {
-      if (columns.grad) of_inputs += columns.panels();
-      of_weight += columns.panels();
+    for (const Columns& columns : work.inputs) {
+      if (columns.grad) work.of_inputs += columns.panels();
+      work.of_weight += columns.panels();
     }
-    // Every share of the panels of the inputs' gradients, then those of the weight's, then the bias.
-    const int64_t panels = of_inputs + of_weight;
-    const int64_t shares = shares_of(panels, std::min(batch, layer.outputs), threads);
-    share_out(panels * shares + 1, batch * layer.inputs * layer.outputs, threads, [&](int64_t task) {
-      int64_t panel = task / shares;
-      if (panel == panels) {
-        bias_gradient(grads[i].bias, grad_y, layer.outputs, batch);
-        return;
-      }
-      const bool weight = panel >= of_inputs;
-      if (weight) panel -= of_inputs;
-      const Columns* columns = inputs.data();
-      for (; panel >= ((weight || columns->grad) ? columns->panels() : 0); ++columns) {
-        if (weight || columns->grad) panel -= columns->panels();
-      }
-      const int64_t share = task % shares, rows = weight ? layer.outputs : batch;
-      const int64_t begin = rows * share / shares, end = rows * (share + 1) / shares;
-      if (weight) {
-        weight_panel(grads[i].weight, *columns, grad_y, layer, batch, begin, end, panel * kPanel);
-      } else {
-        input_panel(*columns, grad_y, layer, i > 0, begin, end, panel * kPanel);
-      }
-    });
-    grad_y = inputs[0].grad;
+    const int64_t panels = work.of_inputs + work.of_weight;
+    work.shares = shares_of(panels, std::min(batch, layer.outputs), threads);
+    // After the panels the bias.
+    steps.push_back({panels * work.shares + 1, work.of_inputs * work.shares});
+    grad_y = work.inputs[0].grad;
+    works.push_back(std::move(work));
   }
+  share_out(steps, work_of(network), threads, [&](size_t step, int64_t task) {
+    const Work& work = works[step];
+    const Linear& layer = network.layers[work.layer];
+    int64_t panel = task / work.shares;
+    if (panel == work.of_inputs + work.of_weight) {
+      bias_gradient(grads[work.layer].bias, work.grad_y, layer.outputs, batch);
+      return;
+    }
+    const bool weight = panel >= work.of_inputs;
+    if (weight) panel -= work.of_inputs;
+    const Columns* columns = work.inputs.data();
+    for (; panel >= ((weight || columns->grad) ? columns->panels() : 0); ++columns) {
+      if (weight || columns->grad) panel -= columns->panels();
+    }
+    const int64_t share = task % work.shares, rows = weight ? layer.outputs : batch;
+    const int64_t begin = rows * share / work.shares, end = rows * (share + 1) / work.shares;
+    if (weight) {
+      weight_panel(grads[work.layer].weight, *columns, work.grad_y, layer, batch, begin, end, panel * kPanel);
+    } else {
+      input_panel(*columns, work.grad_y, layer, work.layer > 0, begin, end, panel * kPanel);
+    }
+  });
 }
 
 }  // namespace pnf::cpu::PNF_ISA

@@ -29,7 +29,7 @@ struct LinearGradients {
 PNF_KERNEL(dense_network,
            (float* y, float* hidden, const float* x, const float* condition, const DenseNetwork& network, int threads))
 
-// grad_x and grad_condition may be null. The scratch memory holds two [batch][outputs] of the widest hidden layer.
+// grad_x and grad_condition may be null. The scratch memory holds the gradients of what is hidden.
 PNF_KERNEL(dense_network_backward, (float* grad_x, float* grad_condition, const std::vector<LinearGradients>& grads,
                                     float* scratch, const float* grad_y, const float* hidden, const float* x,
                                     const float* condition, const DenseNetwork& network, int threads))

@@ -84,8 +84,8 @@ def _compiled_backward(launch: Launch) -> Callable[..., list[Tensor]]:
         x, weights, batch = x.contiguous(), _contiguous(weights), x.shape[0]
         given = x.new_empty(0) if condition is None else condition.contiguous()
         grads = _fake_backward(grad_y, x, condition, weights, biases, hidden, of_x, of_condition)
-        scratch = x.new_empty(2 * batch * max((w.shape[1] for w in weights[1:]), default=0))
-        tensors = (*grads, scratch, grad_y.contiguous(), hidden.contiguous(), x, given, *weights)
+        hidden = hidden.contiguous()
+        tensors = (*grads, torch.empty_like(hidden), grad_y.contiguous(), hidden, x, given, *weights)
         launch(tensors, _sizes(x, weights), batch)
         return grads
 
