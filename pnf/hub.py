@@ -286,7 +286,8 @@ def model_card(name: str, config: Mapping[str, Any], parameters: int, run: Run |
         "flow": f"`{kind}`, {config['coupling']} couplings, {config['norm']} normalisation",
         "data": shape,
         "levels": f"{config['levels']}, {config['detail']} details" if "levels" in config else "",
-        "networks": f"hidden {config['hidden']}, blocks {config['blocks']}, num_couplings {config['num_couplings']}",
+        "networks": f"hidden {config['hidden']}, blocks {config['blocks']}, num_couplings {config['num_couplings']}"
+        + (f", encoder {config['encoder']}" if config.get("encoder") else ""),
         **{
             key: "x".join(map(str, size)) or f"labels, {config['num_classes']} classes"
             for key, size in conditions.items()
