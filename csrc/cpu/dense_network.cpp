@@ -61,7 +61,8 @@ void share_out(const std::vector<Step>& steps, int64_t work, int threads, const 
 // The inputs of the first layer.
 std::vector<Columns> first_inputs(const DenseNetwork& network, const float* x, float* grad_x, const float* condition,
                                   float* grad_condition) {
-  std::vector<Columns> found{{x, grad_x, 0, network.kept}};
+  std::vector<Columns> found;
+  found.push_back({x, grad_x, 0, network.kept});
   if (condition) found.push_back({condition, grad_condition, network.kept, network.layers[0].inputs - network.kept});
   return found;
 }
@@ -163,11 +164,13 @@ void dense_network_backward(float* grad_x, float* grad_condition, const std::vec
   std::vector<Step> steps;
   for (size_t i = network.layers.size(); i-- > 0;) {
     const Linear& layer = network.layers[i];
-    Work work{i, grad_y, first_inputs(network, x, grad_x, condition, grad_condition), 0, 0, 0};
+    Work work{i, grad_y, {}, 0, 0, 0};
     if (i > 0) {
       hidden -= batch * layer.inputs;
       scratch -= batch * layer.inputs;
-      work.inputs = {{hidden, scratch, 0, layer.inputs}};
+      work.inputs.push_back({hidden, scratch, 0, layer.inputs});
+    } else {
+      work.inputs = first_inputs(network, x, grad_x, condition, grad_condition);
     }
     for (const Columns& columns : work.inputs) {
       if (columns.grad) work.of_inputs += columns.panels();
