@@ -86,8 +86,8 @@ class ProgressiveFlow(Pretrained):
             logit in the base. The networks see such data as it is, so it should have a scale near 1.
         axes: the order in which an image grows at each level, ``"xy"`` (width first, as in the paper), ``"yx"``,
             ``"x"`` or ``"y"``. Vectors ignore it.
-        coupling, hidden, blocks, num_couplings, norm, injector, memory: the settings of every stage's flow, see
-            :class:`RealNVP`.
+        coupling, hidden, blocks, num_couplings, norm, injector, encoder, memory: the settings of every stage's flow,
+            see :class:`RealNVP`.
         scales: the most scales of a convolutional stage. By default, and at most, the last scale is at least 4 pixels
             high and wide.
         detail: ``"bounded"`` models ``u = m**gamma atanh(d / m)``, ``m = min(s, 1 - s)``, so that every sample is a
