@@ -74,7 +74,7 @@ class FlowConfig:
     encoder: int = setting(0, "Residual blocks of a network of the coarser image for all couplings.", ge=0, le=256)
     scales: int | None = setting(None, "Upper bound of the scales of a convolutional flow.", ge=1, le=12)
     alpha: float | None = setting(None, "The base models logit(alpha + (1 - 2 alpha) x).", ge=0, lt=0.5)
-    memory: MemoryKind = setting("plain", "plain, or invertible: less memory for a third more time.")
+    memory: MemoryKind = setting("plain", "plain, or invertible: less memory for up to a third more time.")
 
     def __post_init__(self) -> None:
         def put(name: str, value: object) -> None:
