@@ -40,10 +40,15 @@ def dequantize(
         raise TypeError(f"dequantize: pixels must be torch.uint8, got {pixels.dtype}")
     device = pixels.device if generator is None else generator.device
     noise = torch.rand(pixels.shape, generator=generator, dtype=torch.float32, device=device).to(pixels.device)
+    return placed(pixels, noise)
+
+
+def placed(pixels: Tensor, noise: Tensor) -> Tensor:
+    """``(pixels + noise) / 256`` in float32, inside of its cell also where it is rounded."""
     levels = pixels.float()
-    # u has 24 bits, but near 256 the sum has only 16 after the point, so it can round up to the next level.
+    # The noise has 24 bits, but near 256 the sum has only 16 after the point, so it can round up to the next level.
     ceiling = torch.nextafter(levels + 1, levels)
-    return torch.minimum(levels + noise, ceiling) / 256
+    return torch.minimum((levels + noise).float(), ceiling) / 256
 
 
 def resize(

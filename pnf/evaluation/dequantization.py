@@ -5,6 +5,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from pnf.data.transforms import placed
+
 STEEPEST = 8.0
 """The bound of slopes: the density of the noise may change by ``exp(8)`` over a cell."""
 
@@ -36,13 +38,6 @@ def _slopes(log_prob: Callable[[Tensor], Tensor], pixels: Tensor, noise: Tensor)
         x = placed(pixels, noise).requires_grad_()
         (grad,) = torch.autograd.grad(log_prob(x).sum(), x)
     return (grad.double() / 256).nan_to_num(0).clamp(-STEEPEST, STEEPEST)
-
-
-def placed(pixels: Tensor, noise: Tensor) -> Tensor:
-    """``(pixels + noise) / 256`` in float32, inside of its cell also where it is rounded."""
-    levels = pixels.double()
-    ceiling = torch.nextafter(levels.float() + 1, levels.float())
-    return torch.minimum((levels + noise).float(), ceiling) / 256
 
 
 def fitted_noise(slopes: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from pnf.data.images import Examples
-from pnf.evaluation.dequantization import fit_slopes, fitted_noise, placed
+from pnf.data.transforms import placed
+from pnf.evaluation.dequantization import fit_slopes, fitted_noise
 from pnf.flows import ProgressiveFlow
 from pnf.training import processes
 from pnf.training.batches import TEST_NOISE, Batch, seeded
@@ -344,20 +345,17 @@ def variational_log_probs(
             continue
         part = images.take(slice(start, start + _FITTED))
         pixels, labels = part.stored.to(device), None if part.labels is None else part.labels.to(device)
-        slopes = fit_slopes(functools.partial(_log_prob, flow, labels), pixels)
+        log_prob = functools.partial(flow.log_prob, condition=labels)
+        slopes = fit_slopes(log_prob, pixels)
         found = []
         for k in range(draws):
             generator = seeded(seed, TEST_NOISE, number, k)
             uniform = torch.rand(pixels.shape, generator=generator, dtype=torch.float64).to(device)
             noise, log_q = fitted_noise(slopes, uniform)
             with torch.no_grad():
-                found.append((_log_prob(flow, labels, placed(pixels, noise)).double() - log_q).cpu())
+                found.append((log_prob(placed(pixels, noise)).double() - log_q).cpu())
         own[number] = torch.stack(found, 1)
     return torch.cat(processes.gather_parts(own))
-
-
-def _log_prob(flow: Flow, labels: Tensor | None, x: Tensor) -> Tensor:
-    return flow.log_prob(x, labels)
 
 
 def _parts(images: Examples, starts: Iterable[int], generator: torch.Generator, batch_size: int) -> Iterator[Batch]:

@@ -203,18 +203,15 @@ class _Plan(NamedTuple):
         return run_blocks(ops.convolution(x, weights[0], biases[0]), filters, skip, normed), statistics
 
 
-def _with_graph(
-    function: Callable[..., Tensor], arguments: Sequence[Tensor | None], grad: Tensor
-) -> list[Tensor | None]:
+def _with_graph(function: Callable[..., Tensor], arguments: Sequence[Tensor], grad: Tensor) -> list[Tensor | None]:
     """The gradients of the arguments that require one, for derivatives of them.
 
     Views, since arguments may depend on each other, or be the same.
     """
-    views = [t if t is None else t.view_as(t) for t in arguments]
-    wanted = [t is not None and t.requires_grad for t in views]
-    leaves = [t for t, want in zip(views, wanted, strict=True) if t is not None and want]
+    views = [t.view_as(t) for t in arguments]
+    leaves = [t for t in views if t.requires_grad]
     found = iter(torch.autograd.grad(function(*views), leaves, grad, create_graph=True))
-    return [next(found) if want else None for want in wanted]
+    return [next(found) if t.requires_grad else None for t in views]
 
 
 class _Residual(torch.autograd.Function):

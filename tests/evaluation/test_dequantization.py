@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from pnf.data import Images, load
+from pnf.data.transforms import placed
 from pnf.evaluation import evaluate, load_run
-from pnf.evaluation.dequantization import fit_slopes, fitted_noise, placed
+from pnf.evaluation.dequantization import fit_slopes, fitted_noise
 from pnf.evaluation.likelihood import variational_log_probs
 
 SLOPES = [-8.0, -1.0, -2e-3, -1e-4, 0.0, 1e-4, 2e-3, 1.0, 8.0]
