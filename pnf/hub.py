@@ -287,7 +287,7 @@ def model_card(name: str, config: Mapping[str, Any], parameters: int, run: Run |
         "data": shape,
         "levels": f"{config['levels']}, {config['detail']} details" if "levels" in config else "",
         "networks": f"hidden {config['hidden']}, blocks {config['blocks']}, num_couplings {config['num_couplings']}"
-        + (f", encoder {config['encoder']}" if config.get("encoder") else ""),
+        + "".join(f", {key} {config[key]}" for key in ("encoder", "spline") if config.get(key)),
         **{
             key: "x".join(map(str, size)) or f"labels, {config['num_classes']} classes"
             for key, size in conditions.items()

@@ -66,7 +66,7 @@ def cases(draw: Any) -> Case:
     options |= {"hidden": one(1, 2, 5, 8), "blocks": one(1, 2, 3), "num_couplings": one(1, 2, 4)}
     if coupling == "conv":
         options |= {"scales": 1, "memory": one("plain", "invertible"), "injector": one(True, False)}
-        options["encoder"] = one(0, 1, 2)
+        options |= {"encoder": one(0, 1, 2), "spline": one(0, 1, 8)}
     if progressive:
         options |= {"levels": levels, "axes": one("xy", "yx", "x", "y"), "detail": one("bounded", "identity")}
         options["lattice"] = options["detail"] == "bounded" and one(True, False)

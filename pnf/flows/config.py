@@ -20,6 +20,9 @@ SIZES = {
 }
 """The default sizes of each kind of networks."""
 
+MOST_BINS = 64
+"""The most bins of a spline."""
+
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -42,6 +45,7 @@ class FlowSettings(TypedDict, total=False):
     norm: NormKind
     injector: bool
     encoder: int
+    spline: int
     scales: int | None
     alpha: float | None
     memory: MemoryKind
@@ -72,6 +76,7 @@ class FlowConfig:
     norm: NormKind = setting("act", "Normalisation: ActNorm, batch or none.")
     injector: bool = setting(True, "Start convolutional stages with an affine map made from the coarser image.")
     encoder: int = setting(0, "Residual blocks of a network of the coarser image for all couplings.", ge=0, le=256)
+    spline: int = setting(0, "Bins of a spline for each entry in front of the first affine maps.", ge=0, le=MOST_BINS)
     scales: int | None = setting(None, "Upper bound of the scales of a convolutional flow.", ge=1, le=12)
     alpha: float | None = setting(None, "The base models logit(alpha + (1 - 2 alpha) x).", ge=0, lt=0.5)
     memory: MemoryKind = setting("plain", "plain, or invertible: less memory for up to a third more time.")
@@ -87,7 +92,10 @@ class FlowConfig:
             value = getattr(self, name)
             put(name, default if value is None else check_integer(self.flow, name, value, 1))
         put("injector", check_flag(self.flow, "injector", self.injector))
-        put("encoder", check_integer(self.flow, "encoder", self.encoder, 0))
+        for name in ("encoder", "spline"):
+            put(name, check_integer(self.flow, name, getattr(self, name), 0))
+        if self.spline > MOST_BINS:
+            raise ValueError(f"{self.flow}: spline must be at most {MOST_BINS} bins, got {self.spline}")
         if self.scales is not None:
             put("scales", check_integer(self.flow, "scales", self.scales, 1))
         if self.alpha is not None:
@@ -96,8 +104,9 @@ class FlowConfig:
                 raise ValueError(f"{self.flow}: alpha must be in [0, 0.5) or None, got {self.alpha}")
         if self.coupling == "dense" and self.scales is not None:
             raise ValueError(f'{self.flow}: scales must be None with coupling="dense", got {self.scales}')
-        if self.coupling == "dense" and self.encoder:
-            raise ValueError(f'{self.flow}: encoder must be 0 with coupling="dense", got {self.encoder}')
+        for name in ("encoder", "spline"):
+            if self.coupling == "dense" and getattr(self, name):
+                raise ValueError(f'{self.flow}: {name} must be 0 with coupling="dense", got {getattr(self, name)}')
         if self.coupling == "dense" and self.memory == "invertible":
             raise ValueError(f'{self.flow}: memory must be "plain" with coupling="dense", got "invertible"')
 

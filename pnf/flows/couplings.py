@@ -11,6 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from pnf.flows.networks import MOMENTUM, NETWORK_EPS, DenseNetwork, ResidualNetwork, WeightNormConv2d
 from pnf.flows.op_table import OpTable
+from pnf.flows.spline import spline, spline_outputs
 from pnf.flows.transforms import transformed
 
 INJECTOR_SCALE = 2.0
@@ -255,13 +256,24 @@ class Coupling(Conditioner):
         transformed: number of transformed channels.
         norm: normalisation of the transformed channels after the coupling, ``"act"``, ``"batch"`` or ``"none"``.
         ops: the op table.
+        bins: of a spline for each entry in front of the affine map, 0 for none.
     """
 
-    def __init__(self, transformed: int, norm: str, ops: OpTable) -> None:
+    def __init__(self, transformed: int, norm: str, ops: OpTable, bins: int = 0) -> None:
         super().__init__()
-        self.ops = ops
+        self.ops, self.bins = ops, bins
         self.scale = nn.Parameter(torch.ones(transformed))
         self.norm = make_norm(norm, transformed, ops)
+
+    @property
+    def outputs(self) -> int:
+        """The number of the network's outputs: shifts, log-scales, and what the splines take."""
+        return (2 + spline_outputs(self.bins)) * self.scale.shape[0]
+
+    def _split(self, raw: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The network's output for the affine map and for the splines."""
+        affine = 2 * self.scale.shape[0]
+        return (raw[:, :affine], raw[:, affine:]) if self.bins else (raw, None)
 
 
 class ConvCoupling(Coupling):
@@ -273,6 +285,7 @@ class ConvCoupling(Coupling):
         mask, parity: the half to keep.
         hidden, blocks, kernel: see :class:`ResidualNetwork`.
         norm: see :class:`Coupling`. With ``"batch"`` the network has batch normalisation too.
+        bins: see :class:`Coupling`.
         network_class: the class of the network.
         ops: the op table.
     """
@@ -289,14 +302,15 @@ class ConvCoupling(Coupling):
         kernel: tuple[int, int],
         norm: str,
         ops: OpTable,
+        bins: int = 0,
         network_class: type[ResidualNetwork] = ResidualNetwork,
     ) -> None:
         transformed = channels if mask == "checkerboard" else channels // 2
-        super().__init__(transformed, norm, ops)
+        super().__init__(transformed, norm, ops, bins)
         self.mask, self.parity = mask, parity
         self.network = network_class(
             channels,
-            2 * transformed,
+            self.outputs,
             condition,
             mask,
             parity,
@@ -323,6 +337,9 @@ class ConvCoupling(Coupling):
 
     def transform(self, x: Tensor, raw: Tensor, log_det: Tensor) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
         """Return ``y, log_det``, and the statistics that normalised y."""
+        raw, of_spline = self._split(raw)
+        if of_spline is not None:
+            x, log_det = self._bend(x, of_spline, log_det)
         y, log_det = self.ops.affine_coupling(x, raw, self.scale, log_det, self.mask, self.parity)
         if self.norm is None:
             return y, log_det, ()
@@ -332,11 +349,21 @@ class ConvCoupling(Coupling):
         self, y: Tensor, raw: Tensor, log_det: Tensor, statistics: tuple[Tensor, ...] | None = None
     ) -> tuple[Tensor, Tensor]:
         """Invert ``transform``, with its statistics or those of evaluation."""
+        raw, of_spline = self._split(raw)
         if self.norm is not None:
             kept, rest = self.ops.mask_pack(y, self.mask, self.parity)
             rest, log_det = self.norm.inverse(rest, log_det, statistics)
             y = self.ops.mask_unpack(kept, rest, self.mask, self.parity, y.shape[2:])
-        return self.ops.affine_coupling_inverse(y, raw, self.scale, log_det, self.mask, self.parity)
+        x, log_det = self.ops.affine_coupling_inverse(y, raw, self.scale, log_det, self.mask, self.parity)
+        return (x, log_det) if of_spline is None else self._bend(x, of_spline, log_det, inverse=True)
+
+    def _bend(self, x: Tensor, raw: Tensor, log_det: Tensor, inverse: bool = False) -> tuple[Tensor, Tensor]:
+        """Map the transformed half by the spline."""
+        kept, rest = self.ops.mask_pack(x, self.mask, self.parity)
+        if self.mask == "checkerboard":
+            raw = self.ops.mask_pack(raw, self.mask, self.parity)[1]
+        rest, own = spline(rest, raw, self.bins, inverse=inverse)
+        return self.ops.mask_unpack(kept, rest, self.mask, self.parity, x.shape[2:]), log_det + own
 
 
 class DenseCoupling(Coupling):
@@ -388,25 +415,36 @@ class Injector(Coupling):
     """An affine map of all of x. A network of the condition gives its log-scale and shift.
 
     It removes at once the mean and the scale of x that the condition predicts, and leaves the rest to the couplings.
+    With a spline in front, it can also give a density of several modes the form of a normal one.
 
     Source: Lugmayr et al., "SRFlow" (2020), section 3.3.
 
     Args:
         channels: channels of x.
-        network: maps the condition to ``2 * channels`` channels.
+        network: maps the condition to ``2 * channels`` channels, and those of the splines.
         ops: the op table.
+        bins: see :class:`Coupling`.
     """
 
-    def __init__(self, channels: int, network: nn.Module, ops: OpTable) -> None:
-        super().__init__(channels, "none", ops)
+    def __init__(self, channels: int, network: nn.Module, ops: OpTable, bins: int = 0) -> None:
+        super().__init__(channels, "none", ops, bins)
         nn.init.constant_(self.scale, INJECTOR_SCALE)
         self.network = network
 
     def forward(self, x: Tensor, log_det: Tensor, condition: Tensor) -> tuple[Tensor, Tensor]:
-        return self.ops.affine_coupling(x, self._raw(condition), self.scale, log_det)
+        raw, of_spline = self._split(self._raw(condition))
+        if of_spline is not None:
+            x, own = spline(x, of_spline, self.bins)
+            log_det = log_det + own
+        return self.ops.affine_coupling(x, raw, self.scale, log_det)
 
     def inverse(self, y: Tensor, log_det: Tensor, condition: Tensor) -> tuple[Tensor, Tensor]:
-        return self.ops.affine_coupling_inverse(y, self._raw(condition), self.scale, log_det)
+        raw, of_spline = self._split(self._raw(condition))
+        x, log_det = self.ops.affine_coupling_inverse(y, raw, self.scale, log_det)
+        if of_spline is None:
+            return x, log_det
+        x, own = spline(x, of_spline, self.bins, inverse=True)
+        return x, log_det + own
 
     def _raw(self, condition: Tensor) -> Tensor:
         with self.precision(condition):

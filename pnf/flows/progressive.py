@@ -86,8 +86,8 @@ class ProgressiveFlow(Pretrained):
             logit in the base. The networks see such data as it is, so it should have a scale near 1.
         axes: the order in which an image grows at each level, ``"xy"`` (width first, as in the paper), ``"yx"``,
             ``"x"`` or ``"y"``. Vectors ignore it.
-        coupling, hidden, blocks, num_couplings, norm, injector, encoder, memory: the settings of every stage's flow,
-            see :class:`RealNVP`.
+        coupling, hidden, blocks, num_couplings, norm, injector, encoder, spline, memory: the settings of every stage's
+            flow, see :class:`RealNVP`.
         scales: the most scales of a convolutional stage. By default, and at most, the last scale is at least 4 pixels
             high and wide.
         detail: ``"bounded"`` models ``u = m**gamma atanh(d / m)``, ``m = min(s, 1 - s)``, so that every sample is a
@@ -171,12 +171,14 @@ class ProgressiveFlow(Pretrained):
         self.stage_names = ["f0"]
         for level in range(1, self.levels + 1):
             self.stage_names += [f"f{level}{'x' if dim == -1 else 'y'}" for dim in self._dims]
+        # With splines on the lattice, networks see the logarithm of the bound of the detail, too.
+        means = 2 if config.lattice and config.spline else 1
         stages: list[Stage] = []
         for k, shape_in in enumerate(self.stage_shapes[:1] + self.stage_shapes[:-1]):
             scales = None if config.scales is None else min(config.scales, num_scales(shape_in))
             own: FlowSettings = {**flow_settings(config), "scales": scales, "alpha": self.alpha if k == 0 else None}
             own_channels, *size = as_channels(shape_in)
-            channels = self._condition.channels + (own_channels if k else 0)
+            channels = self._condition.channels + (means * own_channels if k else 0)
             flow = self.flow_class(
                 shape_in,
                 condition_shape=(channels, *size) if channels else None,
@@ -541,7 +543,6 @@ class Stage(nn.Module):
 
     def _given(self, s: Tensor | None, condition: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
         """The map and the features that condition the flow, from the scaled mean and the condition."""
-        s = None if s is None else s.reshape(s.shape[0], *self.channels)
         if condition is None:
             return s, None
         if self.embedding is not None:
@@ -621,7 +622,7 @@ class DetailStage(Stage):
         """Map x to ``s, z, log_det``: the mean, the noise of the detail, and ``log |det d(s, z)/dx|``."""
         if self.detail == "identity":
             s, d = self.ops.haar_split(x, self.dim)
-            z, log_det = self.flow(d, *self._given(self._scaled(s), condition))
+            z, log_det = self.flow(d, *self._given(self._seen(s), condition))
             return s, z, log_det - self.pairs * math.log(2)
         coarser: Tensor | None = None
         pairs = x
@@ -630,7 +631,7 @@ class DetailStage(Stage):
         pairs = pairs.reshape(x.shape[0], 1, *x.shape[1:]) if x.dim() == 2 else pairs
         s, u, log_det = self.ops.haar_bounded_split(pairs, self.gamma, self.dim)
         s, u = s.reshape(-1, *self.flow.shape), mix_channels(u).reshape(-1, *self.flow.shape)
-        z, flow_log_det = self.flow(u, *self._given(self._scaled(s), condition))
+        z, flow_log_det = self.flow(u, *self._given(self._seen(s), condition))
         log_det = log_det + flow_log_det
         return (s, z, log_det) if coarser is None else (coarser, z, log_det + self._lattice_log_det)
 
@@ -640,7 +641,7 @@ class DetailStage(Stage):
         coarser = s
         if self.grey_levels is not None:
             s = whole_mean(s, self.grey_levels)
-        d, log_det = self.flow.inverse(z, *self._given(self._scaled(s), condition))
+        d, log_det = self.flow.inverse(z, *self._given(self._seen(s), condition))
         if self.detail == "identity":
             return self.ops.haar_merge(s, d, self.dim), log_det + self.pairs * math.log(2)
         size = (s.shape[0], *self.channels)
@@ -667,6 +668,16 @@ class DetailStage(Stage):
         """The exponent of each channel, ``[C]``, between 0 and 1."""
         return (GAMMA_RATE * self.gamma_logit).sigmoid()
 
-    def _scaled(self, s: Tensor) -> Tensor:
-        """The mean as an input of the networks: that of images scaled to about -2 to 2."""
-        return s if self.real else 4 * s - 2
+    def _seen(self, s: Tensor) -> Tensor:
+        """The mean as an input of the networks: that of images scaled to about -2 to 2.
+
+        With splines on the lattice also ``2 log(2 L m) / log L - 1``, from -1 to 1, of the bound ``m = min(s, 1 - s)``.
+        So networks can tell a mean from the next one near black and white, where the detail has few values.
+        """
+        s = s.reshape(s.shape[0], *self.channels)
+        if self.real:
+            return s
+        if self.grey_levels is None or not self.flow.settings.spline:
+            return 4 * s - 2
+        m = 2 * self.grey_levels * torch.minimum(s, 1 - s)
+        return torch.cat((4 * s - 2, 2 * m.log() / math.log(self.grey_levels) - 1), 1)

@@ -29,6 +29,7 @@ from pnf.flows.shapes import (
     draw_noise,
     zero_log_det,
 )
+from pnf.flows.spline import spline_outputs
 from pnf.flows.transforms import transformed
 
 
@@ -59,6 +60,9 @@ class RealNVP(Pretrained):
         encoder: residual blocks of a network of the condition, four times as wide as ``hidden``, whose result the
             injector takes and, as a code of ``hidden / 2`` channels, every coupling beside the condition. 0, the
             default, is none. Flows without a condition ignore it.
+        spline: bins of a monotone rational-quadratic spline (Durkan et al., 2019) for each entry in front of the
+            injector's affine map, or, in flows without an injector, that of all couplings: for data with several modes,
+            such as black and white pixels. 0, the default, is none.
         alpha: if given, x is an image in [0, 1] and the flow models ``logit(alpha + (1 - 2 alpha) x)``.
         memory: ``"plain"``, or ``"invertible"`` for a backward that computes the inputs of convolutional couplings from
             their outputs. Then only the memory of parameters grows with the couplings of a scale, for about a third
@@ -340,6 +344,7 @@ class _Scale(nn.Module):
         hidden: int,
         kernel: tuple[int, int],
         last: bool,
+        bins: int,
     ) -> None:
         super().__init__()
 
@@ -355,6 +360,7 @@ class _Scale(nn.Module):
                     kernel=kernel,
                     norm=config.norm,
                     ops=kind.ops,
+                    bins=bins,
                     network_class=kind.residual_network,
                 )
                 for i in range(count)
@@ -395,8 +401,9 @@ class _ConvFlow(nn.Module):
             self.encoder = Encoder(kind.conv_encoder(seen, code, hidden=width, blocks=config.encoder, kernel=kernel))
         if config.injector and seen:
             inputs, layers = (width, 0) if self.encoder else (seen, 2)
-            network = kind.conv_network(inputs, 2 * self.channels, hidden=width, layers=layers, kernel=kernel)
-            self.injector = Injector(self.channels, network, kind.ops)
+            outputs = (2 + spline_outputs(config.spline)) * self.channels
+            network = kind.conv_network(inputs, outputs, hidden=width, layers=layers, kernel=kernel)
+            self.injector = Injector(self.channels, network, kind.ops, config.spline)
         conditions = [((condition + code) << (2 * k)) + features for k in range(self.scales + 1)]
         in_front = config.norm == "act" or (config.norm == "batch" and self.injector is not None)
         self.norm = ActNorm(self.channels, kind.ops) if in_front else None
@@ -409,6 +416,7 @@ class _ConvFlow(nn.Module):
                 hidden=config.hidden << k,
                 kernel=kernel,
                 last=k == self.scales - 1,
+                bins=config.spline if self.injector is None else 0,
             )
             for k in range(self.scales)
         )

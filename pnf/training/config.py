@@ -35,6 +35,7 @@ _OPTIONAL = {
     "std": None,
     "lattice": False,
     "encoder": 0,
+    "spline": 0,
     "optimizer": "adam",
 }
 """Settings that are written only if they differ from these values, since older versions do not know them."""
