@@ -62,10 +62,11 @@ def spline(
     bend = a + b - 2 * slope
     given = given.squeeze(2)
     if inverse:
-        # The root of p t^2 + q t = r in [0, 1].
+        # The root of p t^2 + q t = r in [0, 1], of two forms the one whose terms have the same sign.
         rise = given - y0
         p, q, r = height * (slope - a) + rise * bend, height * a - rise * bend, slope * rise
-        t = 2 * r / (q + (q * q + 4 * p * r).clamp(min=0).sqrt())
+        total = q.abs() + (q * q + 4 * p * r).clamp(min=0).sqrt()
+        t = torch.where(q < 0, total, 2 * r) / torch.where(q < 0, 2 * p, total)
     else:
         t = (given - x0) / width
     t = t.clamp(0, 1)
