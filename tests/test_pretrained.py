@@ -11,7 +11,7 @@ from pnf.data import BUNDLED, load
 from pnf.evaluation import evaluate, load_run
 from pnf.training import RunConfig
 
-MOST_BYTES = 5_000_000
+MOST_BYTES = 10_000_000
 
 each_model = pytest.mark.parametrize("name", pretrained.names())
 of_clothes = pytest.mark.parametrize("name", [name for name in pretrained.names() if "fashion" in name])
