@@ -249,6 +249,11 @@ class Encoder(Conditioner):
             return encoded, code
 
 
+def network_outputs(transformed: int, bins: int) -> int:
+    """The channels that a coupling takes of its network: shifts, log-scales, and parameters of splines."""
+    return (2 + spline_outputs(bins)) * transformed
+
+
 class Coupling(Conditioner):
     """The base of couplings, with the bound of the log-scale.
 
@@ -264,11 +269,6 @@ class Coupling(Conditioner):
         self.ops, self.bins = ops, bins
         self.scale = nn.Parameter(torch.ones(transformed))
         self.norm = make_norm(norm, transformed, ops)
-
-    @property
-    def outputs(self) -> int:
-        """The number of the network's outputs: shifts, log-scales, and what the splines take."""
-        return (2 + spline_outputs(self.bins)) * self.scale.shape[0]
 
     def _split(self, raw: Tensor) -> tuple[Tensor, Tensor | None]:
         """The network's output for the affine map and for the splines."""
@@ -310,7 +310,7 @@ class ConvCoupling(Coupling):
         self.mask, self.parity = mask, parity
         self.network = network_class(
             channels,
-            self.outputs,
+            network_outputs(transformed, bins),
             condition,
             mask,
             parity,

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from pnf.flows import invertible
 from pnf.flows.config import FlowConfig, FlowSettings, flow_settings, shows_settings
-from pnf.flows.couplings import ActNorm, Conditioner, ConvCoupling, DenseCoupling, Encoder, Injector
+from pnf.flows.couplings import ActNorm, Conditioner, ConvCoupling, DenseCoupling, Encoder, Injector, network_outputs
 from pnf.flows.networks import ConvEncoder, ConvNetwork, DenseNetwork, ResidualNetwork
 from pnf.flows.op_table import OpTable, check_bound
 from pnf.flows.peak_memory import in_batches
@@ -29,7 +29,6 @@ from pnf.flows.shapes import (
     draw_noise,
     zero_log_det,
 )
-from pnf.flows.spline import spline_outputs
 from pnf.flows.transforms import transformed
 
 
@@ -401,7 +400,7 @@ class _ConvFlow(nn.Module):
             self.encoder = Encoder(kind.conv_encoder(seen, code, hidden=width, blocks=config.encoder, kernel=kernel))
         if config.injector and seen:
             inputs, layers = (width, 0) if self.encoder else (seen, 2)
-            outputs = (2 + spline_outputs(config.spline)) * self.channels
+            outputs = network_outputs(self.channels, config.spline)
             network = kind.conv_network(inputs, outputs, hidden=width, layers=layers, kernel=kernel)
             self.injector = Injector(self.channels, network, kind.ops, config.spline)
         conditions = [((condition + code) << (2 * k)) + features for k in range(self.scales + 1)]
